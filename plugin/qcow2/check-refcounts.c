@@ -1,0 +1,284 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The refcount structures: read, counted as references themselves, and compared with what the walk
+ * counted.
+ */
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "check.h"
+
+#define ull(v) ((unsigned long long)(v))
+
+bool
+q_check_refblock (const struct q_check *c, uint64_t index, uint64_t *offset)
+{
+  uint64_t entry = index < c->reftable_entries ? c->reftable[index] : 0;
+
+  *offset = entry;
+  return entry != 0 && q_check_aligned (c, entry) && entry < c->file_size;
+}
+
+int
+q_check_read_refblock (struct q_check *c, uint64_t index)
+{
+  uint64_t offset;
+
+  if (!q_check_refblock (c, index, &offset))
+    return 0;
+
+  int r = q_file_pread (c->img->file, c->table, q_cluster_bytes (c->img), offset);
+
+  return r < 0 ? r : 1;
+}
+
+uint64_t
+q_check_references (const struct q_check *c, uint64_t cluster)
+{
+  return q_min (q_refmap_get (&c->refs, cluster), c->max_count);
+}
+
+uint64_t
+q_check_recorded (struct q_check *c, uint64_t cluster)
+{
+  const uint64_t per_block = q_refblock_entries (c->img);
+  const uint64_t index = cluster % per_block;
+  const unsigned order = c->img->refcount_order;
+  uint64_t offset, word = 0;
+
+  /* Only the 8 bytes that hold the count: c->table is in use by the caller. */
+  if (!q_check_refblock (c, cluster / per_block, &offset))
+    return 0;
+
+  uint64_t byte = (index << order) / 8, first = byte & ~7ull;
+
+  if (q_file_pread (c->img->file, &word, sizeof word, offset + first) < 0)
+    return 0;
+  return q_refblock_read ((uint8_t *)&word, order, index - (first * 8 >> order));
+}
+
+/* ---- reading --------------------------------------------------------------------------------- */
+
+static int
+mark_ones (struct q_check *c, uint64_t first, uint64_t n)
+{
+  for (uint64_t i = 0; i < n; i++)
+    if (q_refblock_read (c->table, c->img->refcount_order, i) == 1) {
+      int r = q_refmap_set_mark (&c->refs, first + i, Q_REFMAP_ONE);
+
+      if (r < 0)
+        return r;
+    }
+  return 0;
+}
+
+int
+q_check_load_refcounts (struct q_check *c)
+{
+  const struct q_image *img = c->img;
+  const uint64_t per_block = q_refblock_entries (img);
+  const uint64_t bytes = (uint64_t)img->reftable_clusters << img->cluster_bits;
+
+  /* q_header_read has bounded the table. */
+  c->reftable_entries = bytes / 8;
+  free (c->reftable);
+  q_refmap_clear_mark (&c->refs, Q_REFMAP_ONE);
+  c->reftable = malloc (bytes);
+  if (!c->reftable)
+    return -ENOMEM;
+
+  int r = q_check_read_entries (c, img->reftable_offset, c->reftable_entries, c->reftable);
+
+  if (r < 0)
+    return q_fail (c->err, r, "%s: reading the refcount table at offset %llu: %s", img->filename,
+                   ull (img->reftable_offset), strerror (-r));
+  for (uint64_t i = 0; i < c->reftable_entries && i * per_block < c->refs.clusters; i++) {
+    r = q_check_read_refblock (c, i);
+    if (r == -ENOMEM)
+      return r;
+    if (r <= 0)
+      continue; /* what cannot be read is reported by the comparison */
+    r = mark_ones (c, i * per_block, q_min (per_block, c->refs.clusters - i * per_block));
+    if (r < 0)
+      return r;
+  }
+  return 0;
+}
+
+/* ---- references to and of the refcount structures ---------------------------------------------
+ */
+
+static int
+count_block (struct q_check *c, uint64_t index)
+{
+  uint64_t offset;
+
+  if (c->reftable[index] == 0)
+    return 0;
+  if (!q_check_refblock (c, index, &offset)) {
+    c->rebuild = true;
+    if (offset & Q_REFTABLE_RESERVED)
+      q_check_corruption (c, true, "refcount table entry %llu has reserved bits set: %llx",
+                          ull (index), ull (offset));
+    else if (!q_check_aligned (c, offset))
+      q_check_corruption (c, true,
+                          "refcount block %llu is not cluster aligned; refcount table entry "
+                          "corrupted: %llx",
+                          ull (index), ull (offset));
+    else
+      q_check_corruption (c, true, "refcount block %llu is outside image: %llx", ull (index),
+                          ull (offset));
+    return 0;
+  }
+
+  int r = q_check_count (c, offset, q_cluster_bytes (c->img), Q_CHECK_REFCOUNTS, NULL);
+
+  if (r < 0)
+    return r;
+
+  /* A block that something else also takes for its own cannot be written to. */
+  uint64_t references = q_refmap_get (&c->refs, offset >> c->img->cluster_bits);
+
+  if (references != 1) {
+    c->rebuild = true;
+    q_check_corruption (c, true, "refcount block %llu refcount=%llu", ull (index),
+                        ull (references));
+  }
+  return 0;
+}
+
+int
+q_check_count_refcounts (struct q_check *c)
+{
+  const struct q_image *img = c->img;
+  const uint64_t bytes = (uint64_t)img->reftable_clusters << img->cluster_bits;
+  int r = q_check_count (c, img->reftable_offset, bytes, Q_CHECK_REFCOUNTS, NULL);
+
+  for (uint64_t i = 0; r == 0 && i < img->reftable_clusters; i++)
+    if (q_refmap_get (&c->refs, (img->reftable_offset >> img->cluster_bits) + i) > 1)
+      c->rebuild = true;
+  for (uint64_t i = 0; r == 0 && i < c->reftable_entries; i++)
+    r = count_block (c, i);
+  return r;
+}
+
+static void
+drop (struct q_check *c, uint64_t cluster)
+{
+  if (cluster < c->refs.clusters && q_refmap_get (&c->refs, cluster) > 0)
+    q_refmap_drop (&c->refs, cluster);
+}
+
+void
+q_check_drop_refcounts (struct q_check *c)
+{
+  const struct q_image *img = c->img;
+  uint64_t offset;
+
+  for (uint64_t i = 0; i < img->reftable_clusters; i++)
+    drop (c, (img->reftable_offset >> img->cluster_bits) + i);
+  for (uint64_t i = 0; i < c->reftable_entries; i++)
+    if (q_check_refblock (c, i, &offset))
+      drop (c, offset >> img->cluster_bits);
+}
+
+/* ---- comparing ------------------------------------------------------------------------------- */
+
+static void
+mismatch (struct q_check *c, uint64_t cluster, uint64_t recorded, uint64_t references)
+{
+  bool leak = recorded > references;
+  bool mend = c->repair & (leak ? Q_REPAIR_LEAKS : Q_REPAIR_ERRORS);
+
+  q_check_line (c, "%s cluster %llu refcount=%llu reference=%llu",
+                mend   ? "Repairing"
+                : leak ? "Leaked"
+                       : "ERROR",
+                ull (cluster), ull (recorded), ull (references));
+  if (leak) {
+    c->lower = true;
+    c->res->leaks++;
+  } else {
+    c->raise = true;
+    c->res->corruptions++;
+  }
+}
+
+/* The count is right, but what is counted cannot be: metadata that something else also claims.
+ * A count that is wrong was reported as such. */
+static void
+check_overlap (struct q_check *c, uint64_t cluster)
+{
+  bool l2 = q_refmap_has_mark (&c->refs, cluster, Q_REFMAP_L2);
+
+  if (q_refmap_has_mark (&c->refs, cluster, Q_REFMAP_EXCLUSIVE) ||
+      (l2 && q_refmap_has_mark (&c->refs, cluster, Q_REFMAP_OTHER)))
+    q_check_corruption (c, false,
+                        "cluster %llu holds %s and is also referenced as something else: copy what "
+                        "is readable to a new image",
+                        ull (cluster), l2 ? "an L2 table" : "metadata of the image");
+}
+
+/* HAVE: c->table holds the block.  Without a block all its refcounts are 0. */
+static void
+compare_block (struct q_check *c, uint64_t first, uint64_t n, bool have)
+{
+  for (uint64_t i = 0; i < n; i++) {
+    uint64_t cluster = first + i;
+    uint64_t recorded = have ? q_refblock_read (c->table, c->img->refcount_order, i) : 0;
+    uint64_t references = q_check_references (c, cluster);
+
+    if (recorded == 0 && references == 0)
+      continue;
+    c->highest = cluster + 1;
+    if (recorded != references) {
+      mismatch (c, cluster, recorded, references);
+      if (!have)
+        c->rebuild = true; /* there is no block to put the count into */
+    } else if (references > 1)
+      check_overlap (c, cluster);
+  }
+}
+
+/* Without a block, goes from piece to piece of the map: most of a sparse file is not there. */
+static void
+compare_nothing (struct q_check *c, uint64_t first, uint64_t n)
+{
+  for (uint64_t at = first; at < first + n;) {
+    uint64_t end = q_min ((at / Q_REFMAP_PIECE + 1) * Q_REFMAP_PIECE, first + n);
+
+    if (!q_refmap_empty_at (&c->refs, at))
+      compare_block (c, at, end - at, false);
+    at = end;
+  }
+}
+
+/* Also looks at what the blocks say about clusters past the end of the file: a writer that died
+ * may have left refcounts there. */
+int
+q_check_compare (struct q_check *c)
+{
+  const uint64_t per_block = q_refblock_entries (c->img);
+  const uint64_t blocks = q_div_up (c->refs.clusters, per_block);
+
+  for (uint64_t i = 0; i < blocks || i < c->reftable_entries; i++) {
+    uint64_t first = i * per_block, offset;
+    int r = q_check_read_refblock (c, i);
+
+    if (r == -ENOMEM)
+      return r;
+    if (r < 0) {
+      c->rebuild = true;
+      q_check_refblock (c, i, &offset);
+      q_check_unreadable (c, "the refcount block %llu at offset 0x%llx cannot be read: %s", ull (i),
+                          ull (offset), strerror (-r));
+    } else if (r > 0)
+      compare_block (c, first, per_block, true);
+    else if (i < blocks && i < c->reftable_entries && c->reftable[i] != 0)
+      continue; /* reported already; its refcounts are not known */
+    else if (i < blocks)
+      compare_nothing (c, first, q_min (per_block, c->refs.clusters - first));
+  }
+  return 0;
+}

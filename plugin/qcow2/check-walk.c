@@ -1,0 +1,459 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Everything in an image that refers to host clusters, except the refcount structures: the header,
+ * L1 and L2 tables (the active ones and those of snapshots), the snapshot table, bitmaps, and the
+ * encryption header.
+ *
+ * A table entry that cannot be right is reported and, if there is no telling what it meant, not
+ * followed; c->lost then says that references may be missing from the counts.
+ */
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "check.h"
+
+#define ull(v) ((unsigned long long)(v))
+
+/* Bitmap table entries that are read at a time. */
+#define BITMAP_BATCH 4096u
+
+/* ---- counting -------------------------------------------------------------------------------- */
+
+int
+q_check_count (struct q_check *c, uint64_t offset, uint64_t len, enum q_check_use use, bool *ok)
+{
+  const uint64_t cluster_bytes = q_cluster_bytes (c->img);
+  const unsigned bits = c->img->cluster_bits;
+
+  if (ok)
+    *ok = true;
+  if (len == 0)
+    return 0;
+
+  /* The last cluster of the file need not be there in full. */
+  if (offset > c->file_size + cluster_bytes || len > c->file_size + cluster_bytes - offset) {
+    c->lost = true;
+    if (ok)
+      *ok = false;
+    q_check_corruption (c, false,
+                        "counting reference for region exceeding the end of the file by one "
+                        "cluster or more: offset 0x%llx size 0x%llx",
+                        ull (offset), ull (len));
+    return 0;
+  }
+  for (uint64_t i = offset >> bits; i <= (offset + len - 1) >> bits; i++) {
+    if (q_refmap_get (&c->refs, i) >= c->max_count)
+      q_check_corruption (c, false,
+                          "overflow cluster offset=0x%llx: it has more references than a refcount "
+                          "of %u bits can count; convert the image to one with wider refcounts",
+                          ull (i << bits), 1u << c->img->refcount_order);
+
+    int r = q_refmap_add (&c->refs, i);
+
+    if (r == 0 && use == Q_CHECK_EXCLUSIVE)
+      r = q_refmap_set_mark (&c->refs, i, Q_REFMAP_EXCLUSIVE);
+    if (r == 0 && use == Q_CHECK_L2)
+      r = q_refmap_set_mark (&c->refs, i, Q_REFMAP_L2);
+    if (r == 0 && (use == Q_CHECK_DATA || use == Q_CHECK_EXCLUSIVE))
+      r = q_refmap_set_mark (&c->refs, i, Q_REFMAP_OTHER);
+    if (r < 0)
+      return r;
+  }
+  return 0;
+}
+
+int
+q_check_read_entries (struct q_check *c, uint64_t offset, uint64_t n, uint64_t *entries)
+{
+  int r = q_file_pread (c->img->file, entries, 8 * n, offset);
+
+  for (uint64_t i = 0; r == 0 && i < n; i++)
+    entries[i] = be64toh (entries[i]);
+  return r;
+}
+
+/* ---- L2 tables ------------------------------------------------------------------------------- */
+
+enum q_entry_kind
+q_check_entry_kind (const struct q_image *img, uint64_t entry)
+{
+  if (entry & Q_L2_COMPRESSED)
+    return Q_ENTRY_COMPRESSED;
+  if ((entry & Q_OFFSET_MASK) == 0)
+    /* In an external data file the first cluster has offset 0; COPIED says that it is there. */
+    return (img->incompatible & Q_INCOMPAT_DATA_FILE) && (entry & Q_COPIED) && !(entry & Q_L2_ZERO)
+               ? Q_ENTRY_STANDARD
+               : Q_ENTRY_NONE;
+  if ((entry & Q_L2_ZERO) && !(img->incompatible & Q_INCOMPAT_EXTL2))
+    return Q_ENTRY_ZERO;
+  return Q_ENTRY_STANDARD;
+}
+
+unsigned
+q_check_entry_words (const struct q_image *img)
+{
+  return img->incompatible & Q_INCOMPAT_EXTL2 ? 2 : 1;
+}
+
+/* Where a table was reached from. */
+struct reach {
+  bool active;        /* from the active L1 table: COPIED flags are accurate there */
+  uint64_t next_host; /* where the next data cluster of the table would not be a fragment */
+};
+
+static int
+walk_compressed (struct q_check *c, const struct reach *reach, uint64_t entry, unsigned index)
+{
+  uint64_t host;
+  uint32_t csize;
+
+  if (entry & Q_COPIED) {
+    c->flags = c->flags || reach->active;
+    q_check_corruption (c, reach->active,
+                        "L2 entry %llx: the copied flag must never be set for compressed clusters",
+                        ull (entry));
+  }
+  if (c->img->incompatible & Q_INCOMPAT_DATA_FILE) {
+    q_check_corruption (c, false, "compressed cluster %u with an external data file, entry=0x%llx",
+                        index, ull (entry));
+    return 0;
+  }
+  if (reach->active) {
+    c->res->allocated_clusters++;
+    c->res->compressed_clusters++;
+    c->res->fragmented_clusters++;
+  }
+  q_compressed_decode (entry & ~(Q_COPIED | Q_L2_COMPRESSED), c->img->cluster_bits, &host, &csize);
+  return q_check_count (c, host, csize, Q_CHECK_DATA, NULL);
+}
+
+static void
+check_data_copied (struct q_check *c, uint64_t entry)
+{
+  uint64_t cluster = (entry & Q_OFFSET_MASK) >> c->img->cluster_bits;
+  bool external = c->img->incompatible & Q_INCOMPAT_DATA_FILE;
+  bool one = external || q_refmap_has_mark (&c->refs, cluster, Q_REFMAP_ONE);
+
+  if (one == ((entry & Q_COPIED) != 0))
+    return;
+  c->flags = true;
+  q_check_corruption (c, true, "OFLAG_COPIED data cluster: l2_entry=%llx refcount=%llu",
+                      ull (entry), ull (external ? 1 : q_check_recorded (c, cluster)));
+}
+
+static int
+walk_standard (struct q_check *c, struct reach *reach, uint64_t entry, enum q_entry_kind kind)
+{
+  uint64_t host = entry & Q_OFFSET_MASK;
+
+  if (reach->active) {
+    c->res->allocated_clusters++;
+    if (reach->next_host && host != reach->next_host)
+      c->res->fragmented_clusters++;
+    reach->next_host = host + q_cluster_bytes (c->img);
+    check_data_copied (c, entry);
+  }
+  if (!q_check_aligned (c, host)) {
+    if (kind == Q_ENTRY_ZERO) {
+      /* No data is lost by forgetting where a cluster of zeros was. */
+      c->misaligned_zero = true;
+      q_check_corruption (c, true,
+                          "offset=%llx: Preallocated cluster is not properly aligned; L2 entry "
+                          "corrupted.",
+                          ull (host));
+      if (c->repair & Q_REPAIR_ERRORS)
+        return 0;
+    } else {
+      c->lost = true;
+      q_check_corruption (c, false,
+                          "offset=%llx: Data cluster is not properly aligned; L2 entry corrupted.",
+                          ull (host));
+    }
+  }
+  if (c->img->incompatible & Q_INCOMPAT_DATA_FILE)
+    return 0;
+  return q_check_count (c, host, q_cluster_bytes (c->img), Q_CHECK_DATA, NULL);
+}
+
+/* BITMAP: the second word of an extended entry. */
+static void
+check_reserved (struct q_check *c, uint64_t entry, uint64_t bitmap, enum q_entry_kind kind)
+{
+  if (kind == Q_ENTRY_COMPRESSED) {
+    if (bitmap)
+      q_check_corruption (c, false,
+                          "compressed cluster with non-zero subcluster allocation bitmap, "
+                          "entry=0x%llx",
+                          ull (entry));
+    return;
+  }
+
+  bool extended = c->img->incompatible & Q_INCOMPAT_EXTL2;
+
+  if ((entry & Q_L2_RESERVED) || (extended && (entry & Q_L2_ZERO)))
+    q_check_corruption (c, false, "found l2 entry with reserved bits set: %llx", ull (entry));
+  else if (c->img->version < 3 && (entry & Q_L2_ZERO))
+    q_check_corruption (c, false, "found l2 entry with the zero flag, which version 2 lacks: %llx",
+                        ull (entry));
+  if (extended && ((bitmap >> 32) & (uint32_t)bitmap))
+    q_check_corruption (c, false, "subclusters both allocated and zero: l2_entry=%llx bitmap=%llx",
+                        ull (entry), ull (bitmap));
+  if (extended && kind == Q_ENTRY_NONE && (uint32_t)bitmap)
+    q_check_corruption (c, false,
+                        "subclusters allocated without a host cluster: l2_entry=%llx bitmap=%llx",
+                        ull (entry), ull (bitmap));
+}
+
+static int
+walk_l2 (struct q_check *c, uint64_t offset, bool active)
+{
+  const unsigned words = q_check_entry_words (c->img);
+  const uint64_t n = q_cluster_bytes (c->img) / 8;
+  uint64_t *table = (uint64_t *)c->table;
+  struct reach reach = { .active = active };
+  int r = q_check_read_entries (c, offset, n, table);
+
+  if (r == -ENOMEM)
+    return r;
+  if (r < 0) {
+    q_check_unreadable (c, "the L2 table at offset 0x%llx cannot be read: %s", ull (offset),
+                        strerror (-r));
+    return 0;
+  }
+  for (uint64_t i = 0; i < n; i += words) {
+    uint64_t entry = table[i], bitmap = words == 2 ? table[i + 1] : 0;
+
+    if (entry == 0 && bitmap == 0)
+      continue;
+
+    enum q_entry_kind kind = q_check_entry_kind (c->img, entry);
+
+    check_reserved (c, entry, bitmap, kind);
+    if (kind == Q_ENTRY_COMPRESSED)
+      r = walk_compressed (c, &reach, entry, (unsigned)(i / words));
+    else if (kind != Q_ENTRY_NONE)
+      r = walk_standard (c, &reach, entry, kind);
+    if (r < 0)
+      return r;
+  }
+  return 0;
+}
+
+/* ---- L1 tables ------------------------------------------------------------------------------- */
+
+static int
+walk_l1_entry (struct q_check *c, uint32_t index, uint64_t entry, bool active)
+{
+  uint64_t offset = entry & Q_OFFSET_MASK;
+  uint64_t cluster = offset >> c->img->cluster_bits;
+  bool ok;
+
+  if (entry & Q_L1_RESERVED) {
+    c->lost = c->lost || !offset;
+    q_check_corruption (c, false, "found L1 entry with reserved bits set: %llx", ull (entry));
+  }
+  if (!offset)
+    return 0;
+  if (active && q_refmap_has_mark (&c->refs, cluster, Q_REFMAP_ONE) != ((entry & Q_COPIED) != 0)) {
+    c->flags = true;
+    q_check_corruption (c, true, "OFLAG_COPIED L2 cluster: l1_index=%u l1_entry=%llx refcount=%llu",
+                        index, ull (entry), ull (q_check_recorded (c, cluster)));
+  }
+
+  int r = q_check_count (c, offset, q_cluster_bytes (c->img), Q_CHECK_L2, &ok);
+
+  if (r < 0)
+    return r;
+  if (!q_check_aligned (c, offset)) {
+    c->lost = true;
+    q_check_corruption (
+        c, false, "l2_offset=%llx: Table is not cluster aligned; L1 entry corrupted", ull (offset));
+    return 0;
+  }
+  return ok ? walk_l2 (c, offset, active) : 0;
+}
+
+/* WHAT names the table in messages. */
+static int
+walk_l1 (struct q_check *c, uint64_t offset, uint32_t entries, bool active, const char *what)
+{
+  uint64_t *table;
+  bool ok;
+  int r = q_check_count (c, offset, 8ull * entries, Q_CHECK_EXCLUSIVE, &ok);
+
+  if (r < 0 || !ok || entries == 0)
+    return r;
+  table = malloc (8ull * entries);
+  if (!table)
+    return -ENOMEM;
+  r = q_check_read_entries (c, offset, entries, table);
+  if (r < 0 && r != -ENOMEM) {
+    q_check_unreadable (c, "the L1 table of %s at offset 0x%llx cannot be read: %s", what,
+                        ull (offset), strerror (-r));
+    r = 0;
+  } else
+    for (uint32_t i = 0; r == 0 && i < entries; i++)
+      if (table[i])
+        r = walk_l1_entry (c, i, table[i], active);
+  free (table);
+  return r;
+}
+
+/* ---- snapshots ------------------------------------------------------------------------------- */
+
+static int
+walk_snapshot (struct q_check *c, unsigned index)
+{
+  const struct q_snapshot *s = &c->img->snapshots[index];
+  char what[64];
+
+  if (c->img->version >= 3 && s->extra_data_size < 16)
+    q_check_corruption (c, false,
+                        "snapshot table entry %u is incomplete: %u bytes of extra data, version 3 "
+                        "has at least 16",
+                        index, s->extra_data_size);
+  if (!q_check_aligned (c, s->l1_table_offset) || s->l1_size > Q_MAX_L1_BYTES / 8) {
+    c->lost = true;
+    q_check_corruption (c, false,
+                        "snapshot %s (%s) l1_offset=%#llx l1_size=%#x: L1 table is not cluster "
+                        "aligned or too large; snapshot table entry corrupted",
+                        s->id, s->name, ull (s->l1_table_offset), s->l1_size);
+    return 0;
+  }
+  snprintf (what, sizeof what, "snapshot %u", index);
+  return walk_l1 (c, s->l1_table_offset, s->l1_size, false, what);
+}
+
+/* ---- bitmaps --------------------------------------------------------------------------------- */
+
+static int
+walk_bitmap_table (struct q_check *c, uint64_t offset, uint32_t entries, uint32_t index)
+{
+  uint64_t *batch;
+  bool ok;
+  int r = q_check_count (c, offset, 8ull * entries, Q_CHECK_EXCLUSIVE, &ok);
+
+  if (r < 0 || !ok)
+    return r;
+  batch = malloc (8 * BITMAP_BATCH);
+  if (!batch)
+    return -ENOMEM;
+  for (uint32_t done = 0, n; r == 0 && done < entries; done += n) {
+    n = (uint32_t)q_min (entries - done, BITMAP_BATCH);
+    r = q_check_read_entries (c, offset + 8ull * done, n, batch);
+    if (r < 0 && r != -ENOMEM) {
+      q_check_unreadable (c, "the table of bitmap %u at offset 0x%llx cannot be read: %s", index,
+                          ull (offset), strerror (-r));
+      r = 0;
+      break;
+    }
+    for (uint32_t i = 0; r == 0 && i < n; i++) {
+      uint64_t host = batch[i] & Q_OFFSET_MASK;
+
+      if ((batch[i] & Q_BITMAP_ENTRY_RESERVED) || (host && (batch[i] & Q_BITMAP_ENTRY_ONES)) ||
+          !q_check_aligned (c, host)) {
+        c->lost = true;
+        q_check_corruption (c, false,
+                            "bitmap %u: table entry %u is %llx: reserved bits set or not "
+                            "cluster aligned",
+                            index, done + i, ull (batch[i]));
+      } else if (host)
+        r = q_check_count (c, host, q_cluster_bytes (c->img), Q_CHECK_EXCLUSIVE, NULL);
+    }
+  }
+  free (batch);
+  return r;
+}
+
+static int
+walk_bitmap_directory (struct q_check *c, const uint8_t *dir, uint64_t size)
+{
+  uint64_t at = 0;
+
+  for (uint32_t i = 0; i < c->img->nb_bitmaps; i++) {
+    struct qcow2_bitmap b;
+
+    if (size - at < sizeof b)
+      goto damaged;
+    memcpy (&b, dir + at, sizeof b);
+
+    uint64_t table = get64 (b.table_offset);
+    uint64_t bytes =
+        q_round_up (sizeof b + (uint64_t)get32 (b.extra_data_size) + get16 (b.name_size), 8);
+
+    if (bytes > size - at || !q_check_aligned (c, table) || !table || !get16 (b.name_size))
+      goto damaged;
+
+    int r = walk_bitmap_table (c, table, get32 (b.table_size), i);
+
+    if (r < 0)
+      return r;
+    at += bytes;
+    continue;
+
+  damaged:
+    c->lost = true;
+    q_check_corruption (c, false,
+                        "bitmap directory entry %u at offset 0x%llx is damaged: it or its table "
+                        "offset cannot be right",
+                        i, ull (c->img->bitmap_dir_offset + at));
+    return 0;
+  }
+  return 0;
+}
+
+static int
+walk_bitmaps (struct q_check *c)
+{
+  const struct q_image *img = c->img;
+  uint8_t *dir;
+  bool ok;
+
+  /* Without the autoclear bit the extension is stale, and what it points at is garbage. */
+  if (!img->nb_bitmaps || !(img->autoclear & Q_AUTOCLEAR_BITMAPS))
+    return 0;
+
+  int r = q_check_count (c, img->bitmap_dir_offset, img->bitmap_dir_size, Q_CHECK_EXCLUSIVE, &ok);
+
+  if (r < 0 || !ok)
+    return r;
+  dir = malloc (img->bitmap_dir_size);
+  if (!dir)
+    return -ENOMEM;
+  r = q_file_pread (img->file, dir, img->bitmap_dir_size, img->bitmap_dir_offset);
+  if (r == 0)
+    r = walk_bitmap_directory (c, dir, img->bitmap_dir_size);
+  else if (r != -ENOMEM) {
+    q_check_unreadable (c, "the bitmap directory at offset 0x%llx cannot be read: %s",
+                        ull (img->bitmap_dir_offset), strerror (-r));
+    r = 0;
+  }
+  free (dir);
+  return r;
+}
+
+/* ---- all ------------------------------------------------------------------------------------- */
+
+int
+q_check_walk (struct q_check *c)
+{
+  const struct q_image *img = c->img;
+  int r = q_check_count (c, 0, q_cluster_bytes (img), Q_CHECK_EXCLUSIVE, NULL);
+
+  if (r == 0)
+    r = walk_l1 (c, img->l1_offset, img->l1_size, true, "the image");
+  if (r == 0 && img->nb_snapshots && (img->incompatible & Q_INCOMPAT_DATA_FILE))
+    q_check_corruption (c, false, "%u snapshots in an image with an external data file",
+                        img->nb_snapshots);
+  for (unsigned i = 0; r == 0 && i < img->nb_snapshots; i++)
+    r = walk_snapshot (c, i);
+  if (r == 0 && img->nb_snapshots)
+    r = q_check_count (c, img->snapshots_offset, img->snapshots_bytes, Q_CHECK_EXCLUSIVE, NULL);
+  if (r == 0 && img->crypt_method == Q_CRYPT_LUKS)
+    r = q_check_count (c, img->crypto_offset, img->crypto_length, Q_CHECK_EXCLUSIVE, NULL);
+  if (r == 0)
+    r = walk_bitmaps (c);
+  return r;
+}

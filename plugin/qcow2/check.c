@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Checking an image: every reference in it against the refcounts.  check.h has the parts.
+ *
+ * A repair is a check, the mending of what it found, and a second check of the result: what is
+ * counted as fixed is what the second one no longer finds.
+ */
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "check.h"
+
+/* ---- findings -------------------------------------------------------------------------------- */
+
+static void vline (struct q_check *c, const char *prefix, const char *fmt, va_list ap)
+    __attribute__ ((format (printf, 3, 0)));
+
+static void
+vline (struct q_check *c, const char *prefix, const char *fmt, va_list ap)
+{
+  char line[512];
+  int n = snprintf (line, sizeof line, "%s", prefix);
+
+  if (!c->report)
+    return;
+  vsnprintf (line + n, sizeof line - (size_t)n, fmt, ap);
+  c->report (c->opaque, line);
+}
+
+void
+q_check_line (struct q_check *c, const char *fmt, ...)
+{
+  va_list ap;
+
+  va_start (ap, fmt);
+  vline (c, "", fmt, ap);
+  va_end (ap);
+}
+
+void
+q_check_corruption (struct q_check *c, bool mendable, const char *fmt, ...)
+{
+  va_list ap;
+
+  c->res->corruptions++;
+  va_start (ap, fmt);
+  vline (c, mendable && (c->repair & Q_REPAIR_ERRORS) ? "Repairing " : "ERROR ", fmt, ap);
+  va_end (ap);
+}
+
+void
+q_check_unreadable (struct q_check *c, const char *fmt, ...)
+{
+  va_list ap;
+
+  c->res->check_errors++;
+  c->lost = true;
+  va_start (ap, fmt);
+  vline (c, "ERROR ", fmt, ap);
+  va_end (ap);
+}
+
+/* ---- one check ------------------------------------------------------------------------------- */
+
+static int
+check_open (struct q_check *c)
+{
+  const struct q_image *img = c->img;
+  int r = q_file_size (img->file, &c->file_size);
+
+  if (r < 0)
+    return q_fail (c->err, r, "%s: size: %s", img->filename, strerror (-r));
+  c->max_count = img->refcount_order == 6 ? UINT64_MAX : (1ull << (1u << img->refcount_order)) - 1;
+  c->table = malloc (q_cluster_bytes (img));
+  if (!c->table)
+    return -ENOMEM;
+
+  /* One more than the file has: its last cluster, and a region that begins where it ends. */
+  r = q_refmap_init (&c->refs, q_div_up (c->file_size, q_cluster_bytes (img)) + 1);
+  if (r == -EFBIG)
+    q_fail (c->err, r, "%s: the file of %llu bytes has more clusters than can be checked (%llu)",
+            img->filename, (unsigned long long)c->file_size, (unsigned long long)Q_REFMAP_MAX);
+  return r;
+}
+
+static void
+check_close (struct q_check *c)
+{
+  q_refmap_free (&c->refs);
+  free (c->reftable);
+  free (c->table);
+}
+
+/* Fills *RES with what there is to find, mending nothing.  C keeps what was learnt. */
+static int
+look (struct q_check *c)
+{
+  const struct q_image *img = c->img;
+  int r = check_open (c);
+
+  c->res->total_clusters = q_div_up (atomic_load (&img->size), q_cluster_bytes (img));
+  if (r == 0)
+    r = q_check_load_refcounts (c);
+  if (r == 0)
+    r = q_check_walk (c);
+  if (r == 0)
+    r = q_check_count_refcounts (c);
+  if (r == 0)
+    r = q_check_compare (c);
+  c->res->image_end_offset = c->highest << img->cluster_bits;
+  if (r == -ENOMEM)
+    q_fail (c->err, r,
+            "%s: no memory to count the references to the clusters of a file of %llu "
+            "bytes",
+            img->filename, (unsigned long long)c->file_size);
+  return r;
+}
+
+/* After a repair: bits that say the image needed one.  Whoever has the image open for writing sets
+ * the dirty bit anew when it is due. */
+static int
+clear_trouble_bits (struct q_image *img, struct q_error *err)
+{
+  uint64_t before = img->incompatible;
+
+  img->incompatible &= ~(Q_INCOMPAT_DIRTY | Q_INCOMPAT_CORRUPT);
+  if (img->incompatible == before)
+    return 0;
+
+  int r = q_header_write_features (img);
+
+  if (r == 0)
+    r = q_file_sync (img->file);
+  if (r < 0) {
+    img->incompatible = before;
+    return q_fail (err, r, "%s: writing the incompatible features: %s", img->filename,
+                   strerror (-r));
+  }
+  return 0;
+}
+
+static uint64_t
+less (uint64_t before, uint64_t after)
+{
+  return before > after ? before - after : 0;
+}
+
+/* *WROTE: the file was, or may have been, changed. */
+static int
+check (struct q_image *img, unsigned repair, struct q_check_result *result,
+       void (*report) (void *opaque, const char *line), void *opaque, bool *wrote,
+       struct q_error *err)
+{
+  struct q_check c = {
+    .img = img, .repair = repair, .res = result, .report = report, .opaque = opaque, .err = err
+  };
+  int r;
+
+  memset (result, 0, sizeof *result);
+  *wrote = false;
+  r = look (&c);
+
+  bool found = result->corruptions || result->leaks;
+
+  if (r == 0 && repair && found) {
+    *wrote = true;
+    r = q_check_repair (&c);
+  }
+  check_close (&c);
+  if (r < 0)
+    return r;
+
+  if (*wrote) {
+    struct q_check_result after = { 0 };
+    struct q_check again = { .img = img, .res = &after, .err = err };
+
+    r = look (&again);
+    check_close (&again);
+    if (r < 0)
+      return r;
+    after.corruptions_fixed = less (result->corruptions, after.corruptions);
+    after.leaks_fixed = less (result->leaks, after.leaks);
+    *result = after;
+  }
+  if (repair && !result->check_errors && !result->corruptions)
+    r = clear_trouble_bits (img, err);
+  return r;
+}
+
+/* ---- what the engine calls --------------------------------------------------------------------
+ */
+
+/* The tables in memory are those of before the repair: read them anew. */
+static int
+reload (struct q_image *img, struct q_error *err)
+{
+  int r = 0;
+
+  if (img->reftable) {
+    q_refcount_close (img);
+    r = q_refcount_open (img, err);
+  }
+  if (r == 0 && atomic_load (&img->l1)) {
+    q_l2_close (img);
+    r = q_l2_open (img, err);
+  }
+  return r;
+}
+
+int
+q_check (struct q_image *img, unsigned repair, struct q_check_result *result,
+         void (*report) (void *opaque, const char *line), void *opaque, struct q_error *err)
+{
+  bool wrote;
+  int r = 0;
+
+  memset (result, 0, sizeof *result);
+  if (img->format != Q_FORMAT_QCOW2)
+    return q_fail (err, -ENOTSUP, "%s: a raw image has nothing that could be checked",
+                   img->filename);
+  if (repair && img->read_only)
+    return q_fail (err, -EROFS, "%s: cannot be repaired: it is open read-only", img->filename);
+  if (!img->read_only)
+    r = q_flush (img);
+  if (r < 0)
+    return q_fail (err, r, "%s: flush: %s", img->filename, strerror (-r));
+
+  r = check (img, repair, result, report, opaque, &wrote, err);
+  if (r == 0 && wrote)
+    r = reload (img, err);
+  return r;
+}
+
+int
+q_check_repair_dirty (struct q_image *img, struct q_error *err)
+{
+  struct q_check_result result;
+  bool wrote;
+  int r = check (img, Q_REPAIR_LEAKS | Q_REPAIR_ERRORS, &result, NULL, NULL, &wrote, err);
+
+  if (r < 0)
+    return r;
+  if (result.check_errors || result.corruptions)
+    return q_fail (err, -EIO,
+                   "%s: the image was not closed properly and %llu corruptions cannot be repaired: "
+                   "nbdcow-img check says what they are",
+                   img->filename, (unsigned long long)(result.check_errors + result.corruptions));
+  return 0;
+}

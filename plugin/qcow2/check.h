@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Inside the check: counting every reference that an image holds, comparing the counts with its
+ * refcounts, and mending what differs.
+ *
+ *     check.c            the order of things; what the engine calls
+ *     check-count.c      struct q_refmap: references per host cluster, in little memory
+ *     check-walk.c       everything that holds references (specification: "Header" to "Bitmaps")
+ *     check-refcounts.c  the refcount structures (specification: "Host cluster management")
+ *     check-repair.c     mending refcounts and flags in place
+ *     check-rebuild.c    making refcount structures anew
+ *
+ * All metadata is read from the file, none from the engine's caches, so that a check finds what
+ * is there and not what the engine believes.
+ *
+ * Findings are not errors: they are counted in the result and reported as lines.  A function here
+ * returns a negative errno only when the check itself cannot go on.
+ */
+
+#ifndef Q_CHECK_H
+#define Q_CHECK_H
+
+#include "image.h"
+
+/* ---- references per host cluster (check-count.c) --------------------------------------------- */
+
+/* One byte a cluster, in pieces that are made when first touched, so that the holes of a sparse
+ * file cost nothing; the few counts that a byte cannot hold live in a hash table beside. */
+struct q_refmap {
+  uint64_t clusters; /* what can be counted: [0, clusters) */
+  struct q_refmap_piece **piece;
+  struct q_refmap_large *large; /* counts of 255 and more */
+  uint64_t n_large, large_slots;
+};
+
+/* Clusters in a piece: the unit in which "nothing is there" can be told at once. */
+#define Q_REFMAP_PIECE 65536u
+
+/* The most clusters that a file may have: 128 TiB with 512 byte clusters, more than the format
+ * allows with larger ones.  QEMU's check stops at 2^31. */
+#define Q_REFMAP_MAX (1ull << 38)
+
+/* -EFBIG or -ENOMEM. */
+int q_refmap_init (struct q_refmap *m, uint64_t clusters);
+void q_refmap_free (struct q_refmap *m);
+int q_refmap_add (struct q_refmap *m, uint64_t cluster);
+/* Takes one reference back; there must be one. */
+void q_refmap_drop (struct q_refmap *m, uint64_t cluster);
+uint64_t q_refmap_get (const struct q_refmap *m, uint64_t cluster);
+/* True if nothing was ever noted about any cluster of the piece that CLUSTER is in. */
+bool q_refmap_empty_at (const struct q_refmap *m, uint64_t cluster);
+
+/* Marks that a cluster can have. */
+enum q_refmap_mark {
+  Q_REFMAP_ONE,       /* its recorded refcount is 1 */
+  Q_REFMAP_EXCLUSIVE, /* it holds metadata that nothing else may share */
+  Q_REFMAP_L2,        /* it was reached as an L2 table ... */
+  Q_REFMAP_OTHER,     /* ... and as something else that is no refcount structure */
+  Q_REFMAP_MARKS,
+};
+int q_refmap_set_mark (struct q_refmap *m, uint64_t cluster, enum q_refmap_mark mark);
+bool q_refmap_has_mark (const struct q_refmap *m, uint64_t cluster, enum q_refmap_mark mark);
+/* Takes MARK from every cluster. */
+void q_refmap_clear_mark (struct q_refmap *m, enum q_refmap_mark mark);
+
+/* ---- one check ------------------------------------------------------------------------------- */
+
+struct q_check {
+  struct q_image *img;
+  unsigned repair; /* what the lines should announce: Q_REPAIR_* */
+  struct q_check_result *res;
+  void (*report) (void *opaque, const char *line);
+  void *opaque;
+  struct q_error *err;
+
+  uint64_t file_size; /* bytes */
+  uint64_t max_count; /* the highest refcount that the width can hold */
+  struct q_refmap refs;
+  uint8_t *table; /* one cluster: the L2 table or refcount block being read */
+
+  uint64_t *reftable; /* as on disk, in host byte order */
+  uint64_t reftable_entries;
+
+  /* What was found. */
+  bool lost;            /* a table could not be followed: what looks unreferenced may be
+                         * what it pointed at */
+  bool rebuild;         /* refcounts cannot be mended where they are */
+  bool raise, lower;    /* some refcount is too low, too high */
+  bool flags;           /* some flag in an active L1 or L2 table is wrong */
+  bool misaligned_zero; /* some L2 entry of zeros has an impossible host cluster */
+  uint64_t highest;     /* one past the last cluster with a refcount or reference */
+};
+
+static inline bool
+q_check_aligned (const struct q_check *c, uint64_t offset)
+{
+  return (offset & (q_cluster_bytes (c->img) - 1)) == 0;
+}
+
+/* A line about something that is not counted here. */
+void q_check_line (struct q_check *c, const char *fmt, ...) __attribute__ ((format (printf, 2, 3)));
+/* Counts a corruption; "ERROR " or, if MENDABLE and errors are being repaired, "Repairing " goes
+ * before the line. */
+void q_check_corruption (struct q_check *c, bool mendable, const char *fmt, ...)
+    __attribute__ ((format (printf, 3, 4)));
+/* Counts something that could not be read, after which nothing is proven to be garbage. */
+void q_check_unreadable (struct q_check *c, const char *fmt, ...)
+    __attribute__ ((format (printf, 2, 3)));
+
+/* ---- check-walk.c ---------------------------------------------------------------------------- */
+
+/* What a region of the file is referenced as. */
+enum q_check_use {
+  Q_CHECK_DATA,      /* guest data: any number of references may be right */
+  Q_CHECK_L2,        /* the same, but only as L2 tables */
+  Q_CHECK_EXCLUSIVE, /* metadata of the image as a whole: one reference */
+  Q_CHECK_REFCOUNTS, /* likewise, but it can be made anew elsewhere */
+};
+
+/* Counts a reference to every cluster that [offset, offset + len) touches.  A region that ends a
+ * cluster or more past the end of the file is a corruption and counts for nothing: *OK (may be
+ * NULL) then becomes false. */
+int q_check_count (struct q_check *c, uint64_t offset, uint64_t len, enum q_check_use use,
+                   bool *ok);
+/* Counts every reference but those to and of the refcount structures; also compares the COPIED
+ * flags with the recorded refcounts: Q_REFMAP_ONE must be set. */
+int q_check_walk (struct q_check *c);
+
+enum q_entry_kind {
+  Q_ENTRY_NONE, /* references nothing */
+  Q_ENTRY_STANDARD,
+  Q_ENTRY_ZERO, /* standard, with the zero flag and a host cluster */
+  Q_ENTRY_COMPRESSED,
+};
+/* The kind of an L2 entry, by its bits alone. */
+enum q_entry_kind q_check_entry_kind (const struct q_image *img, uint64_t entry);
+/* 64-bit words that an L2 entry takes. */
+unsigned q_check_entry_words (const struct q_image *img);
+
+/* Reads N table entries at OFFSET into ENTRIES, in host byte order. */
+int q_check_read_entries (struct q_check *c, uint64_t offset, uint64_t n, uint64_t *entries);
+
+/* ---- check-refcounts.c ----------------------------------------------------------------------- */
+
+/* Reads the refcount table and marks the clusters whose recorded refcount is 1, anew each time. */
+int q_check_load_refcounts (struct q_check *c);
+/* Counts the references of the header to the refcount table and of that to its blocks. */
+int q_check_count_refcounts (struct q_check *c);
+/* Takes back what q_check_count_refcounts counted. */
+void q_check_drop_refcounts (struct q_check *c);
+/* The references to CLUSTER, as far as a refcount can tell. */
+uint64_t q_check_references (const struct q_check *c, uint64_t cluster);
+/* Compares.  Counts leaks and corruptions. */
+int q_check_compare (struct q_check *c);
+
+/* True if refcount table entry INDEX is one that can be followed; *OFFSET is then the block's. */
+bool q_check_refblock (const struct q_check *c, uint64_t index, uint64_t *offset);
+/* Reads block INDEX into c->table.  1, 0 if there is none that can be followed, or an error. */
+int q_check_read_refblock (struct q_check *c, uint64_t index);
+/* The recorded refcount of one cluster, read from the file; 0 where there is none. */
+uint64_t q_check_recorded (struct q_check *c, uint64_t cluster);
+
+/* ---- check-repair.c -------------------------------------------------------------------------- */
+
+/* Mends what the bits in C->repair allow of what C found.  Writes only what was proven, in an
+ * order that leaves no state worse than the one before: refcounts are raised before any is
+ * lowered, and the COPIED flag is cleared before and set after. */
+int q_check_repair (struct q_check *c);
+/* The same, one level down: sets new refcount structures beside the old ones and switches to them
+ * (check-rebuild.c). */
+int q_check_rebuild (struct q_check *c);
+
+#endif /* Q_CHECK_H */

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Errors and the log: one line each, and the sticky state of an image that can no longer be
+ * trusted with writes.
+ *
+ * Invariant 7. A failed metadata write or sync is sticky: the image turns read-only with one
+ * clear message, and what was acknowledged as durable stays durable, because nothing is written
+ * to it any more.
+ */
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "image.h"
+
+static void
+log_to_stderr (void *opaque, enum q_log_level level, const char *text)
+{
+  (void)opaque;
+  if (level <= Q_LOG_WARNING)
+    fprintf (stderr, "%s%s\n", level == Q_LOG_WARNING ? "warning: " : "", text);
+}
+
+static q_log_fn log_fn = log_to_stderr;
+static void *log_opaque;
+
+void
+q_set_log (q_log_fn fn, void *opaque)
+{
+  log_fn = fn ? fn : log_to_stderr;
+  log_opaque = opaque;
+}
+
+void
+q_log (enum q_log_level level, const char *fmt, ...)
+{
+  char text[1024];
+  va_list ap;
+
+  va_start (ap, fmt);
+  vsnprintf (text, sizeof text, fmt, ap);
+  va_end (ap);
+  log_fn (log_opaque, level, text);
+}
+
+int
+q_fail (struct q_error *err, int code, const char *fmt, ...)
+{
+  if (err && err->text[0] == '\0') {
+    va_list ap;
+
+    va_start (ap, fmt);
+    vsnprintf (err->text, sizeof err->text, fmt, ap);
+    va_end (ap);
+  }
+  return code;
+}
+
+void
+q_error_prefix (struct q_error *err, const char *fmt, ...)
+{
+  struct q_error old;
+  va_list ap;
+  size_t n;
+
+  if (!err)
+    return;
+  old = *err;
+  va_start (ap, fmt);
+  vsnprintf (err->text, sizeof err->text, fmt, ap);
+  va_end (ap);
+  n = strlen (err->text);
+  if (n + 2 < sizeof err->text) {
+    memcpy (err->text + n, ": ", 2);
+    old.text[sizeof err->text - n - 3] = '\0'; /* a very long text loses its end */
+    memcpy (err->text + n + 2, old.text, strlen (old.text) + 1);
+  }
+}
+
+int
+q_stick (struct q_image *img, int code, const char *what)
+{
+  int expected = 0;
+
+  if (atomic_compare_exchange_strong (&img->sticky, &expected, code))
+    q_log (Q_LOG_ERROR,
+           "%s: %s: %s; the image is read-only from now on: what was flushed is safe, check the "
+           "storage and open it again",
+           img->filename, what, strerror (-code));
+  return code;
+}
+
+int
+q_corrupt (struct q_image *img, const char *fmt, ...)
+{
+  char text[512];
+  va_list ap;
+  int expected = 0;
+
+  va_start (ap, fmt);
+  vsnprintf (text, sizeof text, fmt, ap);
+  va_end (ap);
+
+  if (img->stable) {
+    q_log (Q_LOG_ERROR, "%s: %s", img->filename, text);
+    return -EIO;
+  }
+  if (atomic_compare_exchange_strong (&img->sticky, &expected, -EIO)) {
+    q_log (Q_LOG_ERROR,
+           "%s: %s; the image is corrupt and read-only from now on: run nbdcow-img check -r all",
+           img->filename, text);
+    /* Best effort: the refusal above does not depend on it. */
+    if (img->version >= 3) {
+      img->incompatible |= Q_INCOMPAT_CORRUPT;
+      if (q_header_write_features (img) == 0)
+        q_file_sync (img->file);
+    }
+  }
+  return -EIO;
+}
+
+int
+q_writable (struct q_image *img)
+{
+  if (img->read_only)
+    return -EROFS;
+  if (atomic_load_explicit (&img->sticky, memory_order_acquire) != 0)
+    return -EROFS;
+  return 0;
+}

@@ -1,0 +1,496 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The storage seam over one local file or block device.
+ *
+ * O_DIRECT wants aligned buffers, offsets and lengths, and the engine has none of these promises
+ * to give: a direct file bounces what is not aligned.  An unaligned write then reads and rewrites
+ * whole sectors, so it must not run beside another write: aligned writes share direct_lock,
+ * unaligned ones hold it alone.
+ */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "image.h"
+#include "lock.h"
+
+#define DIRECT_ALIGN 4096u /* a multiple of every sector size there is */
+#define ZERO_CHUNK   (1u << 20)
+
+struct local_file {
+  struct q_file base;
+  int fd;
+  bool direct;
+  pthread_rwlock_t direct_lock;
+};
+
+static int
+local_fd (const struct q_file *f)
+{
+  return ((const struct local_file *)f)->fd;
+}
+
+static int
+pread_full (int fd, void *buf, size_t len, uint64_t offset)
+{
+  while (len > 0) {
+    ssize_t n = pread (fd, buf, len, (off_t)offset);
+
+    if (n == -1) {
+      if (errno == EINTR)
+        continue;
+      return -errno;
+    }
+    if (n == 0) { /* past the end of the file */
+      memset (buf, 0, len);
+      return 0;
+    }
+    buf = (char *)buf + n;
+    len -= (size_t)n;
+    offset += (uint64_t)n;
+  }
+  return 0;
+}
+
+static int
+pwritev_full (int fd, struct iovec *iov, int iovcnt, uint64_t offset)
+{
+  while (iovcnt > 0) {
+    ssize_t n = pwritev (fd, iov, iovcnt > IOV_MAX ? IOV_MAX : iovcnt, (off_t)offset);
+
+    if (n == -1) {
+      if (errno == EINTR)
+        continue;
+      return -errno;
+    }
+    if (n == 0 && iov->iov_len > 0)
+      return -EIO;
+    offset += (uint64_t)n;
+    while (iovcnt > 0 && (size_t)n >= iov->iov_len) {
+      n -= (ssize_t)iov->iov_len;
+      ++iov;
+      --iovcnt;
+    }
+    if (iovcnt > 0) {
+      iov->iov_base = (char *)iov->iov_base + n;
+      iov->iov_len -= (size_t)n;
+    }
+  }
+  return 0;
+}
+
+/* ---- O_DIRECT ------------------------------------------------------------------------------ */
+
+static bool
+is_aligned (uint64_t v)
+{
+  return (v & (DIRECT_ALIGN - 1)) == 0;
+}
+
+static int
+direct_pread (struct local_file *f, void *buf, size_t len, uint64_t offset)
+{
+  uint64_t start = offset & ~(uint64_t)(DIRECT_ALIGN - 1);
+  uint64_t end = q_round_up (offset + len, DIRECT_ALIGN);
+  void *bounce;
+  int r;
+
+  if (is_aligned (offset) && is_aligned (len) && is_aligned ((uintptr_t)buf))
+    return pread_full (f->fd, buf, len, offset);
+  if (posix_memalign (&bounce, DIRECT_ALIGN, end - start) != 0)
+    return -ENOMEM;
+  r = pread_full (f->fd, bounce, end - start, start);
+  if (r == 0)
+    memcpy (buf, (char *)bounce + (offset - start), len);
+  free (bounce);
+  return r;
+}
+
+/* Puts the vector into one aligned buffer, with what surrounds it read from the file. */
+static int
+direct_pwrite_bounced (struct local_file *f, const struct iovec *iov, int iovcnt, size_t len,
+                       uint64_t offset)
+{
+  uint64_t start = offset & ~(uint64_t)(DIRECT_ALIGN - 1);
+  uint64_t end = q_round_up (offset + len, DIRECT_ALIGN);
+  bool whole = start == offset && end == offset + len;
+  struct stat st;
+  char *bounce, *p;
+  int r = 0, i;
+
+  if (posix_memalign ((void **)&bounce, DIRECT_ALIGN, end - start) != 0)
+    return -ENOMEM;
+  if (whole)
+    pthread_rwlock_rdlock (&f->direct_lock);
+  else
+    pthread_rwlock_wrlock (&f->direct_lock);
+  if (start != offset)
+    r = pread_full (f->fd, bounce, DIRECT_ALIGN, start);
+  if (r == 0 && end != offset + len && (start == offset || end - DIRECT_ALIGN != start))
+    r = pread_full (f->fd, bounce + (end - DIRECT_ALIGN - start), DIRECT_ALIGN, end - DIRECT_ALIGN);
+  if (r == 0) {
+    for (i = 0, p = bounce + (offset - start); i < iovcnt; p += iov[i].iov_len, ++i)
+      memcpy (p, iov[i].iov_base, iov[i].iov_len);
+    r = pwritev_full (f->fd, &(struct iovec){ bounce, end - start }, 1, start);
+  }
+  /* Whole sectors may have grown a raw image past its size: that is its virtual size. */
+  if (r == 0 && !whole && !f->base.is_device && fstat (f->fd, &st) == 0 &&
+      (uint64_t)st.st_size == end && end != offset + len)
+    q_log (Q_LOG_DEBUG, "%s: padded to %llu bytes", f->base.name, (unsigned long long)end);
+  pthread_rwlock_unlock (&f->direct_lock);
+  free (bounce);
+  return r;
+}
+
+static int
+direct_pwritev (struct local_file *f, struct iovec *iov, int iovcnt, uint64_t offset)
+{
+  bool aligned = is_aligned (offset);
+  size_t len = 0;
+  int r, i;
+
+  for (i = 0; i < iovcnt; ++i) {
+    aligned = aligned && is_aligned (iov[i].iov_len) && is_aligned ((uintptr_t)iov[i].iov_base);
+    len += iov[i].iov_len;
+  }
+  if (!aligned)
+    return direct_pwrite_bounced (f, iov, iovcnt, len, offset);
+  pthread_rwlock_rdlock (&f->direct_lock);
+  r = pwritev_full (f->fd, iov, iovcnt, offset);
+  pthread_rwlock_unlock (&f->direct_lock);
+  return r;
+}
+
+/* ---- operations ---------------------------------------------------------------------------- */
+
+static int
+local_pread (struct q_file *f, void *buf, size_t len, uint64_t offset)
+{
+  struct local_file *lf = (struct local_file *)f;
+
+  return lf->direct ? direct_pread (lf, buf, len, offset) : pread_full (lf->fd, buf, len, offset);
+}
+
+static int
+local_pwritev (struct q_file *f, const struct iovec *iov, int iovcnt, uint64_t offset)
+{
+  struct local_file *lf = (struct local_file *)f;
+
+  return lf->direct ? direct_pwritev (lf, (struct iovec *)iov, iovcnt, offset)
+                    : pwritev_full (lf->fd, (struct iovec *)iov, iovcnt, offset);
+}
+
+static int
+local_sync (struct q_file *f)
+{
+  return fdatasync (local_fd (f)) == -1 ? -errno : 0;
+}
+
+static int
+local_fallocate (struct q_file *f, int mode, uint64_t offset, uint64_t len)
+{
+  int r;
+
+  do
+    r = fallocate (local_fd (f), mode, (off_t)offset, (off_t)len);
+  while (r == -1 && errno == EINTR);
+  if (r == -1)
+    return errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL ? -ENOTSUP : -errno;
+  return 0;
+}
+
+static int
+local_zero (struct q_file *f, uint64_t offset, uint64_t len, bool unmap)
+{
+  /* On a block device punching zeroes by unmapping, and fails where that cannot be promised. */
+  return local_fallocate (
+      f, (unmap ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE) | FALLOC_FL_KEEP_SIZE, offset, len);
+}
+
+static int
+local_truncate (struct q_file *f, uint64_t size)
+{
+  return ftruncate (local_fd (f), (off_t)size) == -1 ? -errno : 0;
+}
+
+static int
+local_allocate (struct q_file *f, uint64_t offset, uint64_t len)
+{
+  return local_fallocate (f, 0, offset, len);
+}
+
+static int
+local_size (struct q_file *f, uint64_t *size)
+{
+  struct stat st;
+
+  if (f->is_device)
+    return ioctl (local_fd (f), BLKGETSIZE64, size) == -1 ? -errno : 0;
+  if (fstat (local_fd (f), &st) == -1)
+    return -errno;
+  *size = (uint64_t)st.st_size;
+  return 0;
+}
+
+static int
+local_usage (struct q_file *f, uint64_t *bytes)
+{
+  struct stat st;
+
+  if (fstat (local_fd (f), &st) == -1)
+    return -errno;
+  *bytes = (uint64_t)st.st_blocks * 512;
+  return 0;
+}
+
+static int
+local_extent (struct q_file *f, uint64_t offset, uint64_t *end, bool *is_hole)
+{
+  off_t data = lseek (local_fd (f), (off_t)offset, SEEK_DATA), hole;
+
+  if (data == -1 && errno == ENXIO) { /* no data from here to the end of the file */
+    *is_hole = true;
+    return local_size (f, end);
+  }
+  if (data == -1)
+    return errno == EINVAL ? -ENOTSUP : -errno;
+  *is_hole = (uint64_t)data > offset;
+  if (*is_hole) {
+    *end = (uint64_t)data;
+    return 0;
+  }
+  hole = lseek (local_fd (f), (off_t)offset, SEEK_HOLE);
+  if (hole == -1)
+    return errno == EINVAL ? -ENOTSUP : -errno;
+  *end = (uint64_t)hole;
+  return 0;
+}
+
+static int
+local_prefetch (struct q_file *f, uint64_t offset, uint64_t len)
+{
+  if (((struct local_file *)f)->direct)
+    return 0; /* there is no cache to bring it into */
+  return -posix_fadvise (local_fd (f), (off_t)offset, (off_t)len, POSIX_FADV_WILLNEED);
+}
+
+static void
+local_close (struct q_file *f)
+{
+  struct local_file *lf = (struct local_file *)f;
+
+  if (lf->fd >= 0)
+    close (lf->fd);
+  pthread_rwlock_destroy (&lf->direct_lock);
+  free (f->name);
+  free (lf);
+}
+
+static const struct q_file_ops local_ops = {
+  .pread = local_pread,
+  .pwritev = local_pwritev,
+  .sync = local_sync,
+  .zero = local_zero,
+  .truncate = local_truncate,
+  .allocate = local_allocate,
+  .size = local_size,
+  .usage = local_usage,
+  .extent = local_extent,
+  .prefetch = local_prefetch,
+  .close = local_close,
+};
+
+int
+q_file_open_local (void *opaque, const char *name, unsigned flags, struct q_file **file,
+                   struct q_error *err)
+{
+  int oflags = O_CLOEXEC | O_NOCTTY | (flags & Q_FILE_WRITE ? O_RDWR : O_RDONLY);
+  struct local_file *lf = calloc (1, sizeof *lf);
+  struct stat st;
+  int r = 0;
+
+  (void)opaque;
+  *file = NULL;
+  if (!lf)
+    return q_fail (err, -ENOMEM, "%s: out of memory", name);
+  pthread_rwlock_init (&lf->direct_lock, NULL);
+  lf->base.ops = &local_ops;
+  lf->direct = flags & Q_FILE_DIRECT;
+  lf->fd = -1;
+  lf->base.fd = -1;
+  lf->base.name = strdup (name);
+  if (!lf->base.name) {
+    r = q_fail (err, -ENOMEM, "%s: out of memory", name);
+    goto out;
+  }
+  /* O_NONBLOCK so that a FIFO in the image's place is an error and not a wait for ever. */
+  lf->fd = open (name,
+                 oflags | O_NONBLOCK | (flags & Q_FILE_CREATE ? O_CREAT : 0) |
+                     (lf->direct ? O_DIRECT : 0),
+                 0644);
+  if (lf->fd == -1) {
+    r = q_fail (err, -errno, "%s: cannot open%s: %s%s", name,
+                flags & Q_FILE_CREATE  ? " for creating"
+                : flags & Q_FILE_WRITE ? " for reading and writing"
+                                       : "",
+                strerror (errno),
+                lf->direct && errno == EINVAL ? " (does the file system support O_DIRECT?)" : "");
+    goto out;
+  }
+  if (fstat (lf->fd, &st) == -1) {
+    r = q_fail (err, -errno, "%s: %s", name, strerror (errno));
+    goto out;
+  }
+  if (!S_ISREG (st.st_mode) && !S_ISBLK (st.st_mode)) {
+    r = q_fail (err, -EINVAL, "%s: is a %s, not a regular file or a block device", name,
+                S_ISDIR (st.st_mode)    ? "directory"
+                : S_ISFIFO (st.st_mode) ? "FIFO"
+                : S_ISSOCK (st.st_mode) ? "socket"
+                                        : "special file");
+    goto out;
+  }
+  lf->base.is_device = S_ISBLK (st.st_mode);
+  lf->base.holes_are_zero = S_ISREG (st.st_mode);
+  lf->base.dev = lf->base.is_device ? (uint64_t)st.st_rdev : (uint64_t)st.st_dev;
+  lf->base.ino = lf->base.is_device ? 0 : (uint64_t)st.st_ino;
+  if (!lf->direct)
+    lf->base.fd = lf->fd;
+  if (flags & Q_FILE_LOCK)
+    r = q_lock_take (lf->fd, flags & Q_FILE_WRITE, name, err);
+  /* Emptied only once nobody else can be using it. */
+  if (r == 0 && (flags & Q_FILE_CREATE) && !lf->base.is_device && ftruncate (lf->fd, 0) == -1)
+    r = q_fail (err, -errno, "%s: cannot truncate: %s", name, strerror (errno));
+
+out:
+  if (r == 0)
+    *file = &lf->base;
+  else
+    local_close (&lf->base);
+  return r;
+}
+
+/* ---- the seam ------------------------------------------------------------------------------ */
+
+int
+q_file_open (const struct q_file_opener *opener, const char *name, unsigned flags,
+             struct q_file **file, struct q_error *err)
+{
+  if (opener)
+    return opener->open (opener->opaque, name, flags, file, err);
+  return q_file_open_local (NULL, name, flags, file, err);
+}
+
+void
+q_file_close (struct q_file **file)
+{
+  if (*file)
+    (*file)->ops->close (*file);
+  *file = NULL;
+}
+
+int
+q_file_pread (struct q_file *f, void *buf, size_t len, uint64_t offset)
+{
+  return f->ops->pread (f, buf, len, offset);
+}
+
+int
+q_file_pwritev (struct q_file *f, struct iovec *iov, int iovcnt, uint64_t offset)
+{
+  return f->ops->pwritev (f, iov, iovcnt, offset);
+}
+
+int
+q_file_pwrite (struct q_file *f, const void *buf, size_t len, uint64_t offset)
+{
+  struct iovec iov = { (void *)buf, len };
+
+  return f->ops->pwritev (f, &iov, 1, offset);
+}
+
+int
+q_file_sync (struct q_file *f)
+{
+  return f->ops->sync (f);
+}
+
+int
+q_file_zero (struct q_file *f, uint64_t offset, uint64_t len, bool unmap)
+{
+  return f->ops->zero (f, offset, len, unmap);
+}
+
+int
+q_file_write_zeroes (struct q_file *f, uint64_t offset, uint64_t len, bool unmap)
+{
+  uint64_t size, chunk = q_min (len, ZERO_CHUNK);
+  void *zeros;
+  int r = q_file_zero (f, offset, len, unmap);
+
+  if (r != -ENOTSUP && r != 0)
+    return r;
+  if (r == 0) {
+    /* That does not make the file longer: what is past its end reads as zeros anyway, but the
+     * caller may count on the size. */
+    if (f->is_device)
+      return 0;
+    r = q_file_size (f, &size);
+    if (r == 0 && size < offset + len)
+      r = q_file_truncate (f, offset + len);
+    return r;
+  }
+  if (posix_memalign (&zeros, DIRECT_ALIGN, q_round_up (chunk, DIRECT_ALIGN)) != 0)
+    return -ENOMEM;
+  memset (zeros, 0, chunk);
+  for (r = 0; r == 0 && len > 0; offset += chunk, len -= chunk) {
+    chunk = q_min (len, ZERO_CHUNK);
+    r = q_file_pwrite (f, zeros, chunk, offset);
+  }
+  free (zeros);
+  return r;
+}
+
+int
+q_file_truncate (struct q_file *f, uint64_t size)
+{
+  return f->ops->truncate (f, size);
+}
+
+int
+q_file_allocate (struct q_file *f, uint64_t offset, uint64_t len)
+{
+  return f->ops->allocate (f, offset, len);
+}
+
+int
+q_file_size (struct q_file *f, uint64_t *size)
+{
+  return f->ops->size (f, size);
+}
+
+int
+q_file_usage (struct q_file *f, uint64_t *bytes)
+{
+  return f->ops->usage (f, bytes);
+}
+
+int
+q_file_extent (struct q_file *f, uint64_t offset, uint64_t *end, bool *is_hole)
+{
+  return f->ops->extent (f, offset, end, is_hole);
+}
+
+int
+q_file_prefetch (struct q_file *f, uint64_t offset, uint64_t len)
+{
+  return f->ops->prefetch (f, offset, len);
+}

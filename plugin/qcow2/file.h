@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The storage seam: everything that the engine does to a file goes through these calls.
+ *
+ * A q_file is one open file (local, or whatever an opener gives).  Nothing above this seam assumes
+ * a descriptor; a fast path may ask for one.  Tests put their own opener in (q_open_options.opener)
+ * to record, reorder or fail operations.
+ *
+ * Errors: negative errno.  Reads past the end of the file give zeros, never an error: an image
+ * may end in the middle of its last cluster.  Threads: all calls from any thread; the seam orders
+ * nothing, except that a read sees a write that returned before it began.
+ *
+ * A short write is never seen above the seam.  Alignment that O_DIRECT wants is the seam's affair.
+ */
+
+#ifndef Q_FILE_H
+#define Q_FILE_H
+
+#include "qcow2.h"
+
+struct iovec;
+
+struct q_file_ops {
+  int (*pread) (struct q_file *f, void *buf, size_t len, uint64_t offset);
+  int (*pwritev) (struct q_file *f, const struct iovec *iov, int iovcnt, uint64_t offset);
+  int (*sync) (struct q_file *f);
+  /* The range then reads as zeros; UNMAP: and gives its space back.  -ENOTSUP if that cannot be
+   * had without writing data. */
+  int (*zero) (struct q_file *f, uint64_t offset, uint64_t len, bool unmap);
+  int (*truncate) (struct q_file *f, uint64_t size);
+  int (*allocate) (struct q_file *f, uint64_t offset, uint64_t len); /* reserve space; keeps data */
+  int (*size) (struct q_file *f, uint64_t *size);
+  int (*usage) (struct q_file *f, uint64_t *bytes); /* disk space occupied */
+  /* The run of data or hole that OFFSET lies in: *is_hole, and *end exclusive.  -ENOTSUP if the
+   * file cannot tell. */
+  int (*extent) (struct q_file *f, uint64_t offset, uint64_t *end, bool *is_hole);
+  int (*prefetch) (struct q_file *f, uint64_t offset, uint64_t len);
+  void (*close) (struct q_file *f);
+};
+
+struct q_file {
+  const struct q_file_ops *ops;
+  char *name;          /* as opened, for messages and for resolving relative names */
+  int fd;              /* -1 if none, or if it must not be used beside ops (O_DIRECT) */
+  bool holes_are_zero; /* bytes never written past the end of the file read as zeros: true for
+                        * regular files, false for block devices */
+  bool is_device;
+  uint64_t dev, ino; /* identity, to find loops in a chain; 0, 0 if it has none */
+};
+
+enum q_file_flags {
+  Q_FILE_WRITE = 1,
+  Q_FILE_CREATE = 2, /* create or truncate */
+  Q_FILE_DIRECT = 4,
+  Q_FILE_LOCK = 8, /* take QEMU's locks: see lock.h */
+};
+
+struct q_file_opener {
+  int (*open) (void *opaque, const char *name, unsigned flags, struct q_file **file,
+               struct q_error *err);
+  void *opaque;
+};
+
+/* The local file system. */
+int q_file_open_local (void *opaque, const char *name, unsigned flags, struct q_file **file,
+                       struct q_error *err);
+/* Through OPENER, or the local file system if it is NULL. */
+int q_file_open (const struct q_file_opener *opener, const char *name, unsigned flags,
+                 struct q_file **file, struct q_error *err);
+void q_file_close (struct q_file **file);
+
+/* The descriptor for a fast path (preadv2, io_uring), or -1. */
+static inline int
+q_file_fd (const struct q_file *f)
+{
+  return f ? f->fd : -1;
+}
+
+int q_file_pread (struct q_file *f, void *buf, size_t len, uint64_t offset);
+int q_file_pwrite (struct q_file *f, const void *buf, size_t len, uint64_t offset);
+/* May change the contents of IOV. */
+int q_file_pwritev (struct q_file *f, struct iovec *iov, int iovcnt, uint64_t offset);
+int q_file_sync (struct q_file *f);
+int q_file_zero (struct q_file *f, uint64_t offset, uint64_t len, bool unmap);
+/* The same by whatever means: by writing where q_file_zero cannot. */
+int q_file_write_zeroes (struct q_file *f, uint64_t offset, uint64_t len, bool unmap);
+int q_file_truncate (struct q_file *f, uint64_t size);
+int q_file_allocate (struct q_file *f, uint64_t offset, uint64_t len);
+int q_file_size (struct q_file *f, uint64_t *size);
+int q_file_usage (struct q_file *f, uint64_t *bytes);
+int q_file_extent (struct q_file *f, uint64_t offset, uint64_t *end, bool *is_hole);
+int q_file_prefetch (struct q_file *f, uint64_t offset, uint64_t len);
+
+#endif /* Q_FILE_H */

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The highest allocated offset: the end, exclusive, in bytes, of the highest host cluster ever
+ * allocated, for those who have to grow a volume before it is full.
+ *
+ * In the file it is header extension 0x48414c43: eight bytes, big-endian.  It is a hint until
+ * proven: a writer that does not know the extension keeps it but does not keep it up to date.  So
+ * at open the refcounts from the recorded value upwards are looked at, and nothing below it: never
+ * the whole image.  A value that cannot be (unaligned, or past the end of the file, which another
+ * writer has cut) counts as not recorded; then the look stops at the first cluster in use, coming
+ * from the end.
+ *
+ * alloc.c raises it; flush.c calls q_highest_persist.
+ */
+
+#include <errno.h>
+
+#include "image.h"
+
+#define ull(v) ((unsigned long long)(v))
+
+int
+q_highest_open (struct q_image *img, struct q_error *err)
+{
+  const struct q_extension *e = q_extension_find (img, Q_EXT_HIGHEST_OFFSET);
+  uint64_t recorded = 0, file_size, file_end, top;
+  int r;
+
+  r = q_file_size (img->file, &file_size);
+  if (r < 0)
+    return q_fail (err, r, "%s: cannot tell the file's size: %s", img->filename, strerror (-r));
+  file_end = q_round_up (file_size, q_cluster_bytes (img));
+  if (e && e->length == sizeof (be64)) {
+    be64 v;
+
+    memcpy (&v, e->data, sizeof v);
+    recorded = get64 (v);
+  } else if (e)
+    q_log (Q_LOG_WARNING,
+           "%s: highest allocated offset: length %u, should be 8; it is counted anew",
+           img->filename, e->length);
+  img->highest_recorded = recorded;
+  if ((recorded & (q_cluster_bytes (img) - 1)) || recorded > file_end) {
+    q_log (Q_LOG_WARNING, "%s: recorded highest allocated offset %llu %s; it is counted anew",
+           img->filename, ull (recorded),
+           recorded > file_end ? "is past the end of the file" : "is not aligned to a cluster");
+    recorded = 0;
+  }
+  q_alloc_lock (img);
+  r = q_refcount_top (img, recorded >> img->cluster_bits, &top);
+  q_alloc_unlock (img);
+  if (r < 0)
+    return q_fail (err, r, "%s: cannot read the refcounts past byte %llu: %s", img->filename,
+                   ull (recorded), strerror (-r));
+  atomic_store (&img->highest, top << img->cluster_bits);
+  /* What lies past both was never written by anybody. */
+  img->hole_from = file_end;
+  return 0;
+}
+
+int
+q_highest_persist (struct q_image *img)
+{
+  struct q_extension *e = q_extension_find (img, Q_EXT_HIGHEST_OFFSET);
+  uint64_t value = q_highest_offset (img);
+  be64 v = put64 (value);
+  int r;
+
+  if (e && e->length == sizeof v) {
+    r = q_file_pwrite (img->file, &v, sizeof v, e->offset);
+    memcpy (e->data, &v, sizeof v);
+  } else if (e)
+    r = 0; /* somebody else's idea of it: leave it alone */
+  else {
+    r = q_header_append_extension (img, Q_EXT_HIGHEST_OFFSET, &v, sizeof v);
+    if (r == -ENOSPC) {
+      q_log (Q_LOG_INFO, "%s: the first cluster has no room to record the highest allocated offset",
+             img->filename);
+      r = 0;
+    }
+  }
+  if (r == 0)
+    img->highest_recorded = value;
+  return r;
+}

@@ -1,0 +1,448 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Opening and closing: one layer, then the chain below it.
+ *
+ * What an image may make us open is decided here: a local file, named by the recorded backing file
+ * name, in the recorded format, and nothing else.  Only the top layer is opened for writing.
+ */
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "image.h"
+
+#define ull(v) ((unsigned long long)(v))
+
+#define DEFAULT_L2_CACHE       (128ull << 20)
+#define DEFAULT_REFCOUNT_CACHE (32ull << 20)
+
+void
+q_open_options_init (struct q_open_options *opts)
+{
+  *opts = (struct q_open_options){ .format = Q_FORMAT_AUTO };
+}
+
+/* ---- names ---------------------------------------------------------------------------------- */
+
+/* Turns the recorded name into a path, relative to the overlay's directory. */
+static int
+resolve_backing_name (struct q_image *img, struct q_error *err)
+{
+  const char *name = img->backing_file, *slash, *colon;
+  int n;
+
+  if (strncmp (name, "file:", 5) == 0)
+    name += 5;
+  else {
+    colon = strchr (name, ':');
+    slash = strchr (name, '/');
+    if (colon && (!slash || colon < slash))
+      return q_fail (
+          err, -ENOTSUP,
+          "%s: backing file '%s': only local files can be backing files, not '%.*s:' names",
+          img->filename, img->backing_file, (int)(colon - name), name);
+  }
+  if (*name == '\0')
+    return q_fail (err, -EINVAL, "%s: the backing file name '%s' names no file", img->filename,
+                   img->backing_file);
+  slash = strrchr (img->filename, '/');
+  if (*name == '/' || !slash)
+    n = asprintf (&img->backing_path, "%s", name);
+  else
+    n = asprintf (&img->backing_path, "%.*s/%s", (int)(slash - img->filename), img->filename, name);
+  if (n == -1) {
+    img->backing_path = NULL;
+    return q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
+  }
+  return 0;
+}
+
+static int
+backing_format (const struct q_image *img, const struct q_open_options *opts, enum q_format *format,
+                struct q_error *err)
+{
+  const char *name = img->backing_format;
+
+  if (name && strcmp (name, "qcow2") == 0)
+    *format = Q_FORMAT_QCOW2;
+  else if (name && strcmp (name, "raw") == 0)
+    *format = Q_FORMAT_RAW;
+  else if (name)
+    return q_fail (
+        err, -ENOTSUP,
+        "%s: backing file '%s': recorded format '%s' is not supported (qcow2 and raw are)",
+        img->filename, img->backing_file, name);
+  else if (opts->backing == Q_BACKING_PROBE)
+    *format = Q_FORMAT_AUTO;
+  else
+    return q_fail (
+        err, -EINVAL,
+        "%s: backing file '%s': its format is not recorded, and guessing lets a guest name "
+        "files of the host; record it (qemu-img rebase -u -F FORMAT -b '%s'), or allow "
+        "probing if you trust the image",
+        img->filename, img->backing_file, img->backing_file);
+  return 0;
+}
+
+/* ---- one layer ------------------------------------------------------------------------------ */
+
+static void
+free_layer (struct q_image *img)
+{
+  q_inflate_close (img);
+  q_l2_close (img);
+  q_refcount_close (img);
+  q_snapshots_free (img);
+  q_header_free (img);
+  q_file_close (&img->file);
+  free (img->limbo.entry);
+  free (img->dropped.entry);
+  for (int i = 0; i < Q_TABLE_STRIPES; ++i)
+    pthread_mutex_destroy (&img->stripe[i]);
+  pthread_mutex_destroy (&img->l2_cache_own.lock);
+  pthread_mutex_destroy (&img->refblock_cache.lock);
+  pthread_mutex_destroy (&img->claim_lock);
+  pthread_cond_destroy (&img->claim_released);
+  pthread_mutex_destroy (&img->alloc_lock);
+  pthread_mutex_destroy (&img->dirty_lock);
+  pthread_mutex_destroy (&img->flush_lock);
+  pthread_cond_destroy (&img->flush_done);
+  free (img->filename);
+  free (img);
+}
+
+static struct q_image *
+new_layer (const char *filename)
+{
+  struct q_image *img = calloc (1, sizeof *img);
+
+  if (!img)
+    return NULL;
+  for (int i = 0; i < Q_TABLE_STRIPES; ++i)
+    pthread_mutex_init (&img->stripe[i], NULL);
+  pthread_mutex_init (&img->l2_cache_own.lock, NULL);
+  pthread_mutex_init (&img->refblock_cache.lock, NULL);
+  pthread_mutex_init (&img->claim_lock, NULL);
+  pthread_cond_init (&img->claim_released, NULL);
+  pthread_mutex_init (&img->alloc_lock, NULL);
+  pthread_mutex_init (&img->dirty_lock, NULL);
+  pthread_mutex_init (&img->flush_lock, NULL);
+  pthread_cond_init (&img->flush_done, NULL);
+  img->filename = strdup (filename);
+  if (!img->filename) {
+    free_layer (img);
+    return NULL;
+  }
+  return img;
+}
+
+/* What FORMAT means for this file: raw is never guessed, except for a backing file whose overlay
+ * the user trusts. */
+static int
+find_format (struct q_image *img, enum q_format format, bool may_be_raw, struct q_error *err)
+{
+  be32 magic;
+  int r;
+
+  img->format = format;
+  if (format != Q_FORMAT_AUTO)
+    return 0;
+  r = q_file_pread (img->file, &magic, sizeof magic, 0);
+  if (r < 0)
+    return q_fail (err, r, "%s: cannot read: %s", img->filename, strerror (-r));
+  img->format = Q_FORMAT_QCOW2;
+  if (get32 (magic) == Q_MAGIC)
+    return 0;
+  if (!may_be_raw)
+    return q_fail (err, -EINVAL,
+                   "%s: is not a qcow2 image (it begins with 0x%08x); if it is a raw disk, say so: "
+                   "format raw",
+                   img->filename, get32 (magic));
+  img->format = Q_FORMAT_RAW;
+  return 0;
+}
+
+static int
+open_raw (struct q_image *img, struct q_error *err)
+{
+  uint64_t size;
+  int r = q_file_size (img->file, &size);
+
+  if (r < 0)
+    return q_fail (err, r, "%s: cannot tell the file's size: %s", img->filename, strerror (-r));
+  img->cluster_bits = 16;
+  atomic_store (&img->size, size);
+  return 0;
+}
+
+/* What must be true, or be made true, before the image may be written. */
+static int
+prepare_writing (struct q_image *img, const struct q_open_options *opts, struct q_error *err)
+{
+  uint64_t unknown = img->autoclear & ~(Q_AUTOCLEAR_BITMAPS | Q_AUTOCLEAR_DATA_FILE_RAW);
+  int r;
+
+  if ((img->incompatible & Q_INCOMPAT_CORRUPT) && !opts->repair)
+    return q_fail (
+        err, -EROFS,
+        "%s: the image is marked corrupt and can only be opened read-only; run nbdcow-img "
+        "check -r all",
+        img->filename);
+  if ((img->autoclear & Q_AUTOCLEAR_BITMAPS) && !opts->repair)
+    return q_fail (err, -ENOTSUP,
+                   "%s: writing to an image with persistent dirty bitmaps (%u of them) is not "
+                   "supported: they would no longer be true; open it read-only",
+                   img->filename, img->nb_bitmaps);
+  if ((img->incompatible & Q_INCOMPAT_DIRTY) && !opts->repair) {
+    q_log (Q_LOG_WARNING, "%s: was not closed cleanly: repairing its refcounts", img->filename);
+    r = q_check_repair_dirty (img, err);
+    if (r < 0)
+      return r;
+  }
+  if (unknown) {
+    img->autoclear &= ~unknown;
+    r = q_header_write_features (img);
+    if (r == 0)
+      r = q_file_sync (img->file);
+    if (r < 0)
+      return q_fail (err, r, "%s: cannot clear unknown autoclear features: %s", img->filename,
+                     strerror (-r));
+  }
+  return 0;
+}
+
+static int
+open_qcow2 (struct q_image *img, const struct q_open_options *opts, bool top, struct q_error *err)
+{
+  int r = q_header_read (img, err);
+
+  if (r == 0)
+    r = q_snapshots_read (img, err);
+  if (r == 0 && top && !img->read_only)
+    r = prepare_writing (img, opts, err);
+  if (r == 0)
+    r = q_l2_open (img, err);
+  if (r == 0 && q_inflate_open (img) < 0)
+    r = q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
+  if (r == 0 && top) {
+    r = q_refcount_open (img, err);
+    if (r == 0)
+      r = q_highest_open (img, err);
+  }
+  return r;
+}
+
+static int
+open_layer (struct q_image **layer, const char *filename, enum q_format format,
+            const struct q_open_options *opts, struct q_image *top, struct q_error *err)
+{
+  struct q_image *img = new_layer (filename);
+  unsigned flags = 0;
+  int r;
+
+  *layer = NULL;
+  if (!img)
+    return q_fail (err, -ENOMEM, "%s: out of memory", filename);
+  img->opener = opts->opener;
+  img->read_only = top || opts->read_only;
+  img->stable = img->read_only;
+  img->discard = opts->discard && !img->read_only;
+  img->l2_cache_own.max_bytes = opts->l2_cache_size ? opts->l2_cache_size : DEFAULT_L2_CACHE;
+  img->l2_cache = top ? top->l2_cache : &img->l2_cache_own;
+  img->refblock_cache.max_bytes =
+      opts->refcount_cache_size ? opts->refcount_cache_size : DEFAULT_REFCOUNT_CACHE;
+  flags |= img->read_only ? 0 : Q_FILE_WRITE;
+  flags |= opts->cache == Q_CACHE_DIRECT ? Q_FILE_DIRECT : 0;
+  flags |= opts->lock == Q_LOCK_ON ? Q_FILE_LOCK : 0;
+  r = q_file_open (opts->opener, filename, flags, &img->file, err);
+  if (r == 0)
+    r = find_format (img, format, top && opts->backing == Q_BACKING_PROBE, err);
+  if (r == 0)
+    r = img->format == Q_FORMAT_RAW ? open_raw (img, err) : open_qcow2 (img, opts, !top, err);
+  /* Writers flush when half of the tables that may be in memory are dirty. */
+  img->dirty_max = (img->l2_cache_own.max_bytes >> img->cluster_bits) / 2;
+  img->dirty_max = img->dirty_max < 4 ? 4 : img->dirty_max;
+  if (r == 0 && img->backing_file)
+    r = resolve_backing_name (img, err);
+  if (r < 0) {
+    free_layer (img);
+    return r;
+  }
+  *layer = img;
+  return 0;
+}
+
+/* ---- the chain ------------------------------------------------------------------------------ */
+
+/* The image in the chain from TOP to LAST that is the same file as FILE. */
+static const struct q_image *
+find_loop (const struct q_image *top, const struct q_image *last, const struct q_file *file)
+{
+  if (file->dev == 0 && file->ino == 0)
+    return NULL;
+  for (const struct q_image *i = top; i != last; i = i->backing)
+    if (i->file->dev == file->dev && i->file->ino == file->ino)
+      return i;
+  return NULL;
+}
+
+static int
+open_chain (struct q_image *top, const struct q_open_options *opts, struct q_error *err)
+{
+  struct q_image *img = top;
+  unsigned depth = 1;
+
+  while (img->backing_file && opts->backing != Q_BACKING_NONE) {
+    const struct q_image *same;
+    enum q_format format = Q_FORMAT_AUTO;
+    int r = backing_format (img, opts, &format, err);
+
+    if (r < 0)
+      return r;
+    if (depth++ == Q_MAX_CHAIN)
+      return q_fail (err, -ELOOP,
+                     "%s: the chain of backing files has more than %u layers, %s is one "
+                     "too many",
+                     top->filename, Q_MAX_CHAIN, img->backing_path);
+    r = open_layer (&img->backing, img->backing_path, format, opts, top, err);
+    if (r < 0) {
+      q_error_prefix (err, "%s: cannot open backing file '%s'", img->filename, img->backing_file);
+      return r;
+    }
+    same = find_loop (top, img->backing, img->backing->file);
+    if (same)
+      return q_fail (err, -ELOOP, "%s: backing file '%s' is %s again: the chain is a loop",
+                     img->filename, img->backing_file, same->filename);
+    img = img->backing;
+  }
+  return 0;
+}
+
+static void
+free_chain (struct q_image *img)
+{
+  while (img) {
+    struct q_image *backing = img->backing;
+
+    free_layer (img);
+    img = backing;
+  }
+}
+
+int
+q_open (struct q_image **img, const char *filename, const struct q_open_options *opts,
+        struct q_error *err)
+{
+  struct q_image *top;
+  int r;
+
+  *img = NULL;
+  if (err)
+    err->text[0] = '\0';
+  r = open_layer (&top, filename, opts->format, opts, NULL, err);
+  if (r == 0 && !opts->metadata_only) {
+    r = open_chain (top, opts, err);
+    if (r < 0) {
+      free_chain (top);
+      return r;
+    }
+  }
+  if (r == 0)
+    *img = top;
+  return r;
+}
+
+int
+q_close (struct q_image **pimg, struct q_error *err)
+{
+  struct q_image *img = *pimg;
+  int r = 0, round;
+
+  if (!img)
+    return 0;
+  *pimg = NULL;
+  if (err)
+    err->text[0] = '\0';
+  if (!img->read_only) {
+    img->closing = true;
+    /* The first round frees what is in limbo, the second makes the lowered counts durable. */
+    for (round = 0; r == 0 && round < 3; ++round)
+      r = q_flush (img);
+    if (r < 0)
+      q_fail (err, r, "%s: what was written since the last flush may be lost: %s", img->filename,
+              strerror (-r));
+  }
+  free_chain (img);
+  return r;
+}
+
+/* ---- what an image is ----------------------------------------------------------------------- */
+
+uint64_t
+q_size (const struct q_image *img)
+{
+  return atomic_load_explicit (&img->size, memory_order_relaxed);
+}
+
+uint32_t
+q_cluster_size (const struct q_image *img)
+{
+  return 1u << img->cluster_bits;
+}
+
+bool
+q_read_only (const struct q_image *img)
+{
+  return img->read_only || atomic_load (&img->sticky) != 0;
+}
+
+enum q_format
+q_image_format (const struct q_image *img)
+{
+  return img->format;
+}
+
+const char *
+q_filename (const struct q_image *img)
+{
+  return img->filename;
+}
+
+struct q_image *
+q_backing_image (const struct q_image *img)
+{
+  return img->backing;
+}
+
+void
+q_get_info (const struct q_image *img, struct q_image_info *info)
+{
+  *info = (struct q_image_info){
+    .version = img->version,
+    .cluster_bits = img->cluster_bits,
+    .refcount_bits = img->format == Q_FORMAT_QCOW2 ? 1u << img->refcount_order : 0,
+    .virtual_size = q_size (img),
+    .highest_offset = q_highest_offset (img),
+    .incompatible = img->incompatible,
+    .compatible = img->compatible,
+    .autoclear = img->autoclear,
+    .lazy_refcounts = img->compatible & Q_COMPAT_LAZY_REFCOUNTS,
+    .corrupt = img->incompatible & Q_INCOMPAT_CORRUPT,
+    .dirty = img->incompatible & Q_INCOMPAT_DIRTY,
+    .extended_l2 = img->incompatible & Q_INCOMPAT_EXTL2,
+    .data_file_raw = img->autoclear & Q_AUTOCLEAR_DATA_FILE_RAW,
+    .compression_type = img->compression_type == Q_COMPRESSION_ZSTD ? "zstd" : "zlib",
+    .encryption = img->crypt_method == Q_CRYPT_AES    ? "aes"
+                  : img->crypt_method == Q_CRYPT_LUKS ? "luks"
+                                                      : NULL,
+    .backing_file = img->backing_file,
+    .backing_format = img->backing_format,
+    .backing_path = img->backing_path,
+    .data_file = img->data_file,
+    .nb_snapshots = img->nb_snapshots,
+    .nb_bitmaps = img->nb_bitmaps,
+  };
+  q_file_size (img->file, &info->file_size);
+  q_file_usage (img->file, &info->actual_size);
+}

@@ -1,0 +1,415 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Inside the engine: the image and the parts that it is made of.
+ *
+ * One struct q_image is one layer: a file, its geometry, its tables.  Only the top layer of a
+ * chain is ever written; layers below are immutable to us and carry no allocator state.
+ *
+ * Order of taking things (DESIGN section 4): claim -> pin -> table stripe -> allocator -> dirty
+ * list. Never wait for pins to drain while holding a pin or a claim.
+ */
+
+#ifndef Q_IMAGE_H
+#define Q_IMAGE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "file.h"
+#include "format.h"
+#include "qcow2.h"
+
+#define Q_TABLE_STRIPES 64
+
+/* ---- tables: cached metadata (table.c) ------------------------------------------------------ */
+
+/* Metadata is written back in blocks of this size, or of a cluster if that is smaller. */
+#define Q_TABLE_BLOCK_BITS 12u
+
+enum q_table_kind { Q_TABLE_L1, Q_TABLE_L2, Q_TABLE_REFTABLE, Q_TABLE_REFBLOCK };
+
+/* A metadata table in memory, as it is on disk.  Entries of 8 bytes are read and written
+ * atomically, so that readers need no lock; refcount blocks belong to the allocator's lock. */
+struct q_table {
+  struct q_image *img;
+  enum q_table_kind kind;
+  uint64_t host;  /* where it lives; changes only while nothing of it is dirty */
+  uint64_t index; /* L2: its L1 index; refcount block: its refcount table index */
+  uint32_t bytes;
+  unsigned block_bits;
+  _Atomic uint32_t users;  /* plans and flushes that hold it: not evictable while above 0 */
+  _Atomic bool referenced; /* the clock's second chance */
+  _Atomic bool listed;     /* on the image's dirty list */
+  bool fresh;              /* nothing durable on disk points to it yet, so its contents may be
+                            * written at any time */
+  struct q_table *dirty_next;
+  struct q_table *prev, *next; /* the cache's clock ring */
+  union {
+    _Atomic uint64_t *entry; /* big-endian */
+    uint8_t *mem;
+  };
+  _Atomic uint64_t dirty[]; /* one bit a block */
+};
+
+struct q_table *q_table_new (struct q_image *img, enum q_table_kind kind, uint32_t bytes);
+void q_table_free (void *table);
+void q_table_mark_dirty (struct q_table *t, uint32_t byte_offset, uint32_t bytes);
+bool q_table_is_dirty (const struct q_table *t);
+
+static inline uint64_t
+q_entry_get (const struct q_table *t, uint32_t index)
+{
+  return be64toh (atomic_load_explicit (&t->entry[index], memory_order_acquire));
+}
+
+/* Publishes VALUE; the caller marks the table dirty afterwards. */
+static inline void
+q_entry_set (struct q_table *t, uint32_t index, uint64_t value)
+{
+  atomic_store_explicit (&t->entry[index], htobe64 (value), memory_order_release);
+}
+
+/* A bounded ring of evictable tables, in the order of a clock. */
+struct q_table_cache {
+  pthread_mutex_t lock;
+  struct q_table *hand;
+  uint64_t tables, bytes, max_bytes;
+};
+
+void q_cache_insert (struct q_table_cache *c, struct q_table *t);
+void q_cache_remove (struct q_table_cache *c, struct q_table *t);
+
+/* ---- mapping: the active L1 table and the L2 tables below it (l2.c) ------------------------- */
+
+struct q_l1 {
+  uint32_t entries;
+  struct q_table *table;           /* the L1 entries themselves */
+  _Atomic (struct q_table *) l2[]; /* NULL: not in memory */
+};
+
+/* ---- limbo: clusters on their way to being free (alloc.c) ----------------------------------- */
+
+struct q_limbo_entry {
+  uint64_t cluster, count; /* one reference less for each of these host clusters */
+  uint64_t stamp;          /* pins older than this may still see them */
+};
+
+struct q_limbo {
+  struct q_limbo_entry *entry;
+  size_t n, reserved, capacity;
+  size_t n_durable; /* the first so many have left the on-disk references */
+  size_t n_marked;  /* and so many will have when the flush under way is done */
+  _Atomic uint64_t clusters;
+};
+
+/* ---- header extensions (extensions.c) ------------------------------------------------------- */
+
+/* One extension as found, kept in its order. */
+struct q_extension {
+  struct q_extension *next;
+  uint32_t type, length;
+  uint64_t offset; /* of its data in the file */
+  uint8_t data[];
+};
+
+/* ---- snapshots (snapshot.c) ----------------------------------------------------------------- */
+
+struct q_snapshot {
+  uint64_t l1_table_offset;
+  uint32_t l1_size;
+  struct q_snapshot_info info; /* id and name point below */
+  uint32_t extra_data_size;
+  uint8_t *extra_data;
+  char *id, *name;
+};
+
+/* ---- the image ------------------------------------------------------------------------------ */
+
+struct q_image {
+  char *filename;
+  struct q_file *file;
+  const struct q_file_opener *opener;
+  enum q_format format;
+  bool read_only; /* as opened */
+  bool stable;    /* its bytes never change while open: not writable */
+  bool discard;
+  bool closing;          /* no request is left that could hold a pin on us */
+  _Atomic int sticky;    /* errno of the metadata failure that made it read-only, or 0 */
+  _Atomic uint64_t size; /* virtual, bytes */
+  struct q_image *backing;
+
+  /* the header, in host byte order (header.c) */
+  unsigned version;
+  unsigned cluster_bits;
+  unsigned l2_bits; /* entries of an L2 table: 1 << l2_bits */
+  unsigned refcount_order;
+  uint32_t crypt_method;
+  uint32_t header_length;
+  uint8_t compression_type;
+  uint64_t incompatible, compatible, autoclear;
+  uint64_t backing_file_offset;
+  uint32_t backing_file_size;
+  uint32_t l1_size;
+  uint64_t l1_offset;
+  uint64_t reftable_offset;
+  uint32_t reftable_clusters;
+  uint32_t nb_snapshots;
+  uint64_t snapshots_offset;
+  uint64_t snapshots_bytes;
+  struct q_extension *extensions;
+  uint64_t extensions_end; /* file offset of the end marker */
+  char *backing_file;      /* as recorded */
+  char *backing_format;    /* as recorded, or NULL */
+  char *backing_path;      /* resolved */
+  char *data_file;
+  uint32_t nb_bitmaps;
+  uint64_t bitmap_dir_offset, bitmap_dir_size;
+  uint64_t crypto_offset, crypto_length;
+  struct q_snapshot *snapshots;
+
+  /* mapping (l2.c) */
+  struct q_l1 *_Atomic l1;
+  struct q_table_cache *l2_cache; /* one for the whole chain, the top image's */
+  struct q_table_cache l2_cache_own;
+  pthread_mutex_t stripe[Q_TABLE_STRIPES]; /* by L1 index: loading, creating, moving L2 tables */
+
+  /* claims (claim.c) */
+  pthread_mutex_t claim_lock;
+  pthread_cond_t claim_released;
+  struct q_plan_claim *claims;
+
+  /* allocator: refcounts, limbo, highest offset; all under alloc_lock (refcount.c, alloc.c) */
+  pthread_mutex_t alloc_lock;
+  struct q_table *reftable;
+  struct q_table **refblock; /* by refcount table index; NULL: not in memory */
+  uint32_t reftable_entries;
+  struct q_table_cache refblock_cache;
+  uint64_t free_hint;       /* no free cluster below this index */
+  _Atomic uint64_t highest; /* highest allocated offset, bytes, exclusive */
+  uint64_t device_size;     /* of a block device, as last asked */
+  uint64_t hole_from;       /* bytes at and past this that were never allocated read as zeros */
+  struct q_limbo limbo;     /* freed by mapping changes: wait for a flush, then for pins */
+  struct q_limbo dropped;   /* never referenced (aborted plans): wait for pins only */
+  bool reftable_moved;      /* the header does not point to the table in memory yet */
+
+  /* dirty metadata and the group commit (table.c, flush.c) */
+  pthread_mutex_t dirty_lock;
+  struct q_table *dirty_list;
+  _Atomic uint64_t dirty_tables;
+  uint64_t dirty_max;      /* more dirty tables than this: writers flush first */
+  _Atomic bool needs_sync; /* data was written since the last sync began */
+  pthread_mutex_t flush_lock;
+  pthread_cond_t flush_done;
+  uint64_t flush_requested, flush_finished;
+  int flush_result;
+  bool flush_running;
+  uint64_t highest_recorded; /* the value in the header on disk */
+
+  struct q_inflated *inflated; /* compress.c: recently inflated clusters */
+  _Atomic uint64_t inflate_epoch;
+};
+
+/* ---- small helpers -------------------------------------------------------------------------- */
+
+static inline uint64_t
+q_cluster_bytes (const struct q_image *img)
+{
+  return 1ull << img->cluster_bits;
+}
+
+static inline uint64_t
+q_round_up (uint64_t v, uint64_t align)
+{
+  return (v + align - 1) & ~(align - 1);
+}
+
+static inline uint64_t
+q_div_up (uint64_t v, uint64_t by)
+{
+  return v / by + (v % by != 0);
+}
+
+static inline uint64_t
+q_min (uint64_t a, uint64_t b)
+{
+  return a < b ? a : b;
+}
+
+/* ---- error.c -------------------------------------------------------------------------------- */
+
+/* Sets the text unless ERR is NULL or already has one; returns CODE for "return q_fail (...)". */
+int q_fail (struct q_error *err, int code, const char *fmt, ...)
+    __attribute__ ((format (printf, 3, 4)));
+/* Puts "PREFIX: " before the text. */
+void q_error_prefix (struct q_error *err, const char *fmt, ...)
+    __attribute__ ((format (printf, 2, 3)));
+void q_log (enum q_log_level level, const char *fmt, ...) __attribute__ ((format (printf, 2, 3)));
+/* Something that the metadata says cannot be true: logs it, makes the image read-only and sets
+ * the corrupt bit (version 3).  Returns -EIO. */
+int q_corrupt (struct q_image *img, const char *fmt, ...) __attribute__ ((format (printf, 2, 3)));
+/* A metadata write failed: logs it once and makes the image read-only (invariant 7).  Returns
+ * CODE. */
+int q_stick (struct q_image *img, int code, const char *what);
+/* 0, or the errno that writes must fail with. */
+int q_writable (struct q_image *img);
+
+/* ---- header.c, extensions.c ------------------------------------------------------------------ */
+
+/* Reads and checks the header, extensions and names into a zeroed IMG whose file is open. */
+int q_header_read (struct q_image *img, struct q_error *err);
+void q_header_free (struct q_image *img);
+/* Single-sector updates in place; each is one write, not synced. */
+int q_header_write_features (struct q_image *img);
+int q_header_write_l1 (struct q_image *img);
+int q_header_write_reftable (struct q_image *img);
+/* Appends an extension so that a crash at any point leaves a valid header; syncs.  -ENOSPC if the
+ * first cluster has no room for it. */
+int q_header_append_extension (struct q_image *img, uint32_t type, const void *data,
+                               uint32_t length);
+
+/* Parses the area [start, end) of the file given in BUF (which begins at file offset 0). */
+int q_extensions_parse (struct q_image *img, const uint8_t *buf, uint64_t start, uint64_t end,
+                        struct q_error *err);
+struct q_extension *q_extension_find (const struct q_image *img, uint32_t type);
+/* The name that the image's own feature name table, or else the specification, has for a bit. */
+const char *q_feature_name (const struct q_image *img, unsigned type, unsigned bit, char name[64]);
+
+/* ---- highest.c: the highest allocated offset ------------------------------------------------- */
+
+/* Proves the recorded value against the refcounts (DESIGN section 5). */
+int q_highest_open (struct q_image *img, struct q_error *err);
+/* Records the present value in the header if it changed; not synced. */
+int q_highest_persist (struct q_image *img);
+
+/* ---- snapshot.c ------------------------------------------------------------------------------ */
+
+int q_snapshots_read (struct q_image *img, struct q_error *err);
+void q_snapshots_free (struct q_image *img);
+
+/* ---- grace.c: pins --------------------------------------------------------------------------- */
+
+/* A stamp for something that has just been unpublished; once it has passed, no pin that could
+ * have seen it is left. */
+uint64_t q_grace_stamp (void);
+bool q_grace_passed (uint64_t stamp);
+/* Moves time on as far as the pins allow; cheap. */
+void q_grace_advance (void);
+/* Frees PTR with FN once every pin of today is gone. */
+void q_grace_retire (void *ptr, void (*fn) (void *));
+
+/* ---- l2.c ------------------------------------------------------------------------------------ */
+
+int q_l2_open (struct q_image *img, struct q_error *err);
+void q_l2_close (struct q_image *img);
+
+/* The L2 table for L1 index INDEX, for reading under a pin.  *T is NULL if there is none: every
+ * cluster below it is unallocated.  -EAGAIN with Q_NOWAIT if it would have to be read. */
+int q_l2_get (struct q_image *img, uint64_t index, unsigned flags, struct q_table **t);
+/* The same for changing: created, or moved to a cluster of our own, as needed, and held until
+ * q_l2_release. */
+int q_l2_hold (struct q_image *img, uint64_t index, unsigned flags, struct q_table **t);
+void q_l2_release (struct q_table *t);
+
+/* ---- claim.c (invariant 4) ------------------------------------------------------------------- */
+
+/* Claims guest clusters FIRST to LAST.  Waits for an overlapping claim, or -EAGAIN with Q_NOWAIT.
+ * C is the caller's memory and stays linked until q_claim_release. */
+int q_claim_take (struct q_image *img, struct q_plan_claim *c, uint64_t first, uint64_t last,
+                  unsigned flags);
+void q_claim_release (struct q_image *img, struct q_plan_claim *c);
+
+/* ---- refcount.c: all under alloc_lock -------------------------------------------------------- */
+
+int q_refcount_open (struct q_image *img, struct q_error *err);
+void q_refcount_close (struct q_image *img);
+uint64_t q_refblock_entries (const struct q_image *img); /* counts in one block */
+int q_refcount_get (struct q_image *img, uint64_t cluster, unsigned flags, uint64_t *count);
+/* Creates the block if need be (also grows the table). */
+int q_refcount_set (struct q_image *img, uint64_t cluster, unsigned flags, uint64_t count);
+/* First free cluster at or after FROM, and how many are free from there, at most MAX.  Clusters
+ * past the end of the table count as free. */
+int q_refcount_find_free (struct q_image *img, uint64_t from, uint64_t max, unsigned flags,
+                          uint64_t *cluster, uint64_t *count);
+/* Highest cluster with a count above 0, plus one, not looking below FLOOR (then FLOOR). */
+int q_refcount_top (struct q_image *img, uint64_t floor, uint64_t *top);
+/* Reads count INDEX of the block in MEM, whatever the width. */
+uint64_t q_refblock_read (const uint8_t *mem, unsigned order, uint64_t index);
+void q_refblock_write (uint8_t *mem, unsigned order, uint64_t index, uint64_t count);
+
+/* ---- alloc.c --------------------------------------------------------------------------------- */
+
+void q_alloc_lock (struct q_image *img);
+bool q_alloc_trylock (struct q_image *img);
+void q_alloc_unlock (struct q_image *img);
+/* One run of up to WANT clusters, each with refcount 1; *GOT says how many.  *FRESH: they are
+ * holes that read as zeros.  alloc_lock held. */
+int q_alloc_run (struct q_image *img, uint64_t want, unsigned flags, uint64_t *host, uint64_t *got,
+                 bool *fresh);
+/* One cluster for a table, with its space on disk reserved, so that writing it later does not meet
+ * a full disk.  alloc_lock held. */
+int q_alloc_metadata (struct q_image *img, unsigned flags, uint64_t *host);
+/* Reserves disk space for COUNT clusters at CLUSTER: -ENOSPC now rather than at the flush. */
+int q_alloc_reserve_space (struct q_image *img, uint64_t cluster, uint64_t count);
+/* Raises the highest allocated offset to cover COUNT clusters at CLUSTER.  alloc_lock held. */
+void q_alloc_raise (struct q_image *img, uint64_t cluster, uint64_t count);
+/* True if COUNT clusters at CLUSTER hold the header, L1, refcount or snapshot table. */
+bool q_alloc_is_fixed_metadata (const struct q_image *img, uint64_t cluster, uint64_t count);
+
+/* Room in limbo for N more entries, so that q_limbo_add cannot fail; given back by using or
+ * cancelling.  alloc_lock held. */
+int q_limbo_reserve (struct q_limbo *l, size_t n);
+void q_limbo_cancel (struct q_limbo *l, size_t n);
+void q_limbo_add (struct q_limbo *l, uint64_t cluster, uint64_t count);
+/* Frees what both the flush and the pins have let go. */
+int q_limbo_release (struct q_image *img);
+
+/* ---- flush.c --------------------------------------------------------------------------------- */
+
+/* Called by writers that hold nothing: flushes if too much is dirty or in limbo. */
+int q_flush_throttle (struct q_image *img);
+
+/* ---- map.c ----------------------------------------------------------------------------------- */
+
+enum q_cluster_kind {
+  Q_CLUSTER_UNALLOCATED,
+  Q_CLUSTER_ZERO_PLAIN,
+  Q_CLUSTER_ZERO_ALLOC,
+  Q_CLUSTER_DATA,
+  Q_CLUSTER_COMPRESSED,
+};
+
+/* Decodes and checks an L2 entry.  -EIO, after logging, if it cannot be valid. */
+int q_decode_entry (struct q_image *img, uint64_t guest_cluster, uint64_t entry,
+                    enum q_cluster_kind *kind, uint64_t *host, uint32_t *csize);
+/* 1 if the range reads as zeros, 0 if it may not, or an error.  Hold a pin. */
+int q_reads_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags);
+/* q_pread for callers that hold a pin. */
+int q_pread_pinned (struct q_image *img, void *buf, uint64_t offset, uint64_t len);
+
+/* ---- write.c: what zero.c shares ------------------------------------------------------------- */
+
+/* The references that an L2 entry holds, as up to one run of host clusters; count 0 if none. */
+void q_entry_references (const struct q_image *img, uint64_t entry, uint64_t *cluster,
+                         uint64_t *count);
+static inline void
+q_note_data_written (struct q_image *img)
+{
+  if (!atomic_load_explicit (&img->needs_sync, memory_order_acquire))
+    atomic_store_explicit (&img->needs_sync, true, memory_order_release);
+}
+
+/* ---- compress.c ------------------------------------------------------------------------------ */
+
+int q_inflate_open (struct q_image *img);
+void q_inflate_close (struct q_image *img);
+int q_inflate_read (struct q_image *img, uint64_t host, uint32_t csize, uint32_t skip, uint32_t len,
+                    void *buf);
+/* Clusters that may have held compressed data are being reused: forget them. */
+void q_inflate_forget (struct q_image *img);
+
+/* ---- check.c --------------------------------------------------------------------------------- */
+
+/* Rebuilds refcounts after the dirty bit was found set.  The image is not yet open for writing. */
+int q_check_repair_dirty (struct q_image *img, struct q_error *err);
+
+#endif /* Q_IMAGE_H */

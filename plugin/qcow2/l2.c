@@ -1,0 +1,288 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * L2 tables in memory: found without a lock, read and made under one, evicted by a clock.
+ *
+ * A reader goes L1 index -> table pointer -> entry, three loads.  The pointer is published before
+ * the L1 entry that makes the table exist, so that whoever sees an entry without a pointer has only
+ * to ask again under the stripe lock.
+ *
+ * Evicting needs the table's stripe lock, sees that nobody changes it (users) and nothing of it is
+ * dirty, unpublishes the pointer, and leaves the memory to grace.c: readers may still be inside
+ * (invariant 5).
+ */
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "image.h"
+
+#define ull(v) ((unsigned long long)(v))
+
+static pthread_mutex_t *
+stripe (struct q_image *img, uint64_t index)
+{
+  return &img->stripe[index % Q_TABLE_STRIPES];
+}
+
+/* ---- the L1 table --------------------------------------------------------------------------- */
+
+static void
+l1_free (struct q_l1 *l1)
+{
+  if (!l1)
+    return;
+  for (uint32_t i = 0; i < l1->entries; ++i)
+    q_table_free (atomic_load_explicit (&l1->l2[i], memory_order_relaxed));
+  q_table_free (l1->table);
+  free (l1);
+}
+
+int
+q_l2_open (struct q_image *img, struct q_error *err)
+{
+  struct q_l1 *l1 = calloc (1, sizeof *l1 + img->l1_size * sizeof (l1->l2[0]));
+  int r;
+
+  if (l1)
+    l1->table = q_table_new (img, Q_TABLE_L1, img->l1_size ? img->l1_size * 8 : 8);
+  if (!l1 || !l1->table) {
+    free (l1);
+    return q_fail (err, -ENOMEM, "%s: out of memory for an L1 table of %u entries", img->filename,
+                   img->l1_size);
+  }
+  l1->entries = img->l1_size;
+  l1->table->host = img->l1_offset;
+  atomic_store (&img->l1, l1);
+  r = q_file_pread (img->file, l1->table->mem, img->l1_size * 8ull, img->l1_offset);
+  if (r < 0)
+    return q_fail (err, r, "%s: cannot read the L1 table: %s", img->filename, strerror (-r));
+  for (uint32_t i = 0; i < l1->entries; ++i) {
+    uint64_t e = q_entry_get (l1->table, i), host = e & Q_OFFSET_MASK;
+
+    if ((e & Q_L1_RESERVED) || (host & (q_cluster_bytes (img) - 1)))
+      return q_fail (err, -EINVAL, "%s: L1 entry %u is %#llx: %s; run nbdcow-img check",
+                     img->filename, i, ull (e),
+                     e & Q_L1_RESERVED ? "reserved bits are set"
+                                       : "its offset is not aligned to a cluster");
+  }
+  return 0;
+}
+
+void
+q_l2_close (struct q_image *img)
+{
+  l1_free (atomic_load (&img->l1));
+  atomic_store (&img->l1, NULL);
+}
+
+/* ---- the cache ------------------------------------------------------------------------------ */
+
+/* Unpublishes T if nobody changes it; the cache lock is held, so only try for the stripe. */
+static bool
+unpublish (struct q_table *t)
+{
+  struct q_image *img = t->img; /* any layer of the chain */
+  struct q_l1 *l1 = atomic_load (&img->l1);
+  bool done = false;
+
+  if (pthread_mutex_trylock (stripe (img, t->index)) != 0)
+    return false;
+  if (atomic_load (&t->users) == 0 && !q_table_is_dirty (t)) {
+    atomic_store (&l1->l2[t->index], NULL);
+    done = true;
+  }
+  pthread_mutex_unlock (stripe (img, t->index));
+  return done;
+}
+
+/* Adds T, evicting what makes room.  The caller holds T's stripe. */
+static void
+cache_insert (struct q_image *img, struct q_table *t)
+{
+  struct q_table_cache *c = img->l2_cache;
+  struct q_table *evicted = NULL, *v;
+
+  pthread_mutex_lock (&c->lock);
+  for (uint64_t tries = 2 * c->tables; c->bytes >= c->max_bytes && c->hand && tries > 0; --tries) {
+    v = c->hand;
+    c->hand = v->next;
+    if (atomic_exchange_explicit (&v->referenced, false, memory_order_relaxed) || !unpublish (v))
+      continue;
+    q_cache_remove (c, v);
+    v->next = evicted;
+    evicted = v;
+  }
+  q_cache_insert (c, t);
+  pthread_mutex_unlock (&c->lock);
+
+  while ((v = evicted) != NULL) {
+    evicted = v->next;
+    q_grace_retire (v, q_table_free);
+  }
+}
+
+/* Reads the table that L1 entry ENTRY points to, and publishes it.  Stripe held. */
+static int
+load (struct q_image *img, struct q_l1 *l1, uint64_t index, uint64_t entry, struct q_table **t)
+{
+  int r;
+
+  *t = q_table_new (img, Q_TABLE_L2, (uint32_t)q_cluster_bytes (img));
+  if (!*t)
+    return -ENOMEM;
+  (*t)->host = entry & Q_OFFSET_MASK;
+  (*t)->index = index;
+  r = q_file_pread (img->file, (*t)->mem, (*t)->bytes, (*t)->host);
+  if (r < 0) {
+    q_table_free (*t);
+    *t = NULL;
+    q_log (Q_LOG_ERROR, "%s: cannot read the L2 table at byte %llu: %s", img->filename,
+           ull (entry & Q_OFFSET_MASK), strerror (-r));
+    return r;
+  }
+  cache_insert (img, *t);
+  atomic_store (&l1->l2[index], *t);
+  return 0;
+}
+
+int
+q_l2_get (struct q_image *img, uint64_t index, unsigned flags, struct q_table **t)
+{
+  struct q_l1 *l1 = atomic_load_explicit (&img->l1, memory_order_acquire);
+  int r = 0;
+
+  if (index >= l1->entries) {
+    *t = NULL;
+    return 0;
+  }
+  *t = atomic_load_explicit (&l1->l2[index], memory_order_acquire);
+  if (*t) {
+    /* Look before writing: the line stays shared. */
+    if (!atomic_load_explicit (&(*t)->referenced, memory_order_relaxed))
+      atomic_store_explicit (&(*t)->referenced, true, memory_order_relaxed);
+    return 0;
+  }
+  if ((q_entry_get (l1->table, (uint32_t)index) & Q_OFFSET_MASK) == 0)
+    return 0;
+  if (flags & Q_NOWAIT)
+    return -EAGAIN;
+  pthread_mutex_lock (stripe (img, index));
+  *t = atomic_load_explicit (&l1->l2[index], memory_order_acquire);
+  if (!*t)
+    r = load (img, l1, index, q_entry_get (l1->table, (uint32_t)index), t);
+  pthread_mutex_unlock (stripe (img, index));
+  return r;
+}
+
+/* ---- for changing --------------------------------------------------------------------------- */
+
+static void
+set_l1_entry (struct q_l1 *l1, struct q_table *t)
+{
+  q_entry_set (l1->table, (uint32_t)t->index, t->host | Q_COPIED);
+  q_table_mark_dirty (l1->table, (uint32_t)t->index * 8, 8);
+}
+
+/* An empty table for L1 index INDEX.  Stripe held. */
+static int
+create (struct q_image *img, struct q_l1 *l1, uint64_t index, unsigned flags, struct q_table **t)
+{
+  uint64_t host;
+  int r;
+
+  *t = NULL;
+  if (flags & Q_NOWAIT)
+    return -EAGAIN;
+  *t = q_table_new (img, Q_TABLE_L2, (uint32_t)q_cluster_bytes (img));
+  if (!*t)
+    return -ENOMEM;
+  q_alloc_lock (img);
+  r = q_alloc_metadata (img, flags, &host);
+  q_alloc_unlock (img);
+  if (r < 0) {
+    q_table_free (*t);
+    *t = NULL;
+    return r;
+  }
+  (*t)->host = host;
+  (*t)->index = index;
+  (*t)->fresh = true;
+  q_table_mark_dirty (*t, 0, (*t)->bytes);
+  cache_insert (img, *t);
+  atomic_store (&l1->l2[index], *t);
+  set_l1_entry (l1, *t);
+  return 0;
+}
+
+/* Gives a table that a snapshot shares a cluster of its own.  Stripe held.  Nothing of it can be
+ * dirty: a shared table is never changed. */
+static int
+move (struct q_image *img, struct q_l1 *l1, struct q_table *t, unsigned flags)
+{
+  uint64_t host;
+  int r;
+
+  if (flags & Q_NOWAIT)
+    return -EAGAIN;
+  assert (!q_table_is_dirty (t));
+  q_alloc_lock (img);
+  r = q_limbo_reserve (&img->limbo, 1);
+  if (r == 0) {
+    r = q_alloc_metadata (img, flags, &host);
+    if (r < 0)
+      q_limbo_cancel (&img->limbo, 1);
+  }
+  q_alloc_unlock (img);
+  if (r < 0)
+    return r;
+  {
+    uint64_t old = t->host >> img->cluster_bits;
+
+    t->host = host;
+    t->fresh = true;
+    q_table_mark_dirty (t, 0, t->bytes);
+    set_l1_entry (l1, t);
+    q_alloc_lock (img);
+    q_limbo_add (&img->limbo, old, 1);
+    q_alloc_unlock (img);
+  }
+  return 0;
+}
+
+int
+q_l2_hold (struct q_image *img, uint64_t index, unsigned flags, struct q_table **t)
+{
+  struct q_l1 *l1 = atomic_load_explicit (&img->l1, memory_order_acquire);
+  uint64_t entry;
+  int r = 0;
+
+  if (flags & Q_NOWAIT) {
+    if (pthread_mutex_trylock (stripe (img, index)) != 0)
+      return -EAGAIN;
+  } else
+    pthread_mutex_lock (stripe (img, index));
+  assert (index < l1->entries);
+  *t = atomic_load_explicit (&l1->l2[index], memory_order_acquire);
+  entry = q_entry_get (l1->table, (uint32_t)index);
+  if (!*t) {
+    if ((entry & Q_OFFSET_MASK) == 0)
+      r = create (img, l1, index, flags, t);
+    else if (flags & Q_NOWAIT)
+      r = -EAGAIN;
+    else
+      r = load (img, l1, index, entry, t);
+    entry = q_entry_get (l1->table, (uint32_t)index);
+  }
+  if (r == 0 && !(entry & Q_COPIED))
+    r = move (img, l1, *t, flags);
+  if (r == 0)
+    atomic_fetch_add (&(*t)->users, 1);
+  pthread_mutex_unlock (stripe (img, index));
+  return r;
+}
+
+void
+q_l2_release (struct q_table *t)
+{
+  atomic_fetch_sub (&t->users, 1);
+}

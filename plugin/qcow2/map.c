@@ -1,0 +1,367 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Mapping: from guest offsets to extents, through the whole chain.  No lock is taken; the caller
+ * holds a pin (invariant 5).
+ *
+ * A chain is walked from the top for each piece.  What a layer was found not to have is remembered
+ * for the rest of the call, so that a fragmented layer at the bottom does not make the layers above
+ * it be looked at again and again.
+ */
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "image.h"
+
+#define ull(v) ((unsigned long long)(v))
+
+/* The most L2 entries that one call looks at. */
+#define MAX_WORK (1u << 18)
+
+/* One run of clusters that one layer answers for in one way. */
+struct piece {
+  enum q_cluster_kind kind;
+  uint64_t host, len;
+  uint32_t csize, skip;
+};
+
+struct walk {
+  unsigned flags;
+  unsigned work;
+  unsigned n;                  /* layers with an entry in until */
+  uint64_t until[Q_MAX_CHAIN]; /* unallocated in that layer up to this offset */
+};
+
+/* NULL, or what is wrong with the entry. */
+static const char *
+decode (const struct q_image *img, uint64_t entry, enum q_cluster_kind *kind, uint64_t *host,
+        uint32_t *csize)
+{
+  *host = 0;
+  if (entry == 0) {
+    *kind = Q_CLUSTER_UNALLOCATED;
+    return NULL;
+  }
+  if (entry & Q_L2_COMPRESSED) {
+    *kind = Q_CLUSTER_COMPRESSED;
+    q_compressed_decode (entry & ~(Q_COPIED | Q_L2_COMPRESSED), img->cluster_bits, host, csize);
+    return *host < q_cluster_bytes (img) || *host >= Q_MAX_HOST_OFFSET
+               ? "its compressed data is at an impossible offset"
+               : NULL;
+  }
+  *host = entry & Q_OFFSET_MASK;
+  *kind = !(entry & Q_L2_ZERO) ? Q_CLUSTER_DATA
+          : *host              ? Q_CLUSTER_ZERO_ALLOC
+                               : Q_CLUSTER_ZERO_PLAIN;
+  if (entry & Q_L2_RESERVED)
+    return "reserved bits are set";
+  if (*host & (q_cluster_bytes (img) - 1))
+    return "its host offset is not aligned to a cluster";
+  if ((entry & Q_L2_ZERO) && img->version < 3)
+    return "version 2 has no zero flag";
+  if (*host == 0 && (entry & Q_COPIED))
+    return "it claims the header's cluster";
+  return NULL;
+}
+
+int
+q_decode_entry (struct q_image *img, uint64_t guest_cluster, uint64_t entry,
+                enum q_cluster_kind *kind, uint64_t *host, uint32_t *csize)
+{
+  const char *wrong = decode (img, entry, kind, host, csize);
+
+  if (wrong)
+    return q_corrupt (img, "guest cluster %llu: L2 entry %#llx: %s", ull (guest_cluster),
+                      ull (entry), wrong);
+  return 0;
+}
+
+/* ---- one layer ------------------------------------------------------------------------------ */
+
+static int
+map_raw (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags, struct piece *p)
+{
+  *p = (struct piece){ .kind = Q_CLUSTER_DATA, .host = offset, .len = len };
+  if (flags & Q_MAP_MERGE) {
+    uint64_t end;
+    bool hole;
+
+    if (q_file_extent (img->file, offset, &end, &hole) == 0 && end > offset) {
+      p->len = q_min (len, end - offset);
+      if (hole)
+        p->kind = Q_CLUSTER_ZERO_PLAIN;
+    }
+  }
+  return 0;
+}
+
+/* No L2 table for this offset: nothing is allocated up to the next table that exists. */
+static uint64_t
+run_without_table (struct q_image *img, uint64_t offset, uint64_t len, struct walk *w)
+{
+  struct q_l1 *l1 = atomic_load_explicit (&img->l1, memory_order_acquire);
+  unsigned shift = img->cluster_bits + img->l2_bits;
+  uint64_t index = offset >> shift, end = offset + len, run_end;
+
+  do
+    run_end = ++index << shift;
+  while (run_end < end && ++w->work < MAX_WORK &&
+         (index >= l1->entries || (q_entry_get (l1->table, (uint32_t)index) & Q_OFFSET_MASK) == 0));
+  return q_min (run_end, end) - offset;
+}
+
+static int
+map_qcow2 (struct q_image *img, uint64_t offset, uint64_t len, struct walk *w, struct piece *p)
+{
+  uint64_t cluster = q_cluster_bytes (img), gc = offset >> img->cluster_bits;
+  uint64_t in = offset & (cluster - 1), covered;
+  uint32_t index = (uint32_t)(gc & ((1u << img->l2_bits) - 1));
+  bool merge = w->flags & Q_MAP_MERGE;
+  struct q_table *t;
+  int r;
+
+  r = q_l2_get (img, gc >> img->l2_bits, w->flags, &t);
+  if (r < 0)
+    return r;
+  if (!t) {
+    *p = (struct piece){ .kind = Q_CLUSTER_UNALLOCATED,
+                         .len = run_without_table (img, offset, len, w) };
+    return 0;
+  }
+  *p = (struct piece){ .skip = (uint32_t)in };
+  r = q_decode_entry (img, gc, q_entry_get (t, index), &p->kind, &p->host, &p->csize);
+  if (r < 0)
+    return r;
+  /* Entries alike, or data that goes on in the host file, up to the end of the table. */
+  for (covered = cluster - in;
+       covered < len && ++index < 1u << img->l2_bits && ++w->work < MAX_WORK; covered += cluster) {
+    enum q_cluster_kind kind;
+    uint64_t host;
+    uint32_t csize;
+
+    if (p->kind == Q_CLUSTER_COMPRESSED && !merge)
+      break;
+    /* What is wrong with the next entry is for whoever asks for it. */
+    if (decode (img, q_entry_get (t, index), &kind, &host, &csize))
+      break;
+    if (kind != p->kind || (kind == Q_CLUSTER_DATA && !merge && host != p->host + covered + in))
+      break;
+  }
+  p->len = q_min (covered, len);
+  if (p->kind == Q_CLUSTER_DATA)
+    p->host += in;
+  return 0;
+}
+
+/* ---- the chain ------------------------------------------------------------------------------ */
+
+/* Finds who answers for the first bytes of the range, and how. */
+static int
+resolve (struct q_image *top, uint64_t offset, uint64_t len, struct walk *w, struct q_extent *e)
+{
+  struct q_image *img = top;
+  struct piece p;
+  unsigned depth = 0;
+  int r;
+
+  for (;;) {
+    if (depth < w->n && offset < w->until[depth])
+      p = (struct piece){ .kind = Q_CLUSTER_UNALLOCATED,
+                          .len = q_min (len, w->until[depth] - offset) };
+    else {
+      r = img->format == Q_FORMAT_RAW ? map_raw (img, offset, len, w->flags, &p)
+                                      : map_qcow2 (img, offset, len, w, &p);
+      if (r < 0)
+        return r;
+      if (p.kind == Q_CLUSTER_UNALLOCATED && depth <= w->n) {
+        w->until[depth] = offset + p.len;
+        w->n = depth + 1;
+      }
+    }
+    len = p.len;
+    if (p.kind != Q_CLUSTER_UNALLOCATED)
+      break;
+    if (!img->backing || (w->flags & Q_MAP_TOP) ||
+        offset >= atomic_load_explicit (&img->backing->size, memory_order_relaxed)) {
+      *e = (struct q_extent){ .kind = Q_ZERO,
+                              .flags = Q_HOLE | Q_STABLE,
+                              .len = len,
+                              .depth = (uint16_t)(depth + 1),
+                              .layer = img };
+      return 0;
+    }
+    img = img->backing;
+    ++depth;
+    len = q_min (len, atomic_load_explicit (&img->size, memory_order_relaxed) - offset);
+  }
+
+  *e = (struct q_extent){ .len = len, .depth = (uint16_t)depth, .layer = img };
+  e->flags = img->stable ? Q_STABLE : 0;
+  switch (p.kind) {
+  case Q_CLUSTER_ZERO_PLAIN:
+    e->flags |= Q_HOLE;
+    /* fall through */
+  case Q_CLUSTER_ZERO_ALLOC:
+    e->kind = Q_ZERO;
+    break;
+  case Q_CLUSTER_COMPRESSED:
+    e->kind = Q_COMPRESSED;
+    e->file = img->file;
+    e->host = p.host;
+    e->skip = p.skip;
+    e->csize = p.csize;
+    break;
+  default:
+    e->kind = Q_DATA;
+    e->file = img->file;
+    e->host = p.host;
+  }
+  return 0;
+}
+
+/* Appends B to A if the two are one. */
+static bool
+merge_extents (struct q_extent *a, const struct q_extent *b, unsigned flags)
+{
+  if (a->kind != b->kind)
+    return false;
+  if (flags & Q_MAP_MERGE) {
+    if (a->flags != b->flags || a->depth != b->depth)
+      return false;
+  } else if (a->kind == Q_COMPRESSED ||
+             (a->kind == Q_DATA && (a->file != b->file || a->host + a->len != b->host)))
+    return false;
+  else
+    a->flags &= b->flags;
+  a->len += b->len;
+  return true;
+}
+
+int
+q_map (struct q_image *img, uint64_t offset, uint64_t len, struct q_extent *extents, unsigned max,
+       unsigned flags)
+{
+  struct walk w;
+  unsigned n = 0;
+
+  w.flags = flags;
+  w.work = 0;
+  w.n = 0;
+  if (max == 0 || len == 0 || offset > q_size (img) || len > q_size (img) - offset)
+    return -EINVAL;
+  while (len > 0) {
+    struct q_extent e;
+    int r = resolve (img, offset, len, &w, &e);
+
+    if (r < 0)
+      return n > 0 ? (int)n : r;
+    offset += e.len;
+    len -= e.len;
+    if (n == 0 || !merge_extents (&extents[n - 1], &e, flags)) {
+      if (n == max)
+        break;
+      extents[n++] = e;
+    }
+    if (++w.work >= MAX_WORK)
+      break;
+  }
+  return (int)n;
+}
+
+int
+q_reads_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags)
+{
+  while (len > 0) {
+    struct q_extent e;
+    int n = q_map (img, offset, len, &e, 1, flags);
+
+    if (n < 0)
+      return n;
+    if (e.kind != Q_ZERO)
+      return 0;
+    offset += e.len;
+    len -= e.len;
+  }
+  return 1;
+}
+
+/* ---- reading -------------------------------------------------------------------------------- */
+
+int
+q_read_extent (const struct q_extent *e, uint64_t skip, uint64_t len, void *buf)
+{
+  switch (e->kind) {
+  case Q_ZERO:
+    memset (buf, 0, len);
+    return 0;
+  case Q_COMPRESSED:
+    return q_inflate_read (e->layer, e->host, e->csize, e->skip + (uint32_t)skip, (uint32_t)len,
+                           buf);
+  default:
+    return q_file_pread (e->file, buf, len, e->host + skip);
+  }
+}
+
+int
+q_pread_pinned (struct q_image *img, void *buf, uint64_t offset, uint64_t len)
+{
+  struct q_extent e[16];
+
+  while (len > 0) {
+    int n = q_map (img, offset, len, e, sizeof e / sizeof e[0], 0);
+
+    if (n < 0)
+      return n;
+    for (int i = 0; i < n; ++i) {
+      int r = q_read_extent (&e[i], 0, e[i].len, buf);
+
+      if (r < 0)
+        return r;
+      buf = (char *)buf + e[i].len;
+      offset += e[i].len;
+      len -= e[i].len;
+    }
+  }
+  return 0;
+}
+
+int
+q_pread (struct q_image *img, void *buf, uint64_t offset, uint64_t len)
+{
+  q_pin_t pin;
+  int r;
+
+  if (offset > q_size (img) || len > q_size (img) - offset)
+    return -EINVAL;
+  pin = q_pin ();
+  r = q_pread_pinned (img, buf, offset, len);
+  q_unpin (pin);
+  return r;
+}
+
+int
+q_prefetch (struct q_image *img, uint64_t offset, uint64_t len)
+{
+  int r = 0;
+
+  if (offset > q_size (img) || len > q_size (img) - offset)
+    return -EINVAL;
+  while (r == 0 && len > 0) {
+    struct q_extent e[16];
+    q_pin_t pin = q_pin ();
+    int n = q_map (img, offset, len, e, sizeof e / sizeof e[0], 0);
+
+    if (n < 0)
+      r = n;
+    for (int i = 0; i < n; ++i) {
+      if (e[i].kind == Q_DATA)
+        q_file_prefetch (e[i].file, e[i].host, e[i].len);
+      else if (e[i].kind == Q_COMPRESSED)
+        q_file_prefetch (e[i].file, e[i].host, e[i].csize);
+      offset += e[i].len;
+      len -= e[i].len;
+    }
+    q_unpin (pin);
+  }
+  return r;
+}

@@ -1,0 +1,329 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The qcow2 engine: the one public header.
+ *
+ * What it is.  An engine that answers *where* the bytes of a virtual disk are, and keeps the
+ * metadata that says so consistent on disk.  Moving the bytes is the caller's business (a
+ * server's event loop) or that of the blocking calls at the end of this header, which are built on
+ * the same parts.  Images are qcow2 (docs/interop/qcow2.rst in QEMU's sources is the
+ * specification; its sections are named below) or raw.
+ *
+ * How to call it, in order.
+ *
+ *     q_open_options_init (&opts);            then set what differs from the defaults
+ *     q_open (&img, "disk.qcow2", &opts, &err);
+ *         q_pread / q_pwrite / q_zero / q_discard / q_flush ...     any thread, any number at once
+ *     q_close (&img, &err);                   when no call is in flight any more
+ *
+ * Mapping, for callers that move the bytes themselves:
+ *
+ *     pin = q_pin ();                         extents are valid only inside a pin
+ *     n = q_map (img, offset, len, extents, MAX, Q_NOWAIT);
+ *     ... read the extents' bytes ...
+ *     q_unpin (pin);                          on the thread that took it
+ *
+ * Writing, for callers that move the bytes themselves:
+ *
+ *     pin = q_pin ();
+ *     q_write_begin (img, offset, len, Q_NOWAIT, &plan);   may cover less than len: plan.len
+ *     r = q_write_data (&plan, buf);          or the caller's own I/O on plan.run[]
+ *     r == 0 ? q_write_commit (&plan) : q_write_abort (&plan);
+ *     q_unpin (pin);
+ *
+ * Units.  Offsets and lengths are bytes; "offset" is a guest offset and "host" an offset in a file
+ * unless a name says otherwise.  Cluster indexes never appear in this interface.
+ *
+ * Errors.  Every int function returns 0 (or a count) or a negative errno.  Those that a person
+ * waits for (open, create, close, check) also fill a struct q_error with one line that names the
+ * file, the field, the value and what would be right.  The data path returns an errno alone; what a
+ * person must know (a metadata write failed, corruption was found) goes to the log, once.
+ *
+ * Threads.  All calls may be made from any thread at any time between q_open and q_close, except
+ * where said.  Overlapping requests in flight at once are served in an undefined order, as on a
+ * disk.
+ */
+
+#ifndef Q_QCOW2_H
+#define Q_QCOW2_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct q_image; /* an open image with the chain below it */
+struct q_file;  /* one open file: the storage seam, see file.h */
+
+/* ---- errors and log ------------------------------------------------------------------------ */
+
+struct q_error {
+  char text[1024]; /* one line without a newline; "" if no error */
+};
+
+enum q_log_level { Q_LOG_ERROR, Q_LOG_WARNING, Q_LOG_INFO, Q_LOG_DEBUG };
+
+/* Called from any thread; TEXT is one line without a newline.  The default writes errors and
+ * warnings to stderr.  Set it before the first q_open. */
+typedef void (*q_log_fn) (void *opaque, enum q_log_level level, const char *text);
+void q_set_log (q_log_fn fn, void *opaque);
+
+/* ---- open and close ------------------------------------------------------------------------ */
+
+enum q_format {
+  Q_FORMAT_AUTO, /* qcow2 if the file carries its magic; anything else is an error that says
+                  * how to name raw: raw is never guessed */
+  Q_FORMAT_QCOW2,
+  Q_FORMAT_RAW,
+};
+
+/* Which backing files may be followed. */
+enum q_backing {
+  Q_BACKING_RECORDED, /* those whose format is recorded in the overlay (default) */
+  Q_BACKING_PROBE,    /* also without a recorded format: qcow2 by magic, else raw */
+  Q_BACKING_NONE,     /* do not open one: unallocated clusters read as zeros */
+};
+
+/* How the file is opened: which page cache rules apply to data.  Flush policy (writethrough,
+ * unsafe) belongs to the front ends. */
+enum q_cache { Q_CACHE_BUFFERED, Q_CACHE_DIRECT /* O_DIRECT */ };
+
+enum q_lock {
+  Q_LOCK_ON,  /* QEMU-compatible locks: nobody writes beside us */
+  Q_LOCK_OFF, /* take and test no lock (qemu's force-share): sound only for reading */
+};
+
+/* The most layers in one chain, the top one included. */
+#define Q_MAX_CHAIN 256
+
+struct q_file_opener; /* file.h: where files come from; NULL means the local file system */
+
+struct q_open_options {
+  enum q_format format;
+  enum q_backing backing;
+  enum q_cache cache;
+  enum q_lock lock;
+  bool read_only;
+  bool discard;           /* freed clusters are punched out of the host file, and q_discard acts;
+                           * without it q_discard is accepted and does nothing, and q_zero
+                           * keeps what is allocated */
+  bool repair;            /* a dirty image is an error unless opened for writing, which repairs
+                           * it; this also lets a corrupt one be opened (check -r) */
+  bool metadata_only;     /* no backing files: for info and check */
+  uint64_t l2_cache_size; /* bytes, for the whole chain; 0 means 128 MiB: 1 TiB at 64 KiB
+                           * clusters stays mapped */
+  uint64_t refcount_cache_size; /* bytes; 0 means 32 MiB */
+  const struct q_file_opener *opener;
+};
+
+void q_open_options_init (struct q_open_options *opts);
+
+/* Opens FILENAME and its chain.  On success *IMG is owned by the caller until q_close.  Errors:
+ * -EINVAL (not a valid image, wrong format), -ENOTSUP (a feature we do not have, by its name),
+ * -EAGAIN (locked by someone else), -ENOENT, -EACCES, -EIO, -ENOMEM, -ELOOP (backing loop). */
+int q_open (struct q_image **img, const char *filename, const struct q_open_options *opts,
+            struct q_error *err);
+
+/* Flushes, persists the highest allocated offset, unlocks, frees.  *IMG is freed and set to NULL
+ * also when it fails; the return value then is the error of the flush. */
+int q_close (struct q_image **img, struct q_error *err);
+
+/* ---- what an image is ---------------------------------------------------------------------- */
+
+uint64_t q_size (const struct q_image *img);         /* virtual size in bytes */
+uint32_t q_cluster_size (const struct q_image *img); /* 65536 for raw */
+bool q_read_only (const struct q_image *img);        /* also true after a sticky error */
+enum q_format q_image_format (const struct q_image *img);
+const char *q_filename (const struct q_image *img);
+struct q_image *q_backing_image (const struct q_image *img); /* NULL if none or not opened */
+
+/* True if q_zero without Q_ZERO_UNMAP and with Q_ZERO_FAST can succeed on aligned ranges. */
+bool q_can_fast_zero (const struct q_image *img);
+
+/* End (exclusive, bytes, cluster-aligned) of the highest host cluster ever allocated; 0 for raw.
+ * Cheap; any thread; never goes down while the image is open. */
+uint64_t q_highest_offset (const struct q_image *img);
+
+/* A feature bit that is set, by name: "" ends a list. */
+struct q_image_info {
+  unsigned version; /* 2 or 3; 0 for raw */
+  unsigned cluster_bits;
+  unsigned refcount_bits;
+  uint64_t virtual_size;
+  uint64_t actual_size; /* bytes of disk that the file occupies (st_blocks * 512) */
+  uint64_t file_size;
+  uint64_t highest_offset;
+  uint64_t incompatible, compatible, autoclear;
+  bool lazy_refcounts, corrupt, dirty, extended_l2, data_file_raw;
+  const char *compression_type; /* "zlib" or "zstd" */
+  const char *encryption;       /* NULL, "aes" or "luks" */
+  const char *backing_file;     /* as recorded; NULL if none.  Valid until q_close */
+  const char *backing_format;   /* as recorded; NULL if not recorded */
+  const char *backing_path;     /* resolved against the overlay's directory; NULL if none */
+  const char *data_file;        /* as recorded; NULL if none */
+  unsigned nb_snapshots;
+  unsigned nb_bitmaps;
+};
+void q_get_info (const struct q_image *img, struct q_image_info *info);
+
+struct q_snapshot_info {
+  const char *id, *name; /* valid until the snapshot list changes or q_close */
+  uint64_t vm_state_size, disk_size;
+  uint64_t vm_clock_nsec;
+  uint32_t date_sec, date_nsec;
+  int64_t icount; /* -1 if not recorded */
+};
+/* INDEX below info.nb_snapshots; -ENOENT past it. */
+int q_get_snapshot (const struct q_image *img, unsigned index, struct q_snapshot_info *info);
+
+/* ---- pins (invariant 5: a map is a lease) -------------------------------------------------- */
+
+/* A pin keeps every extent that was mapped while it was held valid: no host cluster is reused and
+ * no table freed.  Pins are per thread, cheap (no shared cache line is written), may nest and may
+ * be released in any order, but by the thread that took them.  Do not wait for another request
+ * of the same image while holding one. */
+typedef uint64_t q_pin_t;
+q_pin_t q_pin (void);
+void q_unpin (q_pin_t pin);
+
+/* ---- mapping ------------------------------------------------------------------------------- */
+
+enum q_kind {
+  Q_DATA,       /* len bytes at host in file */
+  Q_ZERO,       /* len zero bytes; file is NULL */
+  Q_COMPRESSED, /* part of one compressed cluster: read it with q_read_extent */
+};
+
+enum q_extent_flags {
+  Q_STABLE = 1, /* these host bytes can never change while the image is open */
+  Q_HOLE = 2,   /* Q_ZERO only: no host cluster is allocated for it in any layer */
+};
+
+struct q_extent {
+  struct q_file *file; /* see q_file_fd in file.h for a descriptor */
+  uint64_t host;
+  uint64_t len; /* guest bytes, never 0 */
+  uint8_t kind, flags;
+  uint16_t depth; /* layer that answered: 0 the top; for unallocated zeros, 1 + the last layer */
+  uint32_t skip;  /* Q_COMPRESSED: bytes to skip in the inflated cluster ... */
+  uint32_t csize; /* ... and bytes of compressed data at host */
+  struct q_image *layer; /* the image whose mapping answered */
+};
+
+enum q_flags {
+  Q_NOWAIT = 1,     /* q_map, q_write_begin: -EAGAIN instead of blocking or reading metadata */
+  Q_ZERO_UNMAP = 2, /* q_zero: clusters may be deallocated (NBD: NO_HOLE not given) */
+  Q_ZERO_FAST = 4,  /* q_zero: -ENOTSUP, nothing changed, if data would have to be written */
+  Q_MAP_MERGE = 8,  /* q_map: merge neighbours that differ only in host offset (block status):
+                     * host, skip and csize are then meaningless; raw layers are asked for
+                     * their holes */
+  Q_MAP_TOP = 16,   /* q_map: only the top layer: unallocated clusters come as Q_ZERO with
+                     * Q_HOLE and depth 1 */
+};
+
+/* Maps [offset, offset + len), which must lie inside the image, to at most MAX extents, in guest
+ * order and without gaps.  Returns how many were filled (at least 1); they may cover less than
+ * LEN when MAX ran out or a bound on the work of one call was met.  Hold a pin.  Chains are
+ * flattened; adjacent extents merged. */
+int q_map (struct q_image *img, uint64_t offset, uint64_t len, struct q_extent *extents,
+           unsigned max, unsigned flags);
+
+/* Reads the LEN bytes at SKIP into extent E, of any kind, blocking.  Hold the pin of the map. */
+int q_read_extent (const struct q_extent *e, uint64_t skip, uint64_t len, void *buf);
+
+/* ---- writing in steps ---------------------------------------------------------------------- */
+
+#define Q_PLAN_RUNS 16
+
+/* LEN contiguous bytes of the request go to HOST. */
+struct q_run {
+  uint64_t host, len;
+};
+
+struct q_write_plan {
+  struct q_image *img;
+  struct q_file *file;
+  uint64_t offset, len; /* what is covered: a prefix of what was asked for */
+  unsigned n_runs;
+  struct q_run run[Q_PLAN_RUNS];
+  /* Bytes around the request that a freshly allocated first or last cluster also needs:
+   * [host - head, host) before the first run and tail bytes after the last.  They are zeros
+   * (or need no writing at all: 0) unless copy is set, when they must be read from below. */
+  uint32_t head, tail;
+  bool copy_head, copy_tail;
+  bool allocates; /* false: overwrite in place; commit and abort then do nothing
+                   * that could wait */
+  /* internal from here on */
+  struct q_plan_claim {   /* claim.c */
+    uint64_t first, last; /* guest clusters */
+    struct q_plan_claim *prev, *next;
+  } claim;
+  void *table;                    /* the L2 table, held */
+  uint32_t index;                 /* of the first entry to change */
+  uint32_t frees;                 /* room reserved in limbo */
+  bool reuses;                    /* the clusters were allocated before (and read as zeros) */
+  uint32_t clusters[Q_PLAN_RUNS]; /* host clusters of each run */
+};
+
+/* Everything that can fail: finds or allocates host clusters for a prefix of the range, and takes
+ * the claim on what changes its mapping.  Does not change what a reader sees.
+ * -EROFS read-only or after a sticky error, -ENOSPC, -EIO, -ENOMEM.  With Q_NOWAIT: -EAGAIN if
+ * metadata would have to be read, another request holds the claim, or bytes must be copied. */
+int q_write_begin (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags,
+                   struct q_write_plan *plan);
+/* Writes the plan.len bytes at BUF, and what surrounds them, to where the plan says.  Blocking. */
+int q_write_data (struct q_write_plan *plan, const void *buf);
+void q_write_commit (struct q_write_plan *plan); /* publishes; cannot fail */
+void q_write_abort (struct q_write_plan *plan);  /* new clusters go to limbo */
+
+/* ---- blocking calls ------------------------------------------------------------------------ */
+
+/* The range must lie inside the image, else -EINVAL (reads) or -ENOSPC (writes).  LEN 0 is fine. */
+int q_pread (struct q_image *img, void *buf, uint64_t offset, uint64_t len);
+int q_pwrite (struct q_image *img, const void *buf, uint64_t offset, uint64_t len);
+int q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags);
+/* Advisory, except that what is discarded never shows anything but its old bytes or zeros. */
+int q_discard (struct q_image *img, uint64_t offset, uint64_t len);
+/* Brings the range into the page cache, best effort. */
+int q_prefetch (struct q_image *img, uint64_t offset, uint64_t len);
+/* All writes that returned before this call are on stable storage when it returns 0.  Any number
+ * of callers share one group commit. */
+int q_flush (struct q_image *img);
+
+/* ---- making images (create.c) -------------------------------------------------------------- */
+
+struct q_create_options {
+  unsigned version;       /* 2 or 3 (default 3) */
+  unsigned cluster_bits;  /* 9 to 21 (default 16) */
+  unsigned refcount_bits; /* 1, 2, 4, ... 64 (default 16) */
+  bool lazy_refcounts;
+  bool zstd; /* compression type of clusters that are compressed later */
+  enum { Q_PREALLOC_OFF, Q_PREALLOC_METADATA, Q_PREALLOC_FALLOC, Q_PREALLOC_FULL } preallocation;
+  const char *backing_file;   /* recorded as given; NULL for none */
+  const char *backing_format; /* recorded as given */
+  const struct q_file_opener *opener;
+};
+void q_create_options_init (struct q_create_options *opts);
+
+/* Makes (or overwrites) the qcow2 image FILENAME of SIZE bytes.  Does not look at the backing
+ * file.  Nothing is left behind on failure if the file did not exist before. */
+int q_create (const char *filename, uint64_t size, const struct q_create_options *opts,
+              struct q_error *err);
+
+/* ---- checking (check.c) -------------------------------------------------------------------- */
+
+enum { Q_REPAIR_LEAKS = 1, Q_REPAIR_ERRORS = 2 };
+
+struct q_check_result {
+  uint64_t corruptions, leaks, check_errors;
+  uint64_t corruptions_fixed, leaks_fixed;
+  uint64_t allocated_clusters, total_clusters, fragmented_clusters, compressed_clusters;
+  uint64_t image_end_offset;
+};
+
+/* Compares every reference in the image with the refcounts; REPAIR is 0 or the bits above.  The
+ * image must be quiescent.  Each finding goes to REPORT (may be NULL) as one line.  Returns 0
+ * when the check could be carried out, whatever it found. */
+int q_check (struct q_image *img, unsigned repair, struct q_check_result *result,
+             void (*report) (void *opaque, const char *line), void *opaque, struct q_error *err);
+
+#endif /* Q_QCOW2_H */

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Metadata tables in memory: allocation and dirty tracking.
+ *
+ * A change is first made to an entry, then marked dirty.  The flusher clears the mark, then
+ * copies.  So whatever the order in which the two meet, an entry that was set is either in the copy
+ * or still marked.
+ */
+
+#include <stdlib.h>
+
+#include "image.h"
+
+#define DIRTY_BITS 64u
+
+static unsigned
+dirty_words (uint32_t bytes, unsigned block_bits)
+{
+  return (unsigned)q_div_up (q_div_up (bytes, 1u << block_bits), DIRTY_BITS);
+}
+
+struct q_table *
+q_table_new (struct q_image *img, enum q_table_kind kind, uint32_t bytes)
+{
+  unsigned block_bits =
+      img->cluster_bits < Q_TABLE_BLOCK_BITS ? img->cluster_bits : Q_TABLE_BLOCK_BITS;
+  struct q_table *t =
+      calloc (1, sizeof *t + dirty_words (bytes, block_bits) * sizeof (t->dirty[0]));
+
+  if (!t)
+    return NULL;
+  t->img = img;
+  t->kind = kind;
+  t->bytes = bytes;
+  t->block_bits = block_bits;
+  /* Aligned for O_DIRECT; a large table that stays mostly empty costs nothing: calloc would do
+   * for the second, not the first. */
+  if (posix_memalign ((void **)&t->mem, 4096, q_round_up (bytes, 4096)) != 0) {
+    free (t);
+    return NULL;
+  }
+  memset (t->mem, 0, q_round_up (bytes, 4096));
+  return t;
+}
+
+void
+q_table_free (void *table)
+{
+  struct q_table *t = table;
+
+  if (t) {
+    free (t->mem);
+    free (t);
+  }
+}
+
+void
+q_table_mark_dirty (struct q_table *t, uint32_t byte_offset, uint32_t bytes)
+{
+  uint32_t first = byte_offset >> t->block_bits;
+  uint32_t last = (byte_offset + bytes - 1) >> t->block_bits;
+
+  for (uint32_t b = first; b <= last; ++b)
+    atomic_fetch_or_explicit (&t->dirty[b / DIRTY_BITS], 1ull << (b % DIRTY_BITS),
+                              memory_order_release);
+  if (atomic_load (&t->listed) || atomic_exchange (&t->listed, true))
+    return;
+  if (t->kind == Q_TABLE_L1 || t->kind == Q_TABLE_REFTABLE)
+    return; /* one of each: the flusher knows where they are */
+  pthread_mutex_lock (&t->img->dirty_lock);
+  t->dirty_next = t->img->dirty_list;
+  t->img->dirty_list = t;
+  pthread_mutex_unlock (&t->img->dirty_lock);
+  atomic_fetch_add (&t->img->dirty_tables, 1);
+}
+
+bool
+q_table_is_dirty (const struct q_table *t)
+{
+  return atomic_load (&t->listed);
+}
+
+/* ---- the clock ring ------------------------------------------------------------------------ */
+
+/* Behind the hand: the last to be looked at. */
+void
+q_cache_insert (struct q_table_cache *c, struct q_table *t)
+{
+  if (!c->hand) {
+    t->prev = t->next = t;
+    c->hand = t;
+  } else {
+    t->next = c->hand;
+    t->prev = c->hand->prev;
+    t->prev->next = t;
+    c->hand->prev = t;
+  }
+  ++c->tables;
+  c->bytes += t->bytes;
+}
+
+void
+q_cache_remove (struct q_table_cache *c, struct q_table *t)
+{
+  if (t->next == t)
+    c->hand = NULL;
+  else if (c->hand == t)
+    c->hand = t->next;
+  t->prev->next = t->next;
+  t->next->prev = t->prev;
+  --c->tables;
+  c->bytes -= t->bytes;
+}

@@ -1,0 +1,481 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Writing: begin, data, commit.
+ *
+ * A plan covers a prefix of the request that is all of one sort: overwritten in place, put into
+ * clusters that are allocated already but read as zeros, or put into new clusters; the last two
+ * within one L2 table.  A request of mixed sorts takes several plans.
+ *
+ * Invariant 2, this file's part: data and what surrounds it in a new cluster are written before
+ * commit publishes the L2 entry; flush.c syncs them before the entry reaches the disk.
+ * Invariant 4: a plan that changes a mapping holds the claim from before it looks at the old
+ * mapping until after it has published the new one. Invariant 6: commit cannot fail.  The table is
+ * held, the clusters allocated, and room in limbo for what is let go of is reserved, all by begin.
+ */
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/uio.h>
+
+#include "image.h"
+
+/* The most bytes of new clusters in one plan: bounds the time that a claim is held. */
+#define MAX_ALLOCATING (8u << 20)
+
+/* Zero padding around data: the largest cluster.  Never written to. */
+static uint8_t zeros[1u << Q_MAX_CLUSTER_BITS] __attribute__ ((aligned (4096)));
+
+void
+q_entry_references (const struct q_image *img, uint64_t entry, uint64_t *cluster, uint64_t *count)
+{
+  *count = 0;
+  if (entry & Q_L2_COMPRESSED) {
+    uint64_t host;
+    uint32_t csize;
+
+    q_compressed_decode (entry & ~(Q_COPIED | Q_L2_COMPRESSED), img->cluster_bits, &host, &csize);
+    *cluster = host >> img->cluster_bits;
+    *count = ((host + csize - 1) >> img->cluster_bits) - *cluster + 1;
+  } else if (entry & Q_OFFSET_MASK) {
+    *cluster = (entry & Q_OFFSET_MASK) >> img->cluster_bits;
+    *count = 1;
+  }
+}
+
+static bool
+holds_references (uint64_t entry)
+{
+  return (entry & Q_L2_COMPRESSED) || (entry & Q_OFFSET_MASK);
+}
+
+static bool
+is_in_place (uint64_t entry)
+{
+  return (entry & (Q_COPIED | Q_L2_COMPRESSED | Q_L2_ZERO)) == Q_COPIED && (entry & Q_OFFSET_MASK);
+}
+
+/* Allocated and ours alone, but marked as reading zeros. */
+static bool
+is_reusable (uint64_t entry)
+{
+  return (entry & (Q_COPIED | Q_L2_COMPRESSED | Q_L2_ZERO)) == (Q_COPIED | Q_L2_ZERO) &&
+         (entry & Q_OFFSET_MASK);
+}
+
+/* Adds LEN bytes at HOST to the plan's runs.  False if there is no room for another run. */
+static bool
+add_run (struct q_write_plan *plan, uint64_t host, uint64_t len, uint64_t clusters)
+{
+  unsigned n = plan->n_runs;
+
+  if (n > 0 && plan->run[n - 1].host + plan->run[n - 1].len == host) {
+    plan->run[n - 1].len += len;
+    plan->clusters[n - 1] += (uint32_t)clusters;
+    return true;
+  }
+  if (n == Q_PLAN_RUNS)
+    return false;
+  plan->run[n] = (struct q_run){ host, len };
+  plan->clusters[n] = (uint32_t)clusters;
+  ++plan->n_runs;
+  return true;
+}
+
+/* ---- overwriting in place ------------------------------------------------------------------- */
+
+/* Covers what can be overwritten in place from the start of the range: 1 if anything can, else 0.
+ */
+static int
+plan_in_place (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags,
+               struct q_write_plan *plan)
+{
+  uint64_t cluster = q_cluster_bytes (img);
+
+  while (plan->len < len) {
+    uint64_t pos = offset + plan->len, gc = pos >> img->cluster_bits, in = pos & (cluster - 1);
+    uint64_t bytes = q_min (cluster - in, len - plan->len), entry = 0, host;
+    enum q_cluster_kind kind;
+    struct q_table *t;
+    uint32_t csize;
+    int r = q_l2_get (img, gc >> img->l2_bits, flags, &t);
+
+    if (r == 0 && t) {
+      entry = q_entry_get (t, (uint32_t)(gc & ((1u << img->l2_bits) - 1)));
+      r = q_decode_entry (img, gc, entry, &kind, &host, &csize);
+    }
+    if (r < 0)
+      return plan->len > 0 ? 1 : r;
+    if (!t || !is_in_place (entry) || !add_run (plan, host + in, bytes, 1))
+      break;
+    plan->len += bytes;
+  }
+  return plan->len > 0;
+}
+
+/* ---- allocating ----------------------------------------------------------------------------- */
+
+/* What has to surround the request in its first and last cluster.  Looks at the old mapping, which
+ * the claim keeps as it is. */
+static int
+plan_padding (struct q_image *img, unsigned flags, struct q_write_plan *plan)
+{
+  uint64_t cluster = q_cluster_bytes (img), size = q_size (img);
+  uint64_t end = plan->offset + plan->len, tail_end;
+  int r;
+
+  plan->head = (uint32_t)(plan->offset & (cluster - 1));
+  plan->tail = (uint32_t)(q_round_up (end, cluster) - end);
+  plan->copy_head = plan->copy_tail = false;
+  if (plan->head) {
+    r = q_reads_zero (img, plan->offset - plan->head, plan->head, flags);
+    if (r < 0)
+      return r;
+    plan->copy_head = r == 0;
+  }
+  tail_end = q_min (end + plan->tail, size); /* past the end of the disk there is nothing to copy */
+  if (tail_end > end) {
+    r = q_reads_zero (img, end, tail_end - end, flags);
+    if (r < 0)
+      return r;
+    plan->copy_tail = r == 0;
+  }
+  return (flags & Q_NOWAIT) && (plan->copy_head || plan->copy_tail) ? -EAGAIN : 0;
+}
+
+static bool
+lock_allocator (struct q_image *img, unsigned flags)
+{
+  if (flags & Q_NOWAIT)
+    return q_alloc_trylock (img);
+  q_alloc_lock (img);
+  return true;
+}
+
+/* Takes new clusters for the first N entries at plan->index, or as many as there are runs for. */
+static int
+allocate (struct q_image *img, uint64_t n, unsigned flags, struct q_write_plan *plan, uint64_t *got,
+          bool *fresh_first, bool *fresh_last)
+{
+  struct q_table *t = plan->table;
+  uint64_t frees = 0, used = 0, i;
+  int r;
+
+  if (!lock_allocator (img, flags))
+    return -EAGAIN;
+  for (i = 0; i < n; ++i)
+    frees += holds_references (q_entry_get (t, plan->index + (uint32_t)i));
+  *got = 0;
+  r = q_limbo_reserve (&img->limbo, frees);
+  if (r < 0) {
+    q_alloc_unlock (img);
+    return r;
+  }
+  while (*got < n && plan->n_runs < Q_PLAN_RUNS) {
+    uint64_t host, count;
+    bool fresh;
+
+    r = q_alloc_run (img, n - *got, flags, &host, &count, &fresh);
+    if (r < 0)
+      break;
+    add_run (plan, host, count << img->cluster_bits, count);
+    if (*got == 0)
+      *fresh_first = fresh;
+    *fresh_last = fresh;
+    *got += count;
+  }
+  if (*got > 0)
+    r = 0; /* a shorter plan is a plan */
+  for (i = 0; i < *got; ++i)
+    used += holds_references (q_entry_get (t, plan->index + (uint32_t)i));
+  q_limbo_cancel (&img->limbo, frees - used);
+  plan->frees = (uint32_t)used;
+  q_alloc_unlock (img);
+  return r;
+}
+
+/* Takes the clusters that are there already. */
+static void
+reuse (struct q_image *img, uint64_t n, struct q_write_plan *plan, uint64_t *got)
+{
+  struct q_table *t = plan->table;
+
+  for (*got = 0; *got < n; ++*got) {
+    uint64_t host = q_entry_get (t, plan->index + (uint32_t)*got) & Q_OFFSET_MASK;
+
+    if (!add_run (plan, host, q_cluster_bytes (img), 1))
+      break;
+  }
+}
+
+/* Cuts the runs, which are whole clusters so far, to the request. */
+static void
+trim_runs (const struct q_image *img, uint64_t len, uint64_t got, struct q_write_plan *plan)
+{
+  uint64_t cluster = q_cluster_bytes (img);
+  uint32_t head = (uint32_t)(plan->offset & (cluster - 1));
+  uint64_t room = (got << img->cluster_bits) - head;
+
+  plan->run[0].host += head;
+  plan->run[0].len -= head;
+  plan->len = q_min (len, room);
+  plan->run[plan->n_runs - 1].len -= room - plan->len;
+}
+
+static void
+let_go (struct q_write_plan *plan)
+{
+  if (plan->table)
+    q_l2_release (plan->table);
+  q_claim_release (plan->img, &plan->claim);
+  plan->table = NULL;
+  plan->allocates = false;
+}
+
+/* 1 if the range has become one to overwrite in place. */
+static int
+plan_allocating (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags,
+                 struct q_write_plan *plan)
+{
+  uint64_t first = offset >> img->cluster_bits, per_table = 1ull << img->l2_bits;
+  uint64_t last = (offset + len - 1) >> img->cluster_bits, n, got = 0;
+  bool fresh_first = false, fresh_last = false;
+  struct q_table *t = NULL;
+  int r;
+
+  last = q_min (last, first + (MAX_ALLOCATING >> img->cluster_bits));
+  last = q_min (last, first | (per_table - 1));
+  r = q_claim_take (img, &plan->claim, first, last, flags);
+  if (r < 0)
+    return r;
+  plan->allocates = true;
+  r = q_l2_hold (img, first >> img->l2_bits, flags, &t);
+  if (r < 0)
+    goto fail;
+  plan->table = t;
+  plan->index = (uint32_t)(first & (per_table - 1));
+
+  /* Somebody may have been here while we waited for the claim. */
+  if (is_in_place (q_entry_get (t, plan->index))) {
+    let_go (plan);
+    return 1;
+  }
+  plan->reuses = is_reusable (q_entry_get (t, plan->index));
+  for (n = 0; n <= last - first; ++n) {
+    uint64_t entry = q_entry_get (t, plan->index + (uint32_t)n), host;
+    enum q_cluster_kind kind;
+    uint32_t csize;
+
+    if (is_in_place (entry) || is_reusable (entry) != plan->reuses)
+      break;
+    r = q_decode_entry (img, first + n, entry, &kind, &host, &csize);
+    if (r < 0)
+      goto fail;
+  }
+
+  /* The padding first: it may need waiting for, and then nothing has been allocated. */
+  plan->len = q_min (len, (n << img->cluster_bits) - (offset & (q_cluster_bytes (img) - 1)));
+  r = plan_padding (img, flags, plan);
+  if (r < 0)
+    goto fail;
+  if (plan->reuses)
+    reuse (img, n, plan, &got);
+  else {
+    r = allocate (img, n, flags, plan, &got, &fresh_first, &fresh_last);
+    if (r < 0)
+      goto fail;
+  }
+  trim_runs (img, plan->len, got, plan);
+  if (got < n)
+    plan->tail = 0, plan->copy_tail = false;
+  /* Holes need no zeros. */
+  if (fresh_first && !plan->copy_head)
+    plan->head = 0;
+  if (fresh_last && !plan->copy_tail)
+    plan->tail = 0;
+  return 0;
+
+fail:
+  plan->n_runs = 0;
+  let_go (plan);
+  return r;
+}
+
+int
+q_write_begin (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags,
+               struct q_write_plan *plan)
+{
+  int r = q_writable (img);
+
+  plan->img = img;
+  plan->file = img->file;
+  plan->offset = offset;
+  plan->len = 0;
+  plan->n_runs = 0;
+  plan->head = plan->tail = 0;
+  plan->copy_head = plan->copy_tail = false;
+  plan->allocates = plan->reuses = false;
+  plan->table = NULL;
+  plan->frees = 0;
+  if (r < 0)
+    return r;
+  if (len == 0)
+    return -EINVAL;
+  if (offset > q_size (img) || len > q_size (img) - offset)
+    return -ENOSPC;
+  if (img->format == Q_FORMAT_RAW) {
+    add_run (plan, offset, len, 0);
+    plan->len = len;
+    return 0;
+  }
+  do {
+    r = plan_in_place (img, offset, len, flags, plan);
+    if (r != 0)
+      return r < 0 ? r : 0;
+    r = plan_allocating (img, offset, len, flags, plan);
+  } while (r > 0);
+  return r;
+}
+
+/* ---- data ----------------------------------------------------------------------------------- */
+
+/* The LEN bytes at guest offset OFFSET as they are below the new mapping, with zeros past the end
+ * of the disk. */
+static int
+read_padding (struct q_image *img, uint64_t offset, uint32_t len, void **buf)
+{
+  uint64_t size = q_size (img);
+  uint64_t n = offset < size ? q_min (len, size - offset) : 0;
+
+  if (posix_memalign (buf, 4096, q_round_up (len, 4096)) != 0) {
+    *buf = NULL;
+    return -ENOMEM;
+  }
+  memset ((char *)*buf + n, 0, len - n);
+  return q_pread_pinned (img, *buf, offset, n);
+}
+
+int
+q_write_data (struct q_write_plan *plan, const void *buf)
+{
+  struct q_image *img = plan->img;
+  void *head = NULL, *tail = NULL;
+  int r = 0;
+
+  if (plan->copy_head)
+    r = read_padding (img, plan->offset - plan->head, plan->head, &head);
+  if (r == 0 && plan->copy_tail)
+    r = read_padding (img, plan->offset + plan->len, plan->tail, &tail);
+  for (unsigned i = 0; r == 0 && i < plan->n_runs; ++i) {
+    uint64_t host = plan->run[i].host;
+    struct iovec iov[3];
+    int n = 0;
+
+    if (i == 0 && plan->head > 0) {
+      iov[n++] = (struct iovec){ head ? head : zeros, plan->head };
+      host -= plan->head;
+    }
+    iov[n++] = (struct iovec){ (void *)buf, plan->run[i].len };
+    if (i == plan->n_runs - 1 && plan->tail > 0)
+      iov[n++] = (struct iovec){ tail ? tail : zeros, plan->tail };
+    r = q_file_pwritev (plan->file, iov, n, host);
+    buf = (const char *)buf + plan->run[i].len;
+  }
+  free (head);
+  free (tail);
+  return r;
+}
+
+/* ---- the end of a plan ---------------------------------------------------------------------- */
+
+void
+q_write_commit (struct q_write_plan *plan)
+{
+  struct q_image *img = plan->img;
+  struct q_table *t = plan->table;
+  uint32_t index = plan->index;
+  bool frees = plan->frees > 0;
+
+  q_note_data_written (img);
+  if (!plan->allocates)
+    return;
+  /* Under the allocator's lock if anything is let go of: the flusher marks limbo under it, and
+   * must not find something there whose entry is not yet marked dirty. */
+  if (frees)
+    q_alloc_lock (img);
+  for (unsigned i = 0; i < plan->n_runs; ++i) {
+    uint64_t host = plan->run[i].host & ~(q_cluster_bytes (img) - 1);
+
+    for (uint32_t n = plan->clusters[i]; n > 0; --n, ++index, host += q_cluster_bytes (img)) {
+      uint64_t old = q_entry_get (t, index), cluster, count;
+
+      q_entry_set (t, index, host | Q_COPIED);
+      if (plan->reuses)
+        continue;
+      q_entry_references (img, old, &cluster, &count);
+      if (count > 0) {
+        assert (plan->frees > 0);
+        q_limbo_add (&img->limbo, cluster, count);
+        --plan->frees;
+      }
+    }
+  }
+  q_table_mark_dirty (t, plan->index * 8, (index - plan->index) * 8);
+  assert (plan->frees == 0); /* the claim kept the entries as begin counted them */
+  if (frees)
+    q_alloc_unlock (img);
+  let_go (plan);
+}
+
+void
+q_write_abort (struct q_write_plan *plan)
+{
+  struct q_image *img = plan->img;
+
+  if (!plan->allocates)
+    return;
+  if (!plan->reuses) {
+    q_alloc_lock (img);
+    q_limbo_cancel (&img->limbo, plan->frees);
+    if (q_limbo_reserve (&img->dropped, plan->n_runs) == 0)
+      for (unsigned i = 0; i < plan->n_runs; ++i)
+        q_limbo_add (&img->dropped, plan->run[i].host >> img->cluster_bits, plan->clusters[i]);
+    else
+      q_log (Q_LOG_WARNING,
+             "%s: out of memory: clusters of a failed write are leaked until the "
+             "next check",
+             img->filename);
+    q_alloc_unlock (img);
+  }
+  let_go (plan);
+}
+
+int
+q_pwrite (struct q_image *img, const void *buf, uint64_t offset, uint64_t len)
+{
+  int r = q_writable (img);
+
+  if (r == 0 && (offset > q_size (img) || len > q_size (img) - offset))
+    r = -ENOSPC;
+  while (r == 0 && len > 0) {
+    struct q_write_plan plan;
+    q_pin_t pin;
+
+    r = q_flush_throttle (img);
+    if (r < 0)
+      break;
+    pin = q_pin ();
+    r = q_write_begin (img, offset, len, 0, &plan);
+    if (r == 0) {
+      r = q_write_data (&plan, buf);
+      if (r == 0)
+        q_write_commit (&plan);
+      else
+        q_write_abort (&plan);
+    }
+    q_unpin (pin);
+    buf = (const char *)buf + plan.len;
+    offset += plan.len;
+    len -= plan.len;
+  }
+  return r;
+}

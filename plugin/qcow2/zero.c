@@ -1,0 +1,327 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Write zeroes and discard: changes of mapping that move no data.
+ *
+ * What is not a whole cluster is written as zeros (write zeroes) or left alone (discard), except
+ * that the last cluster of the disk counts as whole when the range reaches the end.  What the range
+ * lets go of goes to limbo, as in write.c, and under the same invariants 3 and 4.
+ *
+ * Never does a discarded or zeroed cluster show what a backing file has there: with a backing
+ * file below, version 3 gets a zero flag; version 2 has none, so there a discard does nothing and
+ * zeros are written as data, unless what is below reads as zeros.
+ */
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "image.h"
+
+enum mode { DISCARD, ZERO_UNMAP, ZERO_KEEP };
+
+#define MAX_CLUSTERS (1u << 14) /* at a time: bounds how long the claim is held */
+#define ZERO_BUFFER  (1u << 20)
+
+/* True if OLD cannot be turned into something that reads as zeros without writing data; else *NEW
+ * is what it becomes, maybe OLD itself. */
+static int
+new_entry (struct q_image *img, uint64_t gc, uint64_t old, enum mode mode, uint64_t *new)
+{
+  enum q_cluster_kind kind;
+  uint64_t host, offset = gc << img->cluster_bits, len;
+  uint32_t csize;
+  bool below_shows; /* would what is below be seen through an empty entry? */
+  int r = q_decode_entry (img, gc, old, &kind, &host, &csize);
+
+  if (r < 0)
+    return r;
+  *new = old;
+  if (kind == Q_CLUSTER_ZERO_PLAIN || (kind == Q_CLUSTER_ZERO_ALLOC && mode == ZERO_KEEP))
+    return 0;
+  if (kind == Q_CLUSTER_UNALLOCATED && mode == DISCARD)
+    return 0;
+
+  below_shows = img->backing && offset < q_size (img->backing);
+  if (below_shows && (img->version < 3 || kind == Q_CLUSTER_UNALLOCATED)) {
+    len = q_min (q_cluster_bytes (img), q_size (img->backing) - offset);
+    r = q_reads_zero (img->backing, offset, len, 0);
+    if (r < 0)
+      return r;
+    below_shows = r == 0;
+  }
+  if (kind == Q_CLUSTER_UNALLOCATED && !below_shows)
+    return 0;
+  if (img->version < 3) {
+    if (below_shows || mode == ZERO_KEEP)
+      return mode == DISCARD ? 0 : 1;
+    *new = 0;
+  } else if (mode == ZERO_KEEP && kind == Q_CLUSTER_DATA && (old & Q_COPIED))
+    *new = old | Q_L2_ZERO;
+  else
+    *new = below_shows || img->backing ? Q_L2_ZERO : 0;
+  return 0;
+}
+
+/* Changes COUNT clusters from FIRST, all in one L2 table that is held.  *DONE counts those dealt
+ * with; returns 1 if the one after them needs data. */
+static int
+change_held (struct q_image *img, struct q_table *t, uint64_t first, uint64_t count, enum mode mode,
+             uint64_t *done)
+{
+  uint32_t index = (uint32_t)(first & ((1u << img->l2_bits) - 1)), i;
+  uint64_t *new = malloc (count * sizeof *new), cluster, refs, frees = 0;
+  uint32_t changed_from = UINT32_MAX, changed_to = 0;
+  int r = 0;
+
+  *done = 0;
+  if (!new)
+    return -ENOMEM;
+  for (i = 0; r == 0 && i < count; ++i) {
+    uint64_t old = q_entry_get (t, index + i);
+
+    r = new_entry (img, first + i, old, mode, &new[i]);
+    if (r != 0)
+      break;
+    q_entry_references (img, old, &cluster, &refs);
+    if (refs > 0 && !(new[i] & Q_OFFSET_MASK))
+      ++frees;
+  }
+  count = i;
+  if (r < 0 && count == 0)
+    goto out;
+  if (r < 0)
+    r = 0; /* deal with those before it; the next call meets the error again */
+
+  q_alloc_lock (img);
+  if (q_limbo_reserve (&img->limbo, frees) < 0) {
+    q_alloc_unlock (img);
+    r = -ENOMEM;
+    goto out;
+  }
+  for (i = 0; i < count; ++i) {
+    uint64_t old = q_entry_get (t, index + i);
+
+    if (new[i] == old)
+      continue;
+    q_entry_set (t, index + i, new[i]);
+    changed_from = changed_from == UINT32_MAX ? i : changed_from;
+    changed_to = i;
+    q_entry_references (img, old, &cluster, &refs);
+    if (refs > 0 && !(new[i] & Q_OFFSET_MASK))
+      q_limbo_add (&img->limbo, cluster, refs);
+  }
+  if (changed_from != UINT32_MAX)
+    q_table_mark_dirty (t, (index + changed_from) * 8, (changed_to - changed_from + 1) * 8);
+  q_alloc_unlock (img);
+  *done = count;
+out:
+  free (new);
+  return r;
+}
+
+/* True if there is no L2 table and nothing below it shows: zeros already. */
+static int
+is_blank (struct q_image *img, uint64_t first, uint64_t count, enum mode mode)
+{
+  struct q_table *t;
+  uint64_t offset = first << img->cluster_bits;
+  int r = q_l2_get (img, first >> img->l2_bits, 0, &t);
+
+  if (r < 0 || t)
+    return r < 0 ? r : 0;
+  if (mode == DISCARD || !img->backing)
+    return 1;
+  return q_reads_zero (img, offset, q_min (count << img->cluster_bits, q_size (img) - offset), 0);
+}
+
+/* Whole clusters, as many as one claim covers.  *DONE counts them; returns 1 if the next one needs
+ * zeros written as data. */
+static int
+change_clusters (struct q_image *img, uint64_t first, uint64_t count, enum mode mode,
+                 uint64_t *done)
+{
+  uint64_t per_table = 1ull << img->l2_bits;
+  struct q_plan_claim claim;
+  struct q_table *t;
+  q_pin_t pin;
+  int r;
+
+  count = q_min (count, per_table - (first & (per_table - 1)));
+  *done = 0;
+  pin = q_pin ();
+  r = is_blank (img, first, count, mode);
+  if (r != 0) {
+    *done = r > 0 ? count : 0;
+    q_unpin (pin);
+    return r < 0 ? r : 0;
+  }
+  q_unpin (pin);
+
+  count = q_min (count, MAX_CLUSTERS);
+  r = q_claim_take (img, &claim, first, first + count - 1, 0);
+  if (r < 0)
+    return r;
+  pin = q_pin ();
+  r = q_l2_hold (img, first >> img->l2_bits, 0, &t);
+  if (r == 0) {
+    r = change_held (img, t, first, count, mode, done);
+    q_l2_release (t);
+  }
+  q_unpin (pin);
+  q_claim_release (img, &claim);
+  return r;
+}
+
+/* ---- zeros as data -------------------------------------------------------------------------- */
+
+static int
+write_zeros (struct q_image *img, uint64_t offset, uint64_t len)
+{
+  static const uint8_t zeros[ZERO_BUFFER];
+  int r = 0;
+
+  while (r == 0 && len > 0) {
+    uint64_t n = q_min (len, sizeof zeros);
+
+    r = q_pwrite (img, zeros, offset, n);
+    offset += n;
+    len -= n;
+  }
+  return r;
+}
+
+static int
+zero_part (struct q_image *img, uint64_t offset, uint64_t len)
+{
+  q_pin_t pin;
+  int r;
+
+  if (len == 0)
+    return 0;
+  pin = q_pin ();
+  r = q_reads_zero (img, offset, len, 0);
+  q_unpin (pin);
+  return r < 0 ? r : r > 0 ? 0 : write_zeros (img, offset, len);
+}
+
+/* The whole clusters in a range: [*first, *last). */
+static void
+whole_clusters (struct q_image *img, uint64_t offset, uint64_t len, uint64_t *first, uint64_t *last)
+{
+  uint64_t end = offset + len;
+
+  *first = q_div_up (offset, q_cluster_bytes (img));
+  *last = end == q_size (img) ? q_div_up (end, q_cluster_bytes (img)) : end >> img->cluster_bits;
+  if (*last < *first)
+    *last = *first;
+}
+
+/* ---- calls ---------------------------------------------------------------------------------- */
+
+bool
+q_can_fast_zero (const struct q_image *img)
+{
+  return img->format == Q_FORMAT_QCOW2 && (img->version >= 3 || !img->backing);
+}
+
+/* Whether the range can be zeroed without writing data. */
+static int
+check_fast (struct q_image *img, uint64_t offset, uint64_t len, uint64_t first, uint64_t last,
+            enum mode mode)
+{
+  uint64_t whole = first << img->cluster_bits, end = offset + len;
+  uint64_t whole_end = q_min (last << img->cluster_bits, end);
+  q_pin_t pin = q_pin ();
+  int r = 1;
+
+  if (img->format != Q_FORMAT_QCOW2)
+    r = 0;
+  else if (first == last)
+    r = q_reads_zero (img, offset, len, 0);
+  else {
+    if (whole > offset)
+      r = q_reads_zero (img, offset, whole - offset, 0);
+    if (r == 1 && end > whole_end)
+      r = q_reads_zero (img, whole_end, end - whole_end, 0);
+    if (r == 1 && img->version < 3 && (img->backing || mode == ZERO_KEEP))
+      r = q_reads_zero (img, whole, whole_end - whole, 0);
+  }
+  q_unpin (pin);
+  return r < 0 ? r : r > 0 ? 0 : -ENOTSUP;
+}
+
+static int
+zero_raw (struct q_image *img, uint64_t offset, uint64_t len, bool unmap)
+{
+  int r = q_file_write_zeroes (img->file, offset, len, unmap && img->discard);
+
+  q_note_data_written (img);
+  return r;
+}
+
+int
+q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags)
+{
+  enum mode mode = (flags & Q_ZERO_UNMAP) && img->discard ? ZERO_UNMAP : ZERO_KEEP;
+  uint64_t first, last, cluster = q_cluster_bytes (img), end = offset + len, done;
+  int r = q_writable (img);
+
+  if (r < 0)
+    return r;
+  if (offset > q_size (img) || len > q_size (img) - offset)
+    return -ENOSPC;
+  if (len == 0)
+    return 0;
+  whole_clusters (img, offset, len, &first, &last);
+  if (flags & Q_ZERO_FAST) {
+    r = check_fast (img, offset, len, first, last, mode);
+    if (r < 0)
+      return r;
+  }
+  if (img->format != Q_FORMAT_QCOW2)
+    return zero_raw (img, offset, len, flags & Q_ZERO_UNMAP);
+  if (first == last) /* no whole cluster: at most two parts of one */
+    return zero_part (img, offset, len);
+
+  r = zero_part (img, offset, first * cluster - offset);
+  while (r == 0 && first < last) {
+    r = q_flush_throttle (img);
+    if (r == 0)
+      r = change_clusters (img, first, last - first, mode, &done);
+    if (r >= 0)
+      first += done;
+    if (r == 1) {
+      r = write_zeros (img, first * cluster, q_min (cluster, q_size (img) - first * cluster));
+      ++first;
+    }
+  }
+  if (r == 0 && last * cluster < end)
+    r = zero_part (img, last * cluster, end - last * cluster);
+  return r;
+}
+
+int
+q_discard (struct q_image *img, uint64_t offset, uint64_t len)
+{
+  uint64_t first, last, done;
+  int r = q_writable (img);
+
+  if (r < 0)
+    return r;
+  if (offset > q_size (img) || len > q_size (img) - offset)
+    return -ENOSPC;
+  if (len == 0 || !img->discard)
+    return 0;
+  if (img->format != Q_FORMAT_QCOW2) {
+    r = q_file_zero (img->file, offset, len, true);
+    q_note_data_written (img);
+    return r == -ENOTSUP ? 0 : r;
+  }
+  whole_clusters (img, offset, len, &first, &last);
+  while (r == 0 && first < last) {
+    r = q_flush_throttle (img);
+    if (r == 0)
+      r = change_clusters (img, first, last - first, DISCARD, &done);
+    first += done;
+  }
+  return r;
+}
