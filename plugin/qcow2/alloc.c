@@ -16,7 +16,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "image.h"
+#include "state.h"
 
 #define ull(v) ((unsigned long long)(v))
 
@@ -218,6 +218,18 @@ drop_first (struct q_limbo *l, size_t n)
   l->n_marked = l->n_marked > n ? l->n_marked - n : 0;
 }
 
+void
+q_alloc_drop (struct q_image *img, uint64_t cluster, uint64_t count)
+{
+  q_alloc_lock (img);
+  if (q_limbo_reserve (&img->dropped, 1) == 0)
+    q_limbo_add (&img->dropped, cluster, count);
+  else
+    q_log (Q_LOG_WARNING, "%s: out of memory: %llu clusters are leaked until the next check",
+           img->filename, ull (count));
+  q_alloc_unlock (img);
+}
+
 /* Lowers the counts of E by one, punching what nobody refers to any more.  alloc_lock is held on
  * entry and exit, and let go while punching: the counts are still there then, so nobody else can
  * take the clusters. */
@@ -242,6 +254,7 @@ release_entry (struct q_image *img, const struct q_limbo_entry *e)
     if (run > 0) {
       if (img->discard) {
         q_alloc_unlock (img);
+        q_state_touch (img->state);
         q_file_zero (img->file, c << img->cluster_bits, run << img->cluster_bits, true);
         q_alloc_lock (img);
       }

@@ -158,7 +158,7 @@ switch_over (struct rebuild *b)
   img->reftable_offset = (b->start + b->n_blocks) << img->cluster_bits;
   img->reftable_clusters = (uint32_t)b->n_table;
 
-  int r = q_header_write_reftable (img);
+  int r = q_header_write_reftable (img, img->reftable_offset, img->reftable_clusters);
 
   if (r == 0)
     r = q_file_sync (b->c->img->file);

@@ -2,6 +2,8 @@
  *
  * Checking an image: every reference in it against the refcounts.  check.h has the parts.
  *
+ * After a repair the image is read-only until it is opened anew.
+ *
  * A repair is a check, the mending of what it found, and a second check of the result: what is
  * counted as fixed is what the second one no longer finds.
  */
@@ -193,21 +195,26 @@ check (struct q_image *img, unsigned repair, struct q_check_result *result,
 /* ---- what the engine calls --------------------------------------------------------------------
  */
 
-/* The tables in memory are those of before the repair: read them anew. */
+/* The highest allocated offset covers what the repair added; it is never lowered. */
 static int
-reload (struct q_image *img, struct q_error *err)
+record_highest (struct q_image *img, uint64_t end, struct q_error *err)
 {
+  const struct q_extension *e = q_extension_find (img, Q_EXT_HIGHEST_OFFSET);
+  be64 recorded;
   int r = 0;
 
-  if (img->reftable) {
-    q_refcount_close (img);
-    r = q_refcount_open (img, err);
-  }
-  if (r == 0 && atomic_load (&img->l1)) {
-    q_l2_close (img);
-    r = q_l2_open (img, err);
-  }
-  return r;
+  if (end > atomic_load (&img->highest))
+    atomic_store (&img->highest, end);
+  if (!e || e->length != sizeof recorded)
+    return 0; /* whoever opens the image for writing adds it */
+  memcpy (&recorded, e->data, sizeof recorded);
+  if (get64 (recorded) < atomic_load (&img->highest))
+    r = q_highest_persist (img);
+  if (r == 0)
+    r = q_file_sync (img->file);
+  return r < 0 ? q_fail (err, r, "%s: recording the highest allocated offset: %s", img->filename,
+                         strerror (-r))
+               : 0;
 }
 
 int
@@ -221,16 +228,19 @@ q_check (struct q_image *img, unsigned repair, struct q_check_result *result,
   if (img->format != Q_FORMAT_QCOW2)
     return q_fail (err, -ENOTSUP, "%s: a raw image has nothing that could be checked",
                    img->filename);
-  if (repair && img->read_only)
+  if (repair && q_writable (img) < 0)
     return q_fail (err, -EROFS, "%s: cannot be repaired: it is open read-only", img->filename);
-  if (!img->read_only)
-    r = q_flush (img);
+  if (q_writable (img) == 0 && atomic_load (&img->l1))
+    r = q_flush (img); /* an image opened for repair has no tables in memory */
   if (r < 0)
     return q_fail (err, r, "%s: flush: %s", img->filename, strerror (-r));
 
   r = check (img, repair, result, report, opaque, &wrote, err);
   if (r == 0 && wrote)
-    r = reload (img, err);
+    r = record_highest (img, result->image_end_offset, err);
+  /* The tables in memory are those of before: nothing may be written from them. */
+  if (wrote)
+    img->read_only = true;
   return r;
 }
 

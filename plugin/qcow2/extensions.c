@@ -145,6 +145,7 @@ q_extensions_parse (struct q_image *img, const uint8_t *buf, uint64_t start, uin
   int r;
 
   /* An area with no room for another header ends without a marker. */
+  img->extensions_marked = false;
   while (end - pos >= sizeof (struct qcow2_extension)) {
     struct qcow2_extension h;
     uint32_t type, length;
@@ -152,8 +153,10 @@ q_extensions_parse (struct q_image *img, const uint8_t *buf, uint64_t start, uin
     memcpy (&h, buf + pos, sizeof h);
     type = get32 (h.type);
     length = get32 (h.length);
-    if (type == Q_EXT_END)
+    if (type == Q_EXT_END) {
+      img->extensions_marked = true;
       break;
+    }
     pos += sizeof h;
     if (length > end - pos)
       return q_fail (err, -EINVAL,

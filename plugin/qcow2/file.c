@@ -242,6 +242,19 @@ local_size (struct q_file *f, uint64_t *size)
 }
 
 static int
+local_changed (struct q_file *f, int64_t *ns)
+{
+  struct stat st;
+
+  if (f->is_device) /* the times of a device node say nothing about the device */
+    return -ENOTSUP;
+  if (fstat (local_fd (f), &st) == -1)
+    return -errno;
+  *ns = st.st_ctim.tv_sec * 1000000000ll + st.st_ctim.tv_nsec;
+  return 0;
+}
+
+static int
 local_usage (struct q_file *f, uint64_t *bytes)
 {
   struct stat st;
@@ -303,6 +316,7 @@ static const struct q_file_ops local_ops = {
   .truncate = local_truncate,
   .allocate = local_allocate,
   .size = local_size,
+  .changed = local_changed,
   .usage = local_usage,
   .extent = local_extent,
   .prefetch = local_prefetch,
@@ -475,6 +489,12 @@ int
 q_file_size (struct q_file *f, uint64_t *size)
 {
   return f->ops->size (f, size);
+}
+
+int
+q_file_changed (struct q_file *f, int64_t *ns)
+{
+  return f->ops->changed ? f->ops->changed (f, ns) : -ENOTSUP;
 }
 
 int

@@ -30,6 +30,9 @@ struct q_file_ops {
   int (*truncate) (struct q_file *f, uint64_t size);
   int (*allocate) (struct q_file *f, uint64_t offset, uint64_t len); /* reserve space; keeps data */
   int (*size) (struct q_file *f, uint64_t *size);
+  /* When the file was last changed, nanoseconds since 1970 by the file system's clock.  -ENOTSUP if
+   * it cannot tell. */
+  int (*changed) (struct q_file *f, int64_t *ns);
   int (*usage) (struct q_file *f, uint64_t *bytes); /* disk space occupied */
   /* The run of data or hole that OFFSET lies in: *is_hole, and *end exclusive.  -ENOTSUP if the
    * file cannot tell. */
@@ -87,6 +90,7 @@ int q_file_write_zeroes (struct q_file *f, uint64_t offset, uint64_t len, bool u
 int q_file_truncate (struct q_file *f, uint64_t size);
 int q_file_allocate (struct q_file *f, uint64_t offset, uint64_t len);
 int q_file_size (struct q_file *f, uint64_t *size);
+int q_file_changed (struct q_file *f, int64_t *ns);
 int q_file_usage (struct q_file *f, uint64_t *bytes);
 int q_file_extent (struct q_file *f, uint64_t offset, uint64_t *end, bool *is_hole);
 int q_file_prefetch (struct q_file *f, uint64_t offset, uint64_t len);

@@ -29,7 +29,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "image.h"
+#include "state.h"
 
 /* Limbo is emptied by flushing when it holds more clusters than this. */
 #define MAX_LIMBO_CLUSTERS (1u << 16)
@@ -41,14 +41,17 @@ struct piece {
   struct piece *next;
   struct q_table *table; /* held until the round ends */
   uint64_t host;
+  uint64_t changes;     /* of its slot in the state file, as of before the copy */
   uint32_t offset, len; /* in the table */
   uint8_t data[];
 };
 
 struct round {
   struct piece *list[PHASES];
-  bool reftable_moved;
-  bool wrote; /* something was, data included, since the last sync */
+  bool reftable_moved; /* the header must be pointed to ... */
+  uint64_t reftable_offset;
+  uint32_t reftable_clusters; /* ... this one */
+  bool wrote;                 /* something was, data included, since the last sync */
 };
 
 /* ---- copying -------------------------------------------------------------------------------- */
@@ -79,6 +82,7 @@ static int
 copy_table (struct round *round, struct q_table *t, enum phase phase)
 {
   uint32_t blocks = (uint32_t)q_div_up (t->bytes, 1u << t->block_bits);
+  uint64_t changes = t->slot ? atomic_load (&t->slot->changed) : 0;
 
   for (uint32_t w = 0; w * 64 < blocks; ++w) {
     uint64_t bits = atomic_exchange_explicit (&t->dirty[w], 0, memory_order_acq_rel);
@@ -95,6 +99,7 @@ copy_table (struct round *round, struct q_table *t, enum phase phase)
         return -ENOMEM;
       }
       atomic_fetch_add (&t->users, 1);
+      p->changes = changes;
       p->next = round->list[phase];
       round->list[phase] = p;
       bits &= first + n < 64 ? ~0ull << (first + n) : 0;
@@ -175,6 +180,8 @@ copy_counts (struct q_image *img, struct round *round, struct q_table **list)
     r = copy_listed (round, img->reftable,
                      img->reftable->fresh ? PHASE_UNREFERENCED : PHASE_COUNTS);
   round->reftable_moved = img->reftable_moved;
+  round->reftable_offset = img->reftable_offset;
+  round->reftable_clusters = img->reftable_clusters;
   return r;
 }
 
@@ -219,6 +226,7 @@ write_phase (struct q_image *img, struct round *round, enum phase phase)
   int r = 0;
 
   for (struct piece *p = round->list[phase]; r == 0 && p; p = p->next) {
+    q_state_touch (img->state);
     r = q_file_pwrite (img->file, p->data, p->len, p->host);
     round->wrote = true;
   }
@@ -234,6 +242,16 @@ sync_file (struct q_image *img, struct round *round)
   return r < 0 ? q_stick (img, r, "syncing failed") : 0;
 }
 
+/* PHASE is durable, and what it wrote of new tables will not be written before what points to
+ * them again: from now on they are tables like others.  This must not wait for the end of the
+ * round, which may fail after something on disk points to them. */
+static void
+no_longer_fresh (struct round *round, enum phase phase)
+{
+  for (struct piece *p = round->list[phase]; p; p = p->next)
+    p->table->fresh = false;
+}
+
 static int
 write_all (struct q_image *img, struct round *round)
 {
@@ -243,57 +261,46 @@ write_all (struct q_image *img, struct round *round)
     r = write_phase (img, round, PHASE_UNREFERENCED);
     if (r == 0)
       r = sync_file (img, round);
+    if (r == 0) {
+      q_alloc_lock (img);
+      no_longer_fresh (round, PHASE_UNREFERENCED);
+      q_alloc_unlock (img);
+    }
   }
   if (r == 0)
     r = write_phase (img, round, PHASE_COUNTS);
   if (r == 0 && round->reftable_moved) {
-    r = q_header_write_reftable (img);
+    r = q_header_write_reftable (img, round->reftable_offset, round->reftable_clusters);
     round->wrote = true;
   }
   if (r == 0 && (round->wrote || round->list[PHASE_REFERENCES]))
     r = sync_file (img, round);
-  if (r == 0)
+  if (r == 0) {
+    no_longer_fresh (round, PHASE_COUNTS);
     r = write_phase (img, round, PHASE_REFERENCES);
+  }
   if (r == 0 && q_highest_offset (img) != img->highest_recorded) {
     r = q_highest_persist (img);
     round->wrote = true;
   }
   if (r == 0 && round->wrote)
+    r = q_state_write_sequence (img);
+  if (r == 0 && round->wrote)
     r = sync_file (img, round);
+  if (r == 0)
+    q_state_sequence_done (img);
   return r;
 }
 
-/* What was new is so no longer: it is on disk and so is what points to it. */
+/* All of it is on disk. */
 static void
 settle (struct q_image *img, struct round *round)
 {
-  struct q_l1 *l1 = atomic_load (&img->l1);
-  q_pin_t pin;
-
   q_alloc_lock (img);
-  for (struct piece *p = round->list[PHASE_UNREFERENCED]; p; p = p->next)
-    p->table->fresh = false;
-  if (round->reftable_moved)
+  if (round->reftable_moved && img->reftable_offset == round->reftable_offset)
     img->reftable_moved = false;
   img->limbo.n_durable = img->limbo.n_marked;
   q_alloc_unlock (img);
-
-  /* An L2 table is new until the L1 entry that points to it is on disk, which may be a round later
-   * than its own contents. */
-  pin = q_pin ();
-  for (struct piece *p = round->list[PHASE_REFERENCES]; p; p = p->next) {
-    if (p->table != l1->table)
-      continue;
-    for (uint32_t at = 0; at < p->len; at += 8) {
-      struct q_table *t = atomic_load (&l1->l2[(p->offset + at) / 8]);
-      uint64_t e;
-
-      memcpy (&e, p->data + at, 8);
-      if (t && t->host == (be64toh (e) & Q_OFFSET_MASK))
-        t->fresh = false;
-    }
-  }
-  q_unpin (pin);
 }
 
 static void
@@ -306,6 +313,8 @@ end_round (struct round *round, bool again)
       round->list[i] = p->next;
       if (again)
         q_table_mark_dirty (p->table, p->offset, p->len);
+      else if (p->table->slot && atomic_load (&p->table->slot->saved) < p->changes)
+        atomic_store (&p->table->slot->saved, p->changes);
       atomic_fetch_sub (&p->table->users, 1);
       free (p);
     }
@@ -385,6 +394,7 @@ flush_round (struct q_image *img)
     q_alloc_unlock (img);
   }
   end_round (&round, r < 0);
+  q_refcount_free_old (img);
   if (r == 0) {
     r = q_limbo_release (img);
     if (r == 0)

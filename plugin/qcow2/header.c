@@ -237,7 +237,8 @@ q_header_read (struct q_image *img, struct q_error *err)
     goto out;
   }
   end = q_cluster_bytes (img);
-  if (img->backing_file_offset > img->header_length && img->backing_file_offset < end)
+  /* Writers before 2012 put the name directly behind a version 2 header. */
+  if (img->backing_file_offset >= img->header_length && img->backing_file_offset < end)
     end = img->backing_file_offset;
   r = q_extensions_parse (img, buf, img->header_length, end, err);
   if (r == 0)
@@ -264,6 +265,7 @@ q_header_free (struct q_image *img)
   free (img->backing_format);
   free (img->backing_path);
   free (img->data_file);
+  img->backing_file = img->backing_format = img->backing_path = img->data_file = NULL;
 }
 
 /* ---- changes in place ---------------------------------------------------------------------- */
@@ -294,37 +296,121 @@ q_header_write_l1 (struct q_image *img)
 }
 
 int
-q_header_write_reftable (struct q_image *img)
+q_header_write_reftable (struct q_image *img, uint64_t offset, uint32_t clusters)
 {
   struct {
     be64 offset;
     be32 clusters;
-  } __attribute__ ((packed)) f = { put64 (img->reftable_offset), put32 (img->reftable_clusters) };
+  } __attribute__ ((packed)) f = { put64 (offset), put32 (clusters) };
 
   return q_file_pwrite (img->file, &f, sizeof f,
                         offsetof (struct qcow2_header, refcount_table_offset));
 }
 
-/* Moves the backing file name to the end of the first cluster's used part, out of the way of
- * what is to be added.  The old name stays until the new one is durable. */
+/* Moves the backing file name to byte TO, out of the way of what is to be added.  The old name
+ * stays until the new one is durable.  Where the old name itself ends the extension area, an end
+ * marker must take its place in the same instant: one write inside the first sector, or not at all.
+ */
 static int
 move_backing_name (struct q_image *img, uint64_t to)
 {
-  struct {
-    be64 offset;
-  } __attribute__ ((packed)) f = { put64 (to) };
-  int r = q_file_pwrite (img->file, img->backing_file, img->backing_file_size, to);
+  uint8_t sector[512];
+  be64 f = put64 (to);
+  int r;
 
+  if (!img->extensions_marked &&
+      img->extensions_end + sizeof (struct qcow2_extension) > sizeof sector)
+    return -ENOSPC;
+  r = q_file_pwrite (img->file, img->backing_file, img->backing_file_size, to);
   if (r == 0)
     r = q_file_sync (img->file);
   if (r == 0)
-    r = q_file_pwrite (img->file, &f, sizeof f,
-                       offsetof (struct qcow2_header, backing_file_offset));
+    r = q_file_pread (img->file, sector, sizeof sector, 0);
+  if (r == 0) {
+    memcpy (sector + offsetof (struct qcow2_header, backing_file_offset), &f, sizeof f);
+    if (!img->extensions_marked)
+      memset (sector + img->extensions_end, 0, sizeof (struct qcow2_extension));
+    r = q_file_pwrite (img->file, sector, sizeof sector, 0);
+  }
   if (r == 0)
     r = q_file_sync (img->file);
-  if (r == 0)
+  if (r == 0) {
     img->backing_file_offset = to;
+    img->extensions_marked = true;
+  }
   return r;
+}
+
+/* Adds an entry to the feature name table, which is the last extension.  A table with an entry of
+ * zeros is valid at every point: first room behind it, then its length, then the entry. */
+static int
+extend_feature_names (struct q_image *img, struct q_extension **pe,
+                      const struct qcow2_feature_name *f)
+{
+  uint8_t blank[sizeof *f + sizeof (struct qcow2_extension)] = { 0 };
+  struct q_extension *e = *pe, *longer;
+  uint64_t end = e->offset + e->length;
+  be32 length = put32 (e->length + (uint32_t)sizeof *f);
+  int r;
+
+  longer = realloc (e, sizeof *e + e->length + sizeof *f);
+  if (!longer)
+    return -ENOMEM;
+  *pe = e = longer;
+  r = q_file_pwrite (img->file, blank, sizeof blank, end);
+  if (r == 0)
+    r = q_file_sync (img->file);
+  if (r == 0)
+    r = q_file_pwrite (img->file, &length, sizeof length,
+                       e->offset - sizeof (struct qcow2_extension) +
+                           offsetof (struct qcow2_extension, length));
+  if (r == 0)
+    r = q_file_sync (img->file);
+  if (r == 0)
+    r = q_file_pwrite (img->file, f, sizeof *f, end);
+  if (r == 0) {
+    memcpy (e->data + e->length, f, sizeof *f);
+    e->length += (uint32_t)sizeof *f;
+    img->extensions_end += sizeof *f;
+  }
+  return r;
+}
+
+int
+q_header_name_session (struct q_image *img)
+{
+  struct qcow2_feature_name f = { 2, 63, "nbdcow session" };
+  struct q_extension **pe = &img->extensions, *e;
+  uint64_t limit = q_cluster_bytes (img);
+  size_t i;
+
+  while ((e = *pe) != NULL && e->type != Q_EXT_FEATURE_NAMES)
+    pe = &e->next;
+  if (!e) {
+    int r = q_header_append_extension (img, Q_EXT_FEATURE_NAMES, &f, sizeof f);
+
+    return r == -ENOSPC ? 0 : r;
+  }
+  for (i = 0; i + sizeof f <= e->length; i += sizeof f)
+    if (e->data[i] == f.type && e->data[i + 1] == f.bit)
+      return 0;
+  if (e->next)
+    return 0; /* no room behind it: the name is a courtesy */
+  if (img->backing_file &&
+      img->backing_file_offset < img->extensions_end + sizeof f + sizeof (struct qcow2_extension)) {
+    uint64_t to = q_round_up (img->backing_file_offset + img->backing_file_size, 8) +
+                  sizeof f; /* past both the old name and the longer table */
+    int r;
+
+    if (to + img->backing_file_size > limit)
+      return 0;
+    r = move_backing_name (img, to);
+    if (r < 0)
+      return r;
+  }
+  if (img->extensions_end + sizeof f + sizeof (struct qcow2_extension) > limit)
+    return 0;
+  return extend_feature_names (img, pe, &f);
 }
 
 int
@@ -353,6 +439,8 @@ q_header_append_extension (struct q_image *img, uint32_t type, const void *data,
     if (r < 0)
       return r;
   }
+  if (!img->extensions_marked)
+    return -ENOSPC; /* the area reaches the end of the cluster */
   e = calloc (1, sizeof *e + length);
   tail = calloc (1, padded + sizeof head);
   if (!e || !tail) {

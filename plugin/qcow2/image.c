@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "image.h"
+#include "state.h"
 
 #define ull(v) ((unsigned long long)(v))
 
@@ -180,7 +180,9 @@ open_raw (struct q_image *img, struct q_error *err)
 static int
 prepare_writing (struct q_image *img, const struct q_open_options *opts, struct q_error *err)
 {
-  uint64_t unknown = img->autoclear & ~(Q_AUTOCLEAR_BITMAPS | Q_AUTOCLEAR_DATA_FILE_RAW);
+  uint64_t known = Q_AUTOCLEAR_BITMAPS | Q_AUTOCLEAR_DATA_FILE_RAW |
+                   (img->state ? Q_AUTOCLEAR_SESSION : 0); /* of a session that is not ours: gone */
+  uint64_t unknown = img->autoclear & ~known;
   int r;
 
   if ((img->incompatible & Q_INCOMPAT_CORRUPT) && !opts->repair)
@@ -212,11 +214,32 @@ prepare_writing (struct q_image *img, const struct q_open_options *opts, struct 
   return 0;
 }
 
+/* Finishes what a killed process left behind, and begins a session of our own. */
+static int
+recover (struct q_image *img, const struct q_open_options *opts, struct q_error *err)
+{
+  bool replayed;
+  int r = q_state_recover (img, opts->state_dir[0] ? opts->state_dir : NULL, &replayed, err);
+
+  if (r == 0 && replayed) {
+    /* What that process had allocated and not yet used, or let go of and not yet freed, is leaked.
+     */
+    q_header_free (img);
+    r = q_header_read (img, err);
+    if (r == 0)
+      r = q_check_repair_dirty (img, err);
+  }
+  return r == 0 ? q_state_start (img, err) : r;
+}
+
 static int
 open_qcow2 (struct q_image *img, const struct q_open_options *opts, bool top, struct q_error *err)
 {
+  bool stateful = top && !img->read_only && opts->state_dir && !opts->repair;
   int r = q_header_read (img, err);
 
+  if (r == 0 && stateful && !(img->incompatible & (Q_INCOMPAT_CORRUPT | Q_INCOMPAT_DIRTY)))
+    r = recover (img, opts, err);
   if (r == 0)
     r = q_snapshots_read (img, err);
   if (r == 0 && top && !img->read_only)
@@ -266,6 +289,8 @@ open_layer (struct q_image **layer, const char *filename, enum q_format format,
   if (r == 0 && img->backing_file)
     r = resolve_backing_name (img, err);
   if (r < 0) {
+    if (img->state)
+      q_state_end (img, false);
     free_layer (img);
     return r;
   }
@@ -372,6 +397,13 @@ q_close (struct q_image **pimg, struct q_error *err)
     if (r < 0)
       q_fail (err, r, "%s: what was written since the last flush may be lost: %s", img->filename,
               strerror (-r));
+    if (img->state) {
+      int r2 = q_state_end (img, r == 0);
+
+      if (r == 0 && r2 < 0)
+        r = q_fail (err, r2, "%s: cannot take the session mark off: %s", img->filename,
+                    strerror (-r2));
+    }
   }
   free_chain (img);
   return r;

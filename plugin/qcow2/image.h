@@ -44,6 +44,8 @@ struct q_table {
                             * written at any time */
   struct q_table *dirty_next;
   struct q_table *prev, *next; /* the cache's clock ring */
+  struct q_state *state;       /* state.h: where its memory is, or NULL for the heap */
+  struct q_state_slot *slot;
   union {
     _Atomic uint64_t *entry; /* big-endian */
     uint8_t *mem;
@@ -51,8 +53,14 @@ struct q_table {
   _Atomic uint64_t dirty[]; /* one bit a block */
 };
 
-struct q_table *q_table_new (struct q_image *img, enum q_table_kind kind, uint32_t bytes);
+/* Zeroed, clean, not fresh. */
+struct q_table *q_table_new (struct q_image *img, enum q_table_kind kind, uint64_t index,
+                             uint64_t host, uint32_t bytes);
 void q_table_free (void *table);
+/* Gives it another place on disk; nothing of it is dirty. */
+void q_table_move (struct q_table *t, uint64_t host);
+/* An L1 or refcount table, complete, becomes the one that counts. */
+void q_table_switch (struct q_table *t);
 void q_table_mark_dirty (struct q_table *t, uint32_t byte_offset, uint32_t bytes);
 bool q_table_is_dirty (const struct q_table *t);
 
@@ -123,6 +131,8 @@ struct q_snapshot {
   char *id, *name;
 };
 
+struct q_state; /* state.h */
+
 /* ---- the image ------------------------------------------------------------------------------ */
 
 struct q_image {
@@ -157,6 +167,7 @@ struct q_image {
   uint64_t snapshots_offset;
   uint64_t snapshots_bytes;
   struct q_extension *extensions;
+  bool extensions_marked;  /* an end marker stands at extensions_end */
   uint64_t extensions_end; /* file offset of the end marker */
   char *backing_file;      /* as recorded */
   char *backing_format;    /* as recorded, or NULL */
@@ -181,7 +192,8 @@ struct q_image {
   /* allocator: refcounts, limbo, highest offset; all under alloc_lock (refcount.c, alloc.c) */
   pthread_mutex_t alloc_lock;
   struct q_table *reftable;
-  struct q_table **refblock; /* by refcount table index; NULL: not in memory */
+  struct q_table *old_reftables; /* replaced while a flush held them; freed when it ends */
+  struct q_table **refblock;     /* by refcount table index; NULL: not in memory */
   uint32_t reftable_entries;
   struct q_table_cache refblock_cache;
   uint64_t free_hint;       /* no free cluster below this index */
@@ -205,6 +217,7 @@ struct q_image {
   bool flush_running;
   uint64_t highest_recorded; /* the value in the header on disk */
 
+  struct q_state *state;       /* survives a killed process (state.h); NULL: no such file */
   struct q_inflated *inflated; /* compress.c: recently inflated clusters */
   _Atomic uint64_t inflate_epoch;
 };
@@ -261,7 +274,7 @@ void q_header_free (struct q_image *img);
 /* Single-sector updates in place; each is one write, not synced. */
 int q_header_write_features (struct q_image *img);
 int q_header_write_l1 (struct q_image *img);
-int q_header_write_reftable (struct q_image *img);
+int q_header_write_reftable (struct q_image *img, uint64_t offset, uint32_t clusters);
 /* Appends an extension so that a crash at any point leaves a valid header; syncs.  -ENOSPC if the
  * first cluster has no room for it. */
 int q_header_append_extension (struct q_image *img, uint32_t type, const void *data,
@@ -271,6 +284,8 @@ int q_header_append_extension (struct q_image *img, uint32_t type, const void *d
 int q_extensions_parse (struct q_image *img, const uint8_t *buf, uint64_t start, uint64_t end,
                         struct q_error *err);
 struct q_extension *q_extension_find (const struct q_image *img, uint32_t type);
+/* Sees to it that a feature name table names nbdcow's autoclear bit, where there is room. */
+int q_header_name_session (struct q_image *img);
 /* The name that the image's own feature name table, or else the specification, has for a bit. */
 const char *q_feature_name (const struct q_image *img, unsigned type, unsigned bit, char name[64]);
 
@@ -322,6 +337,8 @@ void q_claim_release (struct q_image *img, struct q_plan_claim *c);
 
 int q_refcount_open (struct q_image *img, struct q_error *err);
 void q_refcount_close (struct q_image *img);
+/* Frees replaced refcount tables; called when no flush is writing.  alloc_lock not held. */
+void q_refcount_free_old (struct q_image *img);
 uint64_t q_refblock_entries (const struct q_image *img); /* counts in one block */
 int q_refcount_get (struct q_image *img, uint64_t cluster, unsigned flags, uint64_t *count);
 /* Creates the block if need be (also grows the table). */
@@ -348,6 +365,8 @@ int q_alloc_run (struct q_image *img, uint64_t want, unsigned flags, uint64_t *h
 /* One cluster for a table, with its space on disk reserved, so that writing it later does not meet
  * a full disk.  alloc_lock held. */
 int q_alloc_metadata (struct q_image *img, unsigned flags, uint64_t *host);
+/* Clusters that were allocated and will not be referred to after all.  alloc_lock not held. */
+void q_alloc_drop (struct q_image *img, uint64_t cluster, uint64_t count);
 /* Reserves disk space for COUNT clusters at CLUSTER: -ENOSPC now rather than at the flush. */
 int q_alloc_reserve_space (struct q_image *img, uint64_t cluster, uint64_t count);
 /* Raises the highest allocated offset to cover COUNT clusters at CLUSTER.  alloc_lock held. */

@@ -44,14 +44,14 @@ q_l2_open (struct q_image *img, struct q_error *err)
   int r;
 
   if (l1)
-    l1->table = q_table_new (img, Q_TABLE_L1, img->l1_size ? img->l1_size * 8 : 8);
+    l1->table =
+        q_table_new (img, Q_TABLE_L1, 0, img->l1_offset, img->l1_size ? img->l1_size * 8 : 8);
   if (!l1 || !l1->table) {
     free (l1);
     return q_fail (err, -ENOMEM, "%s: out of memory for an L1 table of %u entries", img->filename,
                    img->l1_size);
   }
   l1->entries = img->l1_size;
-  l1->table->host = img->l1_offset;
   atomic_store (&img->l1, l1);
   r = q_file_pread (img->file, l1->table->mem, img->l1_size * 8ull, img->l1_offset);
   if (r < 0)
@@ -65,6 +65,7 @@ q_l2_open (struct q_image *img, struct q_error *err)
                      e & Q_L1_RESERVED ? "reserved bits are set"
                                        : "its offset is not aligned to a cluster");
   }
+  q_table_switch (l1->table);
   return 0;
 }
 
@@ -127,11 +128,9 @@ load (struct q_image *img, struct q_l1 *l1, uint64_t index, uint64_t entry, stru
 {
   int r;
 
-  *t = q_table_new (img, Q_TABLE_L2, (uint32_t)q_cluster_bytes (img));
+  *t = q_table_new (img, Q_TABLE_L2, index, entry & Q_OFFSET_MASK, (uint32_t)q_cluster_bytes (img));
   if (!*t)
     return -ENOMEM;
-  (*t)->host = entry & Q_OFFSET_MASK;
-  (*t)->index = index;
   r = q_file_pread (img->file, (*t)->mem, (*t)->bytes, (*t)->host);
   if (r < 0) {
     q_table_free (*t);
@@ -193,19 +192,16 @@ create (struct q_image *img, struct q_l1 *l1, uint64_t index, unsigned flags, st
   *t = NULL;
   if (flags & Q_NOWAIT)
     return -EAGAIN;
-  *t = q_table_new (img, Q_TABLE_L2, (uint32_t)q_cluster_bytes (img));
-  if (!*t)
-    return -ENOMEM;
   q_alloc_lock (img);
   r = q_alloc_metadata (img, flags, &host);
   q_alloc_unlock (img);
-  if (r < 0) {
-    q_table_free (*t);
-    *t = NULL;
+  if (r < 0)
     return r;
+  *t = q_table_new (img, Q_TABLE_L2, index, host, (uint32_t)q_cluster_bytes (img));
+  if (!*t) {
+    q_alloc_drop (img, host >> img->cluster_bits, 1);
+    return -ENOMEM;
   }
-  (*t)->host = host;
-  (*t)->index = index;
   (*t)->fresh = true;
   q_table_mark_dirty (*t, 0, (*t)->bytes);
   cache_insert (img, *t);
@@ -238,7 +234,7 @@ move (struct q_image *img, struct q_l1 *l1, struct q_table *t, unsigned flags)
   {
     uint64_t old = t->host >> img->cluster_bits;
 
-    t->host = host;
+    q_table_move (t, host);
     t->fresh = true;
     q_table_mark_dirty (t, 0, t->bytes);
     set_l1_entry (l1, t);

@@ -112,6 +112,9 @@ struct q_open_options {
   uint64_t l2_cache_size; /* bytes, for the whole chain; 0 means 128 MiB: 1 TiB at 64 KiB
                            * clusters stays mapped */
   uint64_t refcount_cache_size; /* bytes; 0 means 32 MiB */
+  const char *state_dir; /* where what a killed process acknowledged survives: a directory on a
+                          * tmpfs; "" means the default, /run/nbdcow or nbdcow in the user's
+                          * runtime directory; NULL (default) means nowhere.  Version 3 only */
   const struct q_file_opener *opener;
 };
 

@@ -93,11 +93,10 @@ q_refcount_open (struct q_image *img, struct q_error *err)
   int r;
 
   img->reftable_entries = bytes / 8;
-  img->reftable = q_table_new (img, Q_TABLE_REFTABLE, bytes);
+  img->reftable = q_table_new (img, Q_TABLE_REFTABLE, 0, img->reftable_offset, bytes);
   img->refblock = calloc (img->reftable_entries, sizeof *img->refblock);
   if (!img->reftable || !img->refblock)
     return q_fail (err, -ENOMEM, "%s: out of memory for the refcount table", img->filename);
-  img->reftable->host = img->reftable_offset;
   r = q_file_pread (img->file, img->reftable->mem, bytes, img->reftable_offset);
   if (r < 0)
     return q_fail (err, r, "%s: cannot read the refcount table: %s", img->filename, strerror (-r));
@@ -109,12 +108,27 @@ q_refcount_open (struct q_image *img, struct q_error *err)
                      "%s: refcount table entry %u is %#llx, not the offset of a cluster",
                      img->filename, i, ull (e));
   }
+  q_table_switch (img->reftable);
   return 0;
+}
+
+void
+q_refcount_free_old (struct q_image *img)
+{
+  struct q_table *t;
+
+  q_alloc_lock (img);
+  while ((t = img->old_reftables) != NULL) {
+    img->old_reftables = t->dirty_next;
+    q_table_free (t);
+  }
+  q_alloc_unlock (img);
 }
 
 void
 q_refcount_close (struct q_image *img)
 {
+  q_refcount_free_old (img);
   for (uint32_t i = 0; img->refblock && i < img->reftable_entries; ++i)
     q_table_free (img->refblock[i]);
   free (img->refblock);
@@ -166,11 +180,9 @@ get_block (struct q_image *img, uint64_t index, unsigned flags, struct q_table *
     return 0;
   if (flags & Q_NOWAIT)
     return -EAGAIN;
-  *t = q_table_new (img, Q_TABLE_REFBLOCK, (uint32_t)q_cluster_bytes (img));
+  *t = q_table_new (img, Q_TABLE_REFBLOCK, index, host, (uint32_t)q_cluster_bytes (img));
   if (!*t)
     return -ENOMEM;
-  (*t)->host = host;
-  (*t)->index = index;
   r = q_file_pread (img->file, (*t)->mem, (*t)->bytes, host);
   if (r < 0) {
     q_table_free (*t);
@@ -196,12 +208,11 @@ set_in_block (struct q_image *img, struct q_table *t, uint64_t index, uint64_t c
 static struct q_table *
 new_block (struct q_image *img, uint64_t index, uint64_t cluster)
 {
-  struct q_table *t = q_table_new (img, Q_TABLE_REFBLOCK, (uint32_t)q_cluster_bytes (img));
+  struct q_table *t = q_table_new (img, Q_TABLE_REFBLOCK, index, cluster << img->cluster_bits,
+                                   (uint32_t)q_cluster_bytes (img));
 
   if (!t)
     return NULL;
-  t->host = cluster << img->cluster_bits;
-  t->index = index;
   t->fresh = true;
   cache_insert (img, t);
   q_table_mark_dirty (t, 0, t->bytes);
@@ -246,13 +257,13 @@ grow_table (struct q_image *img, uint64_t index)
   r = q_limbo_reserve (&img->limbo, 1);
   if (r < 0)
     return r;
-  t = q_table_new (img, Q_TABLE_REFTABLE, (uint32_t)(entries * 8));
+  t = q_table_new (img, Q_TABLE_REFTABLE, 0, (first + blocks) << img->cluster_bits,
+                   (uint32_t)(entries * 8));
   refblock = calloc (entries, sizeof *refblock);
   if (!t || !refblock)
     goto nomem;
   memcpy (t->mem, old->mem, old_bytes);
   memcpy (refblock, img->refblock, img->reftable_entries * sizeof *refblock);
-  t->host = (first + blocks) << img->cluster_bits;
   t->fresh = true;
 
   /* From here on the new table is the table; on failure half way, what it already says is true
@@ -289,7 +300,14 @@ grow_table (struct q_image *img, uint64_t index)
   img->reftable_offset = t->host;
   img->reftable_clusters = (uint32_t)table_clusters;
   q_table_mark_dirty (t, 0, t->bytes);
-  q_table_free (old);
+  q_table_switch (t);
+  /* A flush may be writing from it. */
+  if (atomic_load (&old->users) == 0)
+    q_table_free (old);
+  else {
+    old->dirty_next = img->old_reftables;
+    img->old_reftables = old;
+  }
   return 0;
 
 nomem:

@@ -9,7 +9,7 @@
 
 #include <stdlib.h>
 
-#include "image.h"
+#include "state.h"
 
 #define DIRTY_BITS 64u
 
@@ -20,7 +20,8 @@ dirty_words (uint32_t bytes, unsigned block_bits)
 }
 
 struct q_table *
-q_table_new (struct q_image *img, enum q_table_kind kind, uint32_t bytes)
+q_table_new (struct q_image *img, enum q_table_kind kind, uint64_t index, uint64_t host,
+             uint32_t bytes)
 {
   unsigned block_bits =
       img->cluster_bits < Q_TABLE_BLOCK_BITS ? img->cluster_bits : Q_TABLE_BLOCK_BITS;
@@ -31,15 +32,22 @@ q_table_new (struct q_image *img, enum q_table_kind kind, uint32_t bytes)
     return NULL;
   t->img = img;
   t->kind = kind;
+  t->index = index;
+  t->host = host;
   t->bytes = bytes;
   t->block_bits = block_bits;
-  /* Aligned for O_DIRECT; a large table that stays mostly empty costs nothing: calloc would do
-   * for the second, not the first. */
-  if (posix_memalign ((void **)&t->mem, 4096, q_round_up (bytes, 4096)) != 0) {
+  if (img->state)
+    t->slot = q_state_take (img->state, kind, index, host, bytes, (void **)&t->mem);
+  if (t->slot) {
+    t->state = img->state;
+    return t;
+  }
+  /* Aligned for O_DIRECT where the cluster size allows. */
+  if (posix_memalign ((void **)&t->mem, bytes < 4096 ? 64 : 4096, bytes) != 0) {
     free (t);
     return NULL;
   }
-  memset (t->mem, 0, q_round_up (bytes, 4096));
+  memset (t->mem, 0, bytes);
   return t;
 }
 
@@ -48,10 +56,29 @@ q_table_free (void *table)
 {
   struct q_table *t = table;
 
-  if (t) {
+  if (!t)
+    return;
+  if (t->slot)
+    q_state_give (t->state, t->slot);
+  else
     free (t->mem);
-    free (t);
-  }
+  free (t);
+}
+
+void
+q_table_move (struct q_table *t, uint64_t host)
+{
+  assert (!q_table_is_dirty (t));
+  t->host = host;
+  if (t->slot)
+    atomic_store (&t->slot->host, host);
+}
+
+void
+q_table_switch (struct q_table *t)
+{
+  if (t->slot)
+    q_state_switch (t->state, t->slot);
 }
 
 void
@@ -63,6 +90,8 @@ q_table_mark_dirty (struct q_table *t, uint32_t byte_offset, uint32_t bytes)
   for (uint32_t b = first; b <= last; ++b)
     atomic_fetch_or_explicit (&t->dirty[b / DIRTY_BITS], 1ull << (b % DIRTY_BITS),
                               memory_order_release);
+  if (t->slot)
+    atomic_fetch_add (&t->slot->changed, 1);
   if (atomic_load (&t->listed) || atomic_exchange (&t->listed, true))
     return;
   if (t->kind == Q_TABLE_L1 || t->kind == Q_TABLE_REFTABLE)

@@ -17,7 +17,7 @@
 #include <stdlib.h>
 #include <sys/uio.h>
 
-#include "image.h"
+#include "state.h"
 
 /* The most bytes of new clusters in one plan: bounds the time that a claim is held. */
 #define MAX_ALLOCATING (8u << 20)
@@ -322,6 +322,7 @@ q_write_begin (struct q_image *img, uint64_t offset, uint64_t len, unsigned flag
     return -EINVAL;
   if (offset > q_size (img) || len > q_size (img) - offset)
     return -ENOSPC;
+  q_state_touch (img->state);
   if (img->format == Q_FORMAT_RAW) {
     add_run (plan, offset, len, 0);
     plan->len = len;
@@ -396,6 +397,7 @@ q_write_commit (struct q_write_plan *plan)
   bool frees = plan->frees > 0;
 
   q_note_data_written (img);
+  q_state_touch (img->state);
   if (!plan->allocates)
     return;
   /* Under the allocator's lock if anything is let go of: the flusher marks limbo under it, and
@@ -436,15 +438,9 @@ q_write_abort (struct q_write_plan *plan)
   if (!plan->reuses) {
     q_alloc_lock (img);
     q_limbo_cancel (&img->limbo, plan->frees);
-    if (q_limbo_reserve (&img->dropped, plan->n_runs) == 0)
-      for (unsigned i = 0; i < plan->n_runs; ++i)
-        q_limbo_add (&img->dropped, plan->run[i].host >> img->cluster_bits, plan->clusters[i]);
-    else
-      q_log (Q_LOG_WARNING,
-             "%s: out of memory: clusters of a failed write are leaked until the "
-             "next check",
-             img->filename);
     q_alloc_unlock (img);
+    for (unsigned i = 0; i < plan->n_runs; ++i)
+      q_alloc_drop (img, plan->run[i].host >> img->cluster_bits, plan->clusters[i]);
   }
   let_go (plan);
 }

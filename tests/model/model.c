@@ -2,7 +2,8 @@
  *
  * The model test: random operations on the engine and on a plain array, compared all the way.
  *
- *     model [-s SEED] [-n OPERATIONS] [-t THREADS] [-c] [-l L2_CACHE_BYTES] IMAGE
+ *     model [-s SEED] [-n OPERATIONS] [-t THREADS] [-c] [-d] [-l L2_CACHE_BYTES] [-S STATE_DIR]
+ * IMAGE
  *
  * IMAGE is a qcow2 image, whose present contents become the model's.  With several threads each has
  * a part of the disk to itself, cut at odd places so that neighbours share clusters, and does
@@ -208,7 +209,7 @@ main (int argc, char **argv)
 
   q_open_options_init (&opts);
   opts.discard = true;
-  while ((c = getopt (argc, argv, "s:n:t:l:cd")) != -1)
+  while ((c = getopt (argc, argv, "s:n:t:l:S:cd")) != -1)
     switch (c) {
     case 's':
       seed = strtoull (optarg, NULL, 0);
@@ -221,6 +222,9 @@ main (int argc, char **argv)
       break;
     case 'l':
       opts.l2_cache_size = opts.refcount_cache_size = strtoull (optarg, NULL, 0);
+      break;
+    case 'S':
+      opts.state_dir = optarg;
       break;
     case 'c':
       reopen = true;

@@ -1,0 +1,343 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The state file while it is in use: see state.h.  recover.c reads one that was left behind.
+ *
+ * Whatever instant the process is killed at, the file is sound: a slot is filled in before in_use
+ * is set; a table that replaces another is complete before it is switched to; an entry is in its
+ * table before the slot's count of changes goes up, and the request is answered after that.
+ */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "state.h"
+
+/* ---- where ---------------------------------------------------------------------------------- */
+
+int
+q_state_directory (const char *dir, char *path, size_t size)
+{
+  const char *runtime = getenv ("XDG_RUNTIME_DIR");
+  struct stat st;
+  int n;
+
+  if (dir)
+    n = snprintf (path, size, "%s", dir);
+  else if (access ("/run", W_OK) == 0)
+    n = snprintf (path, size, "/run/nbdcow");
+  else if (runtime && *runtime == '/')
+    n = snprintf (path, size, "%s/nbdcow", runtime);
+  else
+    return -ENOENT;
+  if (n < 0 || (size_t)n >= size)
+    return -ENAMETOOLONG;
+  if (mkdir (path, 0700) == -1 && errno != EEXIST)
+    return -errno;
+  /* Only ours to write in: others could put a state of their own making in our way. */
+  if (lstat (path, &st) == -1)
+    return -errno;
+  if (!S_ISDIR (st.st_mode) || st.st_uid != geteuid () || (st.st_mode & (S_IWGRP | S_IWOTH)))
+    return -EPERM;
+  return 0;
+}
+
+bool
+q_state_session (const struct q_image *img, struct qcow2_session *session)
+{
+  const struct q_extension *e = q_extension_find (img, Q_EXT_SESSION);
+
+  if (!e || e->length != sizeof *session)
+    return false;
+  memcpy (session, e->data, sizeof *session);
+  return true;
+}
+
+/* ---- slots ---------------------------------------------------------------------------------- */
+
+static bool
+back (struct q_state *s, struct q_state_slot *slot)
+{
+  if (slot->backed)
+    return true;
+  /* Writing to a mapped page that the file system has no room for would kill us. */
+  if (fallocate (s->fd, 0, (off_t)slot->offset, (off_t)slot->bytes) == -1) {
+    if (!s->full)
+      q_log (Q_LOG_WARNING,
+             "%s: %s: metadata that does not fit would be lost if this process were killed",
+             s->path, strerror (errno));
+    s->full = true;
+    return false;
+  }
+  slot->backed = 1;
+  return true;
+}
+
+/* lock held.  A slot for a table of KIND, or NULL. */
+static struct q_state_slot *
+pick (struct q_state *s, enum q_table_kind kind)
+{
+  uint32_t first = kind == Q_TABLE_L1 ? Q_STATE_L1 : Q_STATE_REFTABLE;
+
+  if (kind == Q_TABLE_L2 || kind == Q_TABLE_REFBLOCK)
+    return s->n_free > 0 ? &s->slot[s->free_slot[--s->n_free]] : NULL;
+  for (uint32_t i = first; i < first + 2; ++i)
+    if (!atomic_load (&s->slot[i].in_use))
+      return &s->slot[i];
+  return NULL;
+}
+
+struct q_state_slot *
+q_state_take (struct q_state *s, enum q_table_kind kind, uint64_t index, uint64_t host,
+              uint32_t bytes, void **mem)
+{
+  struct q_state_slot *slot;
+
+  pthread_mutex_lock (&s->lock);
+  slot = pick (s, kind);
+  if (slot) {
+    if (kind == Q_TABLE_L1 || kind == Q_TABLE_REFTABLE) {
+      slot->backed = 0;
+      slot->bytes = bytes;
+    }
+    if (back (s, slot)) {
+      slot->kind = kind;
+      slot->index = index;
+      atomic_store (&slot->host, host);
+      atomic_store (&slot->changed, 0);
+      atomic_store (&slot->saved, 0);
+      *mem = (uint8_t *)s->header + slot->offset;
+      memset (*mem, 0, bytes);
+      atomic_store (&slot->in_use, 1);
+      atomic_fetch_add (&s->refs, 1);
+    } else {
+      if (kind == Q_TABLE_L2 || kind == Q_TABLE_REFBLOCK)
+        s->free_slot[s->n_free++] = (uint32_t)(slot - s->slot);
+      slot = NULL;
+    }
+  }
+  pthread_mutex_unlock (&s->lock);
+  return slot;
+}
+
+void
+q_state_give (struct q_state *s, struct q_state_slot *slot)
+{
+  pthread_mutex_lock (&s->lock);
+  atomic_store (&slot->in_use, 0);
+  if (slot->kind == Q_TABLE_L2 || slot->kind == Q_TABLE_REFBLOCK)
+    s->free_slot[s->n_free++] = (uint32_t)(slot - s->slot);
+  pthread_mutex_unlock (&s->lock);
+  q_state_drop (s);
+}
+
+void
+q_state_switch (struct q_state *s, struct q_state_slot *slot)
+{
+  uint32_t number = 1 + (uint32_t)(slot - s->slot);
+
+  if (slot->kind == Q_TABLE_L1)
+    atomic_store (&s->header->l1_slot, number);
+  else
+    atomic_store (&s->header->reftable_slot, number);
+}
+
+void
+q_state_touch (struct q_state *s)
+{
+  struct timespec now;
+  int64_t ns;
+
+  if (!s || !s->header)
+    return;
+  clock_gettime (CLOCK_REALTIME_COARSE, &now);
+  ns = now.tv_sec * 1000000000ll + now.tv_nsec;
+  if (atomic_load_explicit (&s->header->alive, memory_order_relaxed) != ns)
+    atomic_store_explicit (&s->header->alive, ns, memory_order_relaxed);
+}
+
+int
+q_state_write_sequence (struct q_image *img)
+{
+  const struct q_extension *e = q_extension_find (img, Q_EXT_SESSION);
+  be64 v;
+
+  if (!img->state || !img->state->header || !e)
+    return 0;
+  v = put64 (atomic_load (&img->state->header->sequence) + 1);
+  return q_file_pwrite (img->file, &v, sizeof v,
+                        e->offset + offsetof (struct qcow2_session, sequence));
+}
+
+void
+q_state_sequence_done (struct q_image *img)
+{
+  if (img->state && img->state->header)
+    atomic_fetch_add (&img->state->header->sequence, 1);
+}
+
+/* ---- a session ------------------------------------------------------------------------------ */
+
+void
+q_state_drop (struct q_state *s)
+{
+  if (!s || atomic_fetch_sub (&s->refs, 1) != 1)
+    return;
+  if (s->header)
+    munmap (s->header, s->mapped);
+  if (s->fd >= 0)
+    close (s->fd);
+  pthread_mutex_destroy (&s->lock);
+  free (s->free_slot);
+  free (s->path);
+  free (s);
+}
+
+/* Lays the file out and maps it: header, slots, two L1 tables, two refcount tables, and one cluster
+ * for each table that the caches may hold, with some to spare. */
+static int
+lay_out (struct q_state *s, const struct q_image *img)
+{
+  uint64_t cluster = q_cluster_bytes (img), memory = cluster < 4096 ? 4096 : cluster;
+  uint64_t tables =
+      (img->l2_cache_own.max_bytes + img->refblock_cache.max_bytes) >> img->cluster_bits;
+  uint64_t n = Q_STATE_FIRST + tables + tables / 4 + 64, offset, data;
+  struct q_state_header *h;
+  void *map;
+
+  /* A page each, so that memory can be reserved for one without its neighbours. */
+  data = q_round_up (Q_STATE_SLOTS_OFFSET + n * sizeof (struct q_state_slot), 4096);
+  offset = data + 2ull * Q_MAX_L1_BYTES + 2ull * Q_MAX_REFTABLE_BYTES;
+  s->mapped = offset + (n - Q_STATE_FIRST) * memory;
+  if (ftruncate (s->fd, 0) == -1 || ftruncate (s->fd, (off_t)s->mapped) == -1 ||
+      fallocate (s->fd, 0, 0, (off_t)data) == -1)
+    return -errno;
+  s->free_slot = malloc (n * sizeof *s->free_slot);
+  if (!s->free_slot)
+    return -ENOMEM;
+  map = mmap (NULL, s->mapped, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, s->fd, 0);
+  if (map == MAP_FAILED)
+    return -errno;
+  s->header = h = map;
+  s->slot = (struct q_state_slot *)((uint8_t *)map + Q_STATE_SLOTS_OFFSET);
+  for (uint32_t i = 0; i < n; ++i) {
+    if (i < Q_STATE_REFTABLE)
+      s->slot[i].offset = data + i * (uint64_t)Q_MAX_L1_BYTES;
+    else if (i < Q_STATE_FIRST)
+      s->slot[i].offset =
+          data + 2ull * Q_MAX_L1_BYTES + (i - Q_STATE_REFTABLE) * (uint64_t)Q_MAX_REFTABLE_BYTES;
+    else {
+      s->slot[i].offset = offset + (i - Q_STATE_FIRST) * memory;
+      s->slot[i].bytes = cluster;
+    }
+  }
+  /* The first ones are taken first: the file stays dense. */
+  for (uint32_t i = (uint32_t)n; i-- > Q_STATE_FIRST;)
+    s->free_slot[s->n_free++] = i;
+  h->magic = Q_STATE_MAGIC;
+  h->version = Q_STATE_VERSION;
+  h->cluster_bits = img->cluster_bits;
+  h->refcount_order = img->refcount_order;
+  h->n_slots = (uint32_t)n;
+  h->dev = img->file->dev;
+  h->ino = img->file->ino;
+  h->file_bytes = s->mapped;
+  h->data_offset = data;
+  return 0;
+}
+
+/* Writes the session extension and the bit.  -ENOSPC if the header has no room. */
+static int
+mark_image (struct q_image *img, const struct qcow2_session *session)
+{
+  struct q_extension *e = q_extension_find (img, Q_EXT_SESSION);
+  int r;
+
+  if (e && e->length != sizeof *session)
+    return -ENOSPC; /* somebody else's */
+  r = q_header_name_session (img);
+  if (r == 0 && e) {
+    r = q_file_pwrite (img->file, session, sizeof *session, e->offset);
+    memcpy (e->data, session, sizeof *session);
+  } else if (r == 0)
+    r = q_header_append_extension (img, Q_EXT_SESSION, session, sizeof *session);
+  if (r < 0)
+    return r;
+  img->autoclear |= Q_AUTOCLEAR_SESSION;
+  r = q_header_write_features (img);
+  return r < 0 ? r : q_file_sync (img->file);
+}
+
+int
+q_state_start (struct q_image *img, struct q_error *err)
+{
+  struct q_state *s = img->state;
+  struct qcow2_session session = { .sequence = put64 (0) };
+  struct timespec now;
+  int64_t changed;
+  int r;
+
+  if (!s)
+    return 0;
+  r = lay_out (s, img);
+  if (r == 0 && getrandom (session.session, sizeof session.session, 0) != sizeof session.session)
+    r = -EIO;
+  if (r < 0) {
+    q_log (Q_LOG_WARNING, "%s: %s: what is not flushed would be lost if this process were killed",
+           s->path, strerror (-r));
+    goto without;
+  }
+  r = mark_image (img, &session);
+  if (r == -ENOSPC) {
+    q_log (Q_LOG_INFO,
+           "%s: the first cluster has no room for a session mark: what is not flushed "
+           "would be lost if this process were killed",
+           img->filename);
+    goto without;
+  }
+  if (r < 0)
+    return q_fail (err, r, "%s: cannot mark the image as open for writing: %s", img->filename,
+                   strerror (-r));
+  memcpy (s->header->session, session.session, sizeof session.session);
+  clock_gettime (CLOCK_REALTIME_COARSE, &now);
+  if (q_file_changed (img->file, &changed) == 0)
+    s->header->clock_skew = changed - (now.tv_sec * 1000000000ll + now.tv_nsec);
+  q_state_touch (s);
+  atomic_store (&s->header->valid, 1);
+  return 0;
+
+without:
+  unlink (s->path);
+  q_state_drop (s);
+  img->state = NULL;
+  return 0;
+}
+
+int
+q_state_end (struct q_image *img, bool clean)
+{
+  struct q_state *s = img->state;
+  int r = 0;
+
+  if (!s)
+    return 0;
+  if (clean) {
+    img->autoclear &= ~Q_AUTOCLEAR_SESSION;
+    r = q_header_write_features (img);
+    if (r == 0)
+      r = q_file_sync (img->file);
+    if (r == 0)
+      unlink (s->path);
+  } else if (s->header)
+    q_log (Q_LOG_WARNING, "%s: what could not be written is kept in %s for the next open",
+           img->filename, s->path);
+  q_state_drop (s);
+  img->state = NULL;
+  return r;
+}
