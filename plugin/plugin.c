@@ -1,0 +1,620 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The nbdkit plugin: nbdkit's callbacks, each a thin layer over one engine call of qcow2.h.
+ *
+ * One image, shared by every connection.  It is opened by the first connection and closed when
+ * nbdkit stops.  It cannot be opened for good earlier, because nbdkit says only to .open whether
+ * the export is read-only (-r, or a filter such as cow that promises not to write), and a read-only
+ * export must neither take the lock of a writer nor change a byte of the image.  So that mistakes
+ * are still reported before nbdkit goes into the background, get_ready opens the image once, to
+ * read, and closes it again.
+ *
+ * Locking: image_lock guards the opening alone.  The pointer does not change while a connection is
+ * open, and nbdkit runs .cleanup after the last one has gone, so the data path takes no lock here.
+ */
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <zlib.h>
+#include <zstd.h>
+
+#include "qcow2.h"
+
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+
+/* Most extents asked of the engine at once, and most such questions for one client request: a reply
+ * to block status may end early, and the client then asks for the rest. */
+#define EXTENTS_PER_MAP  64
+#define MAPS_PER_REQUEST 256
+
+static char *filename;
+static struct q_open_options options; /* complete once .config_complete has run */
+static char description[128];
+static bool marked_corrupt; /* then only a reader is served */
+
+static pthread_mutex_t image_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct q_image *image;
+
+/* ---- parameters --------------------------------------------------------------------------- */
+
+struct word {
+  const char *name;
+  int value;
+};
+
+static const struct word format_words[] = {
+  { "auto", Q_FORMAT_AUTO },
+  { "qcow2", Q_FORMAT_QCOW2 },
+  { "raw", Q_FORMAT_RAW },
+  { NULL, 0 },
+};
+
+static const struct word backing_words[] = {
+  { "recorded", Q_BACKING_RECORDED },
+  { "probe", Q_BACKING_PROBE },
+  { "none", Q_BACKING_NONE },
+  { NULL, 0 },
+};
+
+static const struct word discard_words[] = {
+  { "unmap", true }, { "on", true }, { "ignore", false }, { "off", false }, { NULL, 0 },
+};
+
+/* QEMU's cache modes. */
+enum { CACHE_DIRECT = 1, CACHE_FLUSH_EVERY_WRITE = 2, CACHE_FLUSH_NEVER = 4 };
+
+static const struct word cache_words[] = {
+  { "writeback", 0 },
+  { "none", CACHE_DIRECT },
+  { "writethrough", CACHE_FLUSH_EVERY_WRITE },
+  { "directsync", CACHE_DIRECT | CACHE_FLUSH_EVERY_WRITE },
+  { "unsafe", CACHE_FLUSH_NEVER },
+  { NULL, 0 },
+};
+
+static const struct word lock_words[] = {
+  { "on", Q_LOCK_ON },
+  { "off", Q_LOCK_OFF },
+  { NULL, 0 },
+};
+
+static int format = Q_FORMAT_AUTO;
+static int backing = Q_BACKING_RECORDED;
+static int discard = true;
+static int cache = 0;
+static int lock = Q_LOCK_ON;
+
+/* The parameters whose value is a word. */
+static const struct {
+  const char *key;
+  const struct word *words;
+  int *value;
+} choices[] = {
+  { "format", format_words, &format },    { "backing", backing_words, &backing },
+  { "discard", discard_words, &discard }, { "cache", cache_words, &cache },
+  { "lock", lock_words, &lock },
+};
+
+/* Finds VALUE among WORDS.  Returns -1 after saying which words there are. */
+static int
+parse_word (const char *key, const char *value, const struct word *words, int *chosen)
+{
+  char known[128] = "";
+  size_t used = 0;
+
+  for (const struct word *w = words; w->name; w++) {
+    if (strcmp (value, w->name) == 0) {
+      *chosen = w->value;
+      return 0;
+    }
+    if (used < sizeof known)
+      used += snprintf (known + used, sizeof known - used, "%s%s", used ? ", " : "", w->name);
+  }
+  nbdkit_error ("%s=%s: expected one of: %s", key, value, known);
+  return -1;
+}
+
+static int
+parse_size (const char *key, const char *value, uint64_t *result)
+{
+  int64_t r = nbdkit_parse_size (value);
+
+  if (r <= 0) {
+    nbdkit_error ("%s=%s: expected a size above 0, such as 64M", key, value);
+    return -1;
+  }
+  *result = r;
+  return 0;
+}
+
+static int
+plugin_config (const char *key, const char *value)
+{
+  if (strcmp (key, "file") == 0) {
+    if (filename) {
+      nbdkit_error ("file=%s: only one image can be served, and %s was named first", value,
+                    filename);
+      return -1;
+    }
+    /* nbdkit changes directory before the image is opened.  Symbolic links stay as they are: a
+     * relative backing file name starts from the directory of the name that was given. */
+    filename = nbdkit_absolute_path (value);
+    return filename ? 0 : -1;
+  }
+  for (size_t i = 0; i < sizeof choices / sizeof choices[0]; i++)
+    if (strcmp (key, choices[i].key) == 0)
+      return parse_word (key, value, choices[i].words, choices[i].value);
+  if (strcmp (key, "l2-cache-size") == 0)
+    return parse_size (key, value, &options.l2_cache_size);
+  if (strcmp (key, "refcount-cache-size") == 0)
+    return parse_size (key, value, &options.refcount_cache_size);
+
+  nbdkit_error ("unknown parameter %s=%s: nbdkit qcow2 --help lists what there is", key, value);
+  return -1;
+}
+
+static int
+plugin_config_complete (void)
+{
+  if (!filename) {
+    nbdkit_error ("no image was named: nbdkit qcow2 [file=]IMAGE");
+    return -1;
+  }
+  options.format = format;
+  options.backing = backing;
+  options.discard = discard;
+  options.cache = cache & CACHE_DIRECT ? Q_CACHE_DIRECT : Q_CACHE_BUFFERED;
+  options.lock = lock;
+  return 0;
+}
+
+/* ---- start and stop ------------------------------------------------------------------------ */
+
+static void
+log_line (void *opaque, enum q_log_level level, const char *text)
+{
+  int saved = errno;
+
+  (void)opaque;
+  switch (level) {
+  case Q_LOG_ERROR:
+    nbdkit_error ("%s", text);
+    break;
+  case Q_LOG_WARNING:
+    nbdkit_error ("warning: %s", text);
+    break;
+  case Q_LOG_INFO:
+  case Q_LOG_DEBUG:
+    nbdkit_debug ("%s", text);
+    break;
+  }
+  errno = saved;
+}
+
+static void
+plugin_load (void)
+{
+  q_set_log (log_line, NULL);
+  q_open_options_init (&options);
+}
+
+static void
+plugin_unload (void)
+{
+  free (filename);
+}
+
+/* Says why the image does not open, and what to do about it here if that is to ask for it
+ * differently. */
+static void
+report_open (int r, const struct q_error *err)
+{
+  nbdkit_error ("%s%s", err->text, r == -EAGAIN ? " (with nbdkit: -r, lock=off)" : "");
+}
+
+static unsigned
+chain_length (struct q_image *img)
+{
+  unsigned n = 0;
+
+  for (; img; img = q_backing_image (img))
+    n++;
+  return n;
+}
+
+/* What clients are told about the export.  It names no file: the client may be on another host. */
+static void
+describe (struct q_image *img, const struct q_image_info *info)
+{
+  if (q_image_format (img) == Q_FORMAT_RAW) {
+    snprintf (description, sizeof description, "raw");
+    return;
+  }
+  snprintf (description, sizeof description,
+            "qcow2 version %u, %" PRIu32 "-byte clusters, %u in chain", info->version,
+            q_cluster_size (img), chain_length (img));
+}
+
+static int
+plugin_get_ready (void)
+{
+  struct q_open_options opts = options;
+  struct q_image *img;
+  struct q_image_info info;
+  struct q_error err;
+  int r;
+
+  opts.read_only = true;
+  r = q_open (&img, filename, &opts, &err);
+  if (r < 0) {
+    report_open (r, &err);
+    return -1;
+  }
+  q_get_info (img, &info);
+  marked_corrupt = info.corrupt;
+  describe (img, &info);
+  if (q_close (&img, &err) < 0) {
+    nbdkit_error ("%s", err.text);
+    return -1;
+  }
+  return 0;
+}
+
+/* Flushes what no client has flushed.  A failure is printed: nbdkit has no way for it to become an
+ * exit status. */
+static void
+plugin_cleanup (void)
+{
+  struct q_error err;
+
+  if (image && q_close (&image, &err) < 0)
+    nbdkit_error ("%s", err.text);
+}
+
+static void
+plugin_dump (void)
+{
+  printf ("qcow2_versions=2 3\n");
+  printf ("qcow2_formats=qcow2 raw\n");
+  printf ("qcow2_compression=zlib zstd\n");
+  printf ("qcow2_zlib=%s\n", zlibVersion ());
+  printf ("qcow2_zstd=%s\n", ZSTD_versionString ());
+  printf ("qcow2_highest_allocated_offset=yes\n");
+}
+
+/* ---- connections --------------------------------------------------------------------------- */
+
+/* Opens the image as the first connection needs it.  A file that may not be written is served
+ * read-only.  Call with image_lock held. */
+static int
+open_image (bool readonly)
+{
+  struct q_open_options opts = options;
+  struct q_error err;
+  int r;
+
+  opts.read_only = readonly;
+  r = q_open (&image, filename, &opts, &err);
+  if (!readonly && !marked_corrupt && (r == -EACCES || r == -EPERM || r == -EROFS)) {
+    nbdkit_error ("warning: serving read-only: %s", err.text);
+    opts.read_only = true;
+    r = q_open (&image, filename, &opts, &err);
+  }
+  if (r < 0) {
+    image = NULL;
+    report_open (r, &err);
+    errno = -r;
+  }
+  return r;
+}
+
+static void *
+plugin_open (int readonly)
+{
+  int r = 0;
+
+  pthread_mutex_lock (&image_lock);
+  if (!image)
+    r = open_image (readonly);
+  pthread_mutex_unlock (&image_lock);
+  return r < 0 ? NULL : NBDKIT_HANDLE_NOT_NEEDED;
+}
+
+static int
+plugin_list_exports (int readonly, int is_tls, struct nbdkit_exports *exports)
+{
+  (void)readonly;
+  (void)is_tls;
+  return nbdkit_add_export (exports, "", description);
+}
+
+static const char *
+plugin_default_export (int readonly, int is_tls)
+{
+  (void)readonly;
+  (void)is_tls;
+  return "";
+}
+
+static const char *
+plugin_export_description (void *handle)
+{
+  (void)handle;
+  return description;
+}
+
+static int64_t
+plugin_get_size (void *handle)
+{
+  (void)handle;
+  return q_size (image);
+}
+
+static int
+plugin_block_size (void *handle, uint32_t *minimum, uint32_t *preferred, uint32_t *maximum)
+{
+  uint32_t cluster = q_cluster_size (image);
+
+  (void)handle;
+  *minimum = 1;
+  /* A write of whole clusters copies nothing from below.  Pages bound it from beneath: smaller
+   * requests than that are slower whatever the image says. */
+  *preferred = cluster < 4096 ? 4096 : cluster;
+  *maximum = UINT32_MAX;
+  return 0;
+}
+
+static int
+plugin_can_write (void *handle)
+{
+  (void)handle;
+  return !q_read_only (image);
+}
+
+static int
+plugin_can_trim (void *handle)
+{
+  (void)handle;
+  return options.discard;
+}
+
+static int
+plugin_can_fast_zero (void *handle)
+{
+  (void)handle;
+  return q_can_fast_zero (image);
+}
+
+static int
+plugin_can_fua (void *handle)
+{
+  (void)handle;
+  return NBDKIT_FUA_NATIVE;
+}
+
+static int
+plugin_can_cache (void *handle)
+{
+  (void)handle;
+  return NBDKIT_CACHE_NATIVE;
+}
+
+/* True of can_flush, can_zero, can_extents and can_multi_conn: every connection uses the one open
+ * image, so what one wrote another reads, and a flush on one covers all. */
+static int
+plugin_yes (void *handle)
+{
+  (void)handle;
+  return 1;
+}
+
+static int
+plugin_no (void *handle)
+{
+  (void)handle;
+  return 0;
+}
+
+/* ---- requests ------------------------------------------------------------------------------ */
+
+/* Turns an engine result into nbdkit's.  WHAT is the request in words. */
+static int
+result (int r, const char *what, uint32_t count, uint64_t offset)
+{
+  if (r == 0)
+    return 0;
+  nbdkit_error ("%s: %s %" PRIu32 " bytes at %" PRIu64 ": %s", filename, what, count, offset,
+                strerror (-r));
+  errno = -r;
+  return -1;
+}
+
+/* What follows a successful change: nothing, or a flush if the client or the cache mode wants it
+ * on stable storage before the answer. */
+static int
+settle (uint32_t flags)
+{
+  if (cache & CACHE_FLUSH_NEVER)
+    return 0;
+  if ((flags & NBDKIT_FLAG_FUA) || (cache & CACHE_FLUSH_EVERY_WRITE))
+    return q_flush (image);
+  return 0;
+}
+
+static int
+plugin_pread (void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  (void)handle;
+  (void)flags;
+  return result (q_pread (image, buf, offset, count), "reading", count, offset);
+}
+
+static int
+plugin_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  int r = q_pwrite (image, buf, offset, count);
+
+  (void)handle;
+  if (r == 0)
+    r = settle (flags);
+  return result (r, "writing", count, offset);
+}
+
+static int
+plugin_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  unsigned how = 0;
+  int r;
+
+  (void)handle;
+  if (flags & NBDKIT_FLAG_MAY_TRIM)
+    how |= Q_ZERO_UNMAP;
+  if (flags & NBDKIT_FLAG_FAST_ZERO)
+    how |= Q_ZERO_FAST;
+
+  r = q_zero (image, offset, count, how);
+  if (r == -ENOTSUP && (flags & NBDKIT_FLAG_FAST_ZERO)) {
+    errno = ENOTSUP; /* the answer that a fast zero asks for, not worth a message */
+    return -1;
+  }
+  if (r == 0)
+    r = settle (flags);
+  return result (r, "zeroing", count, offset);
+}
+
+static int
+plugin_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  int r = q_discard (image, offset, count);
+
+  (void)handle;
+  if (r == 0)
+    r = settle (flags);
+  return result (r, "discarding", count, offset);
+}
+
+static int
+plugin_flush (void *handle, uint32_t flags)
+{
+  int r;
+
+  (void)handle;
+  (void)flags;
+  if (cache & CACHE_FLUSH_NEVER)
+    return 0;
+  r = q_flush (image);
+  if (r == 0)
+    return 0;
+  nbdkit_error ("%s: flushing: %s", filename, strerror (-r));
+  errno = -r;
+  return -1;
+}
+
+static int
+plugin_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
+{
+  (void)handle;
+  (void)flags;
+  return result (q_prefetch (image, offset, count), "prefetching", count, offset);
+}
+
+static uint32_t
+extent_type (const struct q_extent *e)
+{
+  if (e->kind != Q_ZERO)
+    return 0;
+  return NBDKIT_EXTENT_ZERO | (e->flags & Q_HOLE ? NBDKIT_EXTENT_HOLE : 0);
+}
+
+static int
+plugin_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
+                struct nbdkit_extents *extents)
+{
+  struct q_extent e[EXTENTS_PER_MAP];
+  const unsigned max = flags & NBDKIT_FLAG_REQ_ONE ? 1 : EXTENTS_PER_MAP;
+  const unsigned maps = flags & NBDKIT_FLAG_REQ_ONE ? 1 : MAPS_PER_REQUEST;
+  const uint64_t end = offset + count;
+  uint64_t pos = offset;
+
+  (void)handle;
+  for (unsigned i = 0; i < maps && pos < end; i++) {
+    q_pin_t pin = q_pin ();
+    int n = q_map (image, pos, end - pos, e, max, Q_MAP_MERGE);
+
+    q_unpin (pin); /* only types and lengths are used, and those are ours */
+    if (n < 0)
+      return result (n, "mapping", count, offset);
+    for (int j = 0; j < n; j++) {
+      if (nbdkit_add_extent (extents, pos, e[j].len, extent_type (&e[j])) == -1)
+        return -1;
+      pos += e[j].len;
+    }
+  }
+  return 0;
+}
+
+/* ---- registration -------------------------------------------------------------------------- */
+
+#define PLUGIN_HELP                                                                                \
+  "[file=]IMAGE                     (required) The image to serve.\n"                              \
+  "format=auto|qcow2|raw            Its format; raw is never guessed (default auto).\n"            \
+  "backing=recorded|probe|none      Which backing files are followed (default recorded).\n"        \
+  "discard=unmap|ignore             What trim does (default unmap).\n"                             \
+  "cache=MODE                       writeback (default), none, writethrough, directsync, "         \
+  "unsafe.\n"                                                                                      \
+  "lock=on|off                      Take QEMU's image locks (default on).\n"                       \
+  "l2-cache-size=SIZE               Memory for mapping tables.\n"                                  \
+  "refcount-cache-size=SIZE         Memory for reference counts."
+
+static struct nbdkit_plugin plugin = {
+  .name = "qcow2",
+  .longname = "nbdkit qcow2 plugin",
+  .version = NBDCOW_VERSION,
+  .description = "Serve a qcow2 disk image, read and write",
+  .load = plugin_load,
+  .unload = plugin_unload,
+  .config = plugin_config,
+  .config_complete = plugin_config_complete,
+  .config_help = PLUGIN_HELP,
+  .magic_config_key = "file",
+  .dump_plugin = plugin_dump,
+  .get_ready = plugin_get_ready,
+  .cleanup = plugin_cleanup,
+  .list_exports = plugin_list_exports,
+  .default_export = plugin_default_export,
+  .export_description = plugin_export_description,
+  .open = plugin_open,
+  .get_size = plugin_get_size,
+  .block_size = plugin_block_size,
+  .can_write = plugin_can_write,
+  .can_flush = plugin_yes,
+  .can_trim = plugin_can_trim,
+  .can_zero = plugin_yes,
+  .can_fast_zero = plugin_can_fast_zero,
+  .can_fua = plugin_can_fua,
+  .can_multi_conn = plugin_yes,
+  .can_extents = plugin_yes,
+  .can_cache = plugin_can_cache,
+  .is_rotational = plugin_no,
+  .pread = plugin_pread,
+  .pwrite = plugin_pwrite,
+  .zero = plugin_zero,
+  .trim = plugin_trim,
+  .flush = plugin_flush,
+  .cache = plugin_cache,
+  .extents = plugin_extents,
+  .errno_is_preserved = 1,
+};
+
+NBDKIT_DLL_PUBLIC struct nbdkit_plugin *plugin_init (void);
+NBDKIT_REGISTER_PLUGIN (plugin)
