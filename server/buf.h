@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Buffers for what is received and what is sent, and the queue of bytes to send.
+ *
+ * A buffer's payload begins on a page boundary, which O_DIRECT wants and copies like, with
+ * BUF_HEADROOM bytes before it: a reply's header goes there, so that header and payload are one
+ * piece.
+ *
+ * Each loop keeps a cache of freed buffers.  A cache belongs to one thread and takes no lock;
+ * another thread passes NULL for it.  A buffer may be freed into another cache than the one it came
+ * from.
+ */
+
+#ifndef BUF_H
+#define BUF_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct iovec;
+
+#define BUF_HEADROOM 128
+
+struct buf {
+  struct buf *next;
+  uint8_t *data; /* the payload area: cap bytes, page-aligned */
+  size_t cap;
+  bool counted;         /* in the outstanding bytes of a cache */
+  uint8_t *start, *end; /* the bytes in use, from data - BUF_HEADROOM to data + cap */
+};
+
+/* Sizes are rounded up to powers of two from 4 KiB to 32 MiB; larger ones are made to measure and
+ * never cached. */
+#define BUF_MIN_SHIFT 12
+#define BUF_MAX_SHIFT 25
+
+struct buf_cache {
+  struct buf *free[BUF_MAX_SHIFT - BUF_MIN_SHIFT + 1];
+  size_t bytes;       /* held in free[] */
+  size_t outstanding; /* allocated here and not freed yet */
+};
+
+/* An empty buffer (start = end = data) with at least SIZE bytes, or NULL without memory. */
+struct buf *buf_alloc (struct buf_cache *cache, size_t size);
+void buf_free (struct buf_cache *cache, struct buf *b); /* NULL is fine */
+void buf_cache_destroy (struct buf_cache *cache);
+
+/* A queue of bytes to send. */
+struct outq {
+  struct buf *head, *tail;
+  size_t bytes;  /* not sent yet */
+  size_t memory; /* capacity of the buffers held */
+};
+
+/* N contiguous bytes at the end of the queue to be written to, or NULL without memory.  Nothing is
+ * queued before outq_commit says how many of them are. */
+uint8_t *outq_reserve (struct outq *q, struct buf_cache *cache, size_t n);
+void outq_commit (struct outq *q, size_t n);
+/* Takes B over. */
+void outq_append (struct outq *q, struct buf *b);
+/* Fills IOV with what is to be sent next and returns how many entries of it. */
+int outq_iov (const struct outq *q, struct iovec *iov, int max);
+/* N bytes were sent. */
+void outq_sent (struct outq *q, struct buf_cache *cache, size_t n);
+void outq_clear (struct outq *q, struct buf_cache *cache);
+
+#endif /* BUF_H */

@@ -1,0 +1,317 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "conn.h"
+#include "log.h"
+
+/* What one turn may cost, in the units of session.budget: some hundred microseconds. */
+#define TURN_BUDGET (2 * 1024 * 1024)
+
+/* While a payload longer than this is received straight into its own buffer, little is read beyond
+ * its end, lest most of the next one take the detour through the loop's receive buffer. */
+#define LONG_PAYLOAD (64 * 1024)
+#define AFTER_LONG   4096
+
+#define SEND_IOV 64
+
+/* Seconds that a client may take to receive its last replies when the connection is to end. */
+#define LINGER 5.0
+
+#define conn_of_session(s) ((struct conn *)((char *)(s)-offsetof (struct conn, session)))
+
+/* ---- life ------------------------------------------------------------------------------------ */
+
+static void on_readable (struct ev_loop *ev, ev_io *w, int revents);
+static void on_writable (struct ev_loop *ev, ev_io *w, int revents);
+static void on_limit (struct ev_loop *ev, ev_timer *w, int revents);
+
+struct conn *
+conn_new (struct loop *l, int fd, char *peer)
+{
+  struct conn *c = calloc (1, sizeof *c);
+  if (!c)
+    return NULL;
+  c->loop = l;
+  c->fd = fd;
+  c->peer = peer;
+  ev_io_init (&c->reader, on_readable, fd, EV_READ);
+  ev_io_init (&c->writer, on_writable, fd, EV_WRITE);
+  ev_init (&c->limit, on_limit);
+  return c;
+}
+
+static void
+notify (struct session *s)
+{
+  struct conn *c = conn_of_session (s);
+  if (c->is_dirty)
+    return;
+  c->is_dirty = true;
+  c->next_dirty = c->loop->dirty;
+  c->loop->dirty = c;
+}
+
+static void
+set_limit (struct conn *c, double seconds)
+{
+  ev_timer_stop (c->loop->ev, &c->limit);
+  c->limited = seconds > 0;
+  if (c->limited) {
+    ev_timer_set (&c->limit, seconds, 0.);
+    ev_timer_start (c->loop->ev, &c->limit);
+  }
+}
+
+void
+conn_start (struct conn *c)
+{
+  struct loop *l = c->loop;
+
+  c->next = l->conns;
+  c->prev = &l->conns;
+  if (c->next)
+    c->next->prev = &c->next;
+  l->conns = c;
+  session_init (&c->session, &l->shard, notify);
+  c->session.starved = true;
+  set_limit (c, l->options.handshake_limit);
+  conn_step (c);
+}
+
+/* Frees C if it is closed and nothing refers to it any more. */
+static void
+free_if_done (struct conn *c)
+{
+  if (c->fd >= 0 || c->session.inflight > 0 || c->is_dirty || c->is_runnable)
+    return;
+  session_destroy (&c->session);
+  *c->prev = c->next;
+  if (c->next)
+    c->next->prev = c->prev;
+  loop_conn_gone (c->loop);
+  free (c->peer);
+  free (c);
+}
+
+static void
+close_conn (struct conn *c)
+{
+  struct ev_loop *ev = c->loop->ev;
+
+  if (c->fd >= 0) {
+    ev_io_stop (ev, &c->reader);
+    ev_io_stop (ev, &c->writer);
+    ev_timer_stop (ev, &c->limit);
+    close (c->fd);
+    c->fd = -1;
+    session_drop (&c->session);
+    buf_free (&c->loop->shard.cache, c->held);
+    c->held = NULL;
+    if (c->peer)
+      log_info ("%s: disconnected", c->peer);
+    c->loop->options.closed (c->loop->options.opaque, c->session.transmission);
+  }
+  free_if_done (c);
+}
+
+static void
+on_limit (struct ev_loop *ev, ev_timer *w, int revents)
+{
+  struct conn *c = (struct conn *)((char *)w - offsetof (struct conn, limit));
+
+  (void)ev;
+  (void)revents;
+  if (c->session.inflight > 0) {
+    /* The server's own slowness: it ends by itself, and then the client has its time. */
+    set_limit (c, LINGER);
+    return;
+  }
+  if (c->peer)
+    log_info ("%s: %s took too long", c->peer,
+              c->session.transmission ? "receiving the last replies" : "the handshake");
+  close_conn (c);
+}
+
+/* ---- output ---------------------------------------------------------------------------------- */
+
+static void
+send_queued (struct conn *c)
+{
+  struct outq *q = &c->session.out;
+
+  while (q->bytes > 0) {
+    struct iovec iov[SEND_IOV];
+    struct msghdr msg = { .msg_iov = iov, .msg_iovlen = (size_t)outq_iov (q, iov, SEND_IOV) };
+    ssize_t n = sendmsg (c->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n < 0) {
+      if (errno == EINTR)
+        continue;
+      if (errno != EAGAIN)
+        session_drop (&c->session);
+      return;
+    }
+    outq_sent (q, &c->loop->shard.cache, (size_t)n);
+  }
+}
+
+static void
+watch (struct ev_loop *ev, ev_io *w, bool on)
+{
+  if (on && !ev_is_active (w))
+    ev_io_start (ev, w);
+  else if (!on && ev_is_active (w))
+    ev_io_stop (ev, w);
+}
+
+void
+conn_step (struct conn *c)
+{
+  struct session *s = &c->session;
+  struct loop *l = c->loop;
+
+  if (c->fd < 0) {
+    free_if_done (c);
+    return;
+  }
+  send_queued (c);
+  session_resume (s);
+  shard_submit (&l->shard);
+
+  enum session_state state = session_state (s);
+  if (c->draining && s->inflight == 0 && state == SESSION_READ) {
+    session_eof (s);
+    state = session_state (s);
+  }
+  if (state == SESSION_DROP || (state == SESSION_END && s->out.bytes == 0)) {
+    close_conn (c);
+    return;
+  }
+  if (state == SESSION_END && !c->limited)
+    set_limit (c, LINGER);
+  else if (c->limited && s->transmission && !s->ending && !c->draining)
+    set_limit (c, 0);
+  if (state == SESSION_READY)
+    loop_run_later (l, c);
+  watch (l->ev, &c->reader, state == SESSION_READ);
+  watch (l->ev, &c->writer, s->out.bytes > 0);
+}
+
+static void
+on_writable (struct ev_loop *ev, ev_io *w, int revents)
+{
+  (void)ev;
+  (void)revents;
+  conn_step ((struct conn *)((char *)w - offsetof (struct conn, writer)));
+}
+
+/* ---- input ----------------------------------------------------------------------------------- */
+
+/* Keeps the N bytes at P, which the session has not taken in. */
+static void
+hold (struct conn *c, const uint8_t *p, size_t n)
+{
+  c->held = buf_alloc (&c->loop->shard.cache, n);
+  if (!c->held) {
+    session_drop (&c->session);
+    return;
+  }
+  memcpy (c->held->end, p, n);
+  c->held->end += n;
+}
+
+void
+conn_run (struct conn *c)
+{
+  struct buf *b = c->held;
+
+  if (c->fd < 0) {
+    free_if_done (c);
+    return;
+  }
+  c->session.budget = TURN_BUDGET;
+  if (b) {
+    b->start += session_input (&c->session, b->start, (size_t)(b->end - b->start));
+    /* session_input may have dropped the session, but c->held is ours. */
+    if (b->start == b->end) {
+      c->held = NULL;
+      buf_free (&c->loop->shard.cache, b);
+    }
+  } else
+    session_input (&c->session, NULL, 0);
+  conn_step (c);
+}
+
+static void
+on_readable (struct ev_loop *ev, ev_io *w, int revents)
+{
+  struct conn *c = (struct conn *)((char *)w - offsetof (struct conn, reader));
+  struct session *s = &c->session;
+  struct loop *l = c->loop;
+  struct iovec iov[2];
+  struct msghdr msg = { .msg_iov = iov };
+  uint8_t *payload;
+  size_t direct = session_payload (s, &payload);
+  size_t held = 0;
+  size_t rx_size = LOOP_RX_SIZE;
+
+  (void)ev;
+  (void)revents;
+  if (c->held) {
+    /* The beginning of a header: the reader runs only when no more than that is left. */
+    held = (size_t)(c->held->end - c->held->start);
+    assert (held < LOOP_RX_SIZE / 2);
+    memcpy (l->rx, c->held->start, held);
+    rx_size -= held;
+  }
+  if (direct > 0) {
+    iov[msg.msg_iovlen++] = (struct iovec){ payload, direct };
+    if (s->payload->cap > LONG_PAYLOAD)
+      rx_size = AFTER_LONG;
+  }
+  iov[msg.msg_iovlen++] = (struct iovec){ l->rx + held, rx_size };
+
+  ssize_t n = recvmsg (c->fd, &msg, MSG_DONTWAIT);
+  if (n < 0) {
+    if (errno == EAGAIN || errno == EINTR)
+      return;
+    session_drop (s);
+    conn_step (c);
+    return;
+  }
+  buf_free (&l->shard.cache, c->held);
+  c->held = NULL;
+  s->budget = TURN_BUDGET;
+  if (n == 0)
+    session_eof (s);
+  else {
+    size_t got = (size_t)n;
+    if (got < direct)
+      direct = got;
+    if (direct > 0)
+      session_payload_received (s, direct);
+    size_t total = held + got - direct;
+    size_t used = session_input (s, l->rx, total);
+    if (used < total)
+      hold (c, l->rx + used, total - used);
+  }
+  conn_step (c);
+}
+
+void
+conn_drain (struct conn *c)
+{
+  c->draining = true;
+  set_limit (c, LINGER);
+  /* Requests that are already here get an answer, if only that we are leaving. */
+  if (c->fd >= 0 && ev_is_active (&c->reader))
+    on_readable (c->loop->ev, &c->reader, EV_READ);
+  else
+    conn_step (c);
+}

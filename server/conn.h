@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * One connection: a socket, the session it carries, and when to read and write.
+ *
+ * All calls are made on the thread of the loop, but conn_new.
+ */
+
+#ifndef CONN_H
+#define CONN_H
+
+#include "loop.h"
+
+struct conn {
+  struct loop *loop;
+  int fd;     /* -1: closed, waiting for requests in flight */
+  char *peer; /* for messages; may be NULL */
+  struct session session;
+  struct buf *held; /* received but not taken in yet */
+  ev_io reader, writer;
+  ev_timer limit;            /* for the handshake; for sending the last replies */
+  struct conn *next, **prev; /* in loop.conns */
+  struct conn *next_dirty, *next_runnable, *next_incoming;
+  bool is_dirty, is_runnable;
+  bool draining, limited;
+};
+
+struct conn *conn_new (struct loop *l, int fd, char *peer);
+/* On the loop's thread from here on. */
+void conn_start (struct conn *c);
+/* A turn for a connection with input left over. */
+void conn_run (struct conn *c);
+/* Sends what can be sent, and finds out what comes next.  C may be gone afterwards. */
+void conn_step (struct conn *c);
+void conn_drain (struct conn *c);
+
+#endif /* CONN_H */

@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "daemon.h"
+#include "log.h"
+
+static int ready_fd = -1;
+static int pid_fd = -1;
+
+static void
+redirect (int fd, int flags)
+{
+  int null = open ("/dev/null", flags | O_CLOEXEC);
+  if (null >= 0) {
+    dup2 (null, fd);
+    close (null);
+  }
+}
+
+void
+daemon_fork (void)
+{
+  int pipe_fd[2];
+  char byte;
+
+  if (pipe2 (pipe_fd, O_CLOEXEC) < 0) {
+    log_error ("cannot create a pipe: %s", strerror (errno));
+    exit (EXIT_FAILURE);
+  }
+  pid_t pid = fork ();
+  if (pid < 0) {
+    log_error ("cannot fork: %s", strerror (errno));
+    exit (EXIT_FAILURE);
+  }
+  if (pid == 0) {
+    close (pipe_fd[0]);
+    ready_fd = pipe_fd[1];
+    setsid ();
+    redirect (STDIN_FILENO, O_RDONLY);
+    redirect (STDOUT_FILENO, O_WRONLY);
+    return;
+  }
+
+  close (pipe_fd[1]);
+  ssize_t n;
+  while ((n = read (pipe_fd[0], &byte, 1)) < 0 && errno == EINTR)
+    ;
+  if (n == 1)
+    _exit (EXIT_SUCCESS);
+  waitpid (pid, NULL, 0);
+  _exit (EXIT_FAILURE);
+}
+
+void
+daemon_ready (bool keep_stderr)
+{
+  if (ready_fd < 0)
+    return;
+  if (!keep_stderr)
+    redirect (STDERR_FILENO, O_WRONLY);
+  ssize_t n = write (ready_fd, "", 1);
+  (void)n; /* the parent has been killed: that is no reason not to serve */
+  close (ready_fd);
+  ready_fd = -1;
+}
+
+int
+pid_file_write (const char *path, struct q_error *err)
+{
+  pid_fd = open (path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+  int r = pid_fd < 0 ? -errno : 0;
+
+  if (r == 0 && flock (pid_fd, LOCK_EX | LOCK_NB) < 0) {
+    r = -errno;
+    if (r == -EWOULDBLOCK) {
+      snprintf (err->text, sizeof err->text,
+                "pid file '%s' belongs to a running server: stop it or use another file", path);
+      close (pid_fd);
+      pid_fd = -1;
+      return r;
+    }
+  }
+  if (r == 0 && (ftruncate (pid_fd, 0) < 0 || dprintf (pid_fd, "%d\n", (int)getpid ()) < 0))
+    r = -errno;
+  if (r < 0)
+    snprintf (err->text, sizeof err->text, "cannot write pid file '%s': %s", path, strerror (-r));
+  return r;
+}
+
+void
+pid_file_remove (const char *path)
+{
+  if (pid_fd < 0)
+    return;
+  unlink (path);
+  close (pid_fd);
+  pid_fd = -1;
+}

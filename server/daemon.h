@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Going to the background, and pid files.
+ */
+
+#ifndef DAEMON_H
+#define DAEMON_H
+
+#include <stdbool.h>
+
+#include "qcow2.h"
+
+/* Forks.  Returns in the child alone; the parent stays until the child calls daemon_ready (then it
+ * exits with status 0) or ends without (status 1, after the child's messages on stderr).  Call it
+ * before there are threads and open images. */
+void daemon_fork (void);
+/* Lets the parent go, and stderr with it unless KEEP_STDERR.  Without daemon_fork, does nothing. */
+void daemon_ready (bool keep_stderr);
+
+/* Writes and locks the pid file, which stays until pid_file_remove. */
+int pid_file_write (const char *path, struct q_error *err);
+void pid_file_remove (const char *path);
+
+#endif /* DAEMON_H */

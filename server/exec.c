@@ -1,0 +1,426 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * How a request gets done.
+ *
+ * Inline, on the loop: what the engine can map without waiting and the page cache answers without
+ * waiting.  Everything else on the worker pool, through the engine's blocking calls.  This file is
+ * where that choice is made.
+ */
+
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "request.h"
+#include "status.h"
+
+/* The most that a loop moves for one request before it looks after its other clients. */
+#define INLINE_READ_MAX  (256 * 1024)
+#define INLINE_WRITE_MAX (64 * 1024)
+
+/* A read that is longer than what one reply may hold is answered in pieces of this size, the next
+ * one when the last one has been sent. */
+#define READ_PIECE (4 * 1024 * 1024)
+
+/* ---- on a worker ----------------------------------------------------------------------------- */
+
+static void
+finish (struct request *rq, int error)
+{
+  if (error < 0)
+    rq->error = error;
+  job_done (&rq->job);
+}
+
+/* Flushes, for all requests that are waiting for one; on success and on failure they share the
+ * result.  A request that arrives while a flush is under way waits for the next one: the one under
+ * way may have begun before the writes that the request is to make durable. */
+static void
+run_flush (struct job *job)
+{
+  struct export *x = ((struct request *)job)->export;
+
+  pthread_mutex_lock (&x->flush_lock);
+  job->next = x->flush_waiting;
+  x->flush_waiting = job;
+  if (!x->flush_running) {
+    x->flush_running = true;
+    while (x->flush_waiting) {
+      struct job *all = x->flush_waiting;
+      x->flush_waiting = NULL;
+      pthread_mutex_unlock (&x->flush_lock);
+      int r = q_flush (x->img);
+      while (all) {
+        struct job *next = all->next;
+        finish ((struct request *)all, r);
+        all = next;
+      }
+      pthread_mutex_lock (&x->flush_lock);
+    }
+    x->flush_running = false;
+  }
+  pthread_mutex_unlock (&x->flush_lock);
+}
+
+static bool
+wants_flush (const struct request *rq)
+{
+  return ((rq->flags & NBD_CMD_FLAG_FUA) || rq->export->write_through) && !rq->export->ignore_flush;
+}
+
+static void
+finish_write (struct request *rq, int r)
+{
+  if (r == 0 && wants_flush (rq))
+    run_flush (&rq->job);
+  else
+    finish (rq, r);
+}
+
+static uint64_t
+piece_len (const struct request *rq)
+{
+  uint64_t left = rq->len - rq->done;
+  if (rq->len <= NBD_MAX_PAYLOAD)
+    return left;
+  return left < READ_PIECE ? left : READ_PIECE;
+}
+
+static void
+run_read (struct job *job)
+{
+  struct request *rq = (struct request *)job;
+  struct buf *b = rq->out;
+  uint64_t len = piece_len (rq);
+
+  /* The header goes before the payload area, so that data lie on a page boundary. */
+  b->start = b->data - read_header_size (rq->mode);
+  ssize_t n = read_reply (rq, rq->offset + rq->done, len, rq->done + len == rq->len, false,
+                          b->start, &rq->error_offset);
+  if (n >= 0) {
+    b->end = b->start + n;
+    rq->done += len;
+  }
+  finish (rq, n < 0 ? (int)n : 0);
+}
+
+static void
+run_write (struct job *job)
+{
+  struct request *rq = (struct request *)job;
+
+  finish_write (rq, q_pwrite (rq->export->img, rq->payload->start + rq->done, rq->offset + rq->done,
+                              rq->len - rq->done));
+}
+
+static void
+run_zero (struct job *job)
+{
+  struct request *rq = (struct request *)job;
+  unsigned flags = (rq->flags & NBD_CMD_FLAG_NO_HOLE ? 0 : Q_ZERO_UNMAP) |
+                   (rq->flags & NBD_CMD_FLAG_FAST_ZERO ? Q_ZERO_FAST : 0);
+
+  finish_write (rq, q_zero (rq->export->img, rq->offset, rq->len, flags));
+}
+
+static void
+run_trim (struct job *job)
+{
+  struct request *rq = (struct request *)job;
+  finish_write (rq, q_discard (rq->export->img, rq->offset, rq->len));
+}
+
+static void
+run_cache (struct job *job)
+{
+  struct request *rq = (struct request *)job;
+  finish (rq, q_prefetch (rq->export->img, rq->offset, rq->len));
+}
+
+static void
+run_status (struct job *job)
+{
+  struct request *rq = (struct request *)job;
+  finish (rq, status_answer (rq));
+}
+
+/* ---- on the loop ----------------------------------------------------------------------------- */
+
+static void
+to_pool (struct request *rq, void (*run) (struct job *))
+{
+  struct shard *shard = rq->session->shard;
+
+  rq->job.run = run;
+  rq->job.home = &shard->done;
+  batch_add (&shard->batch, &rq->job);
+}
+
+/* Makes RQ outlive the call, as a request in flight.  NULL without memory. */
+static struct request *
+detach (struct request *rq)
+{
+  struct session *s = rq->session;
+
+  if (!rq->heap) {
+    struct request *copy = request_new (s->shard);
+    if (!copy)
+      return NULL;
+    *copy = *rq;
+    copy->heap = true;
+    rq = copy;
+  }
+  s->inflight++;
+  return rq;
+}
+
+static void
+hold (struct request *rq, const struct buf *b)
+{
+  rq->held += b->cap;
+  rq->session->held += b->cap;
+}
+
+static void
+release (struct request *rq, const struct buf *b)
+{
+  rq->held -= b->cap;
+  rq->session->held -= b->cap;
+}
+
+/* RQ has been answered (or needs no answer any more). */
+static void
+dispose (struct request *rq)
+{
+  if (rq->heap)
+    request_discard (rq);
+}
+
+static void
+succeed (struct request *rq)
+{
+  reply_ok (rq->session, rq);
+  dispose (rq);
+}
+
+static void
+fail (struct request *rq, int error)
+{
+  static const char *const what[] = {
+    [NBD_CMD_READ] = "read",
+    [NBD_CMD_WRITE] = "write",
+    [NBD_CMD_FLUSH] = "flush",
+    [NBD_CMD_TRIM] = "trim",
+    [NBD_CMD_CACHE] = "cache",
+    [NBD_CMD_WRITE_ZEROES] = "write zeroes",
+    [NBD_CMD_BLOCK_STATUS] = "block status",
+  };
+
+  /* A client that did not ask for speed has no use for "not supported". */
+  int code = error == -ENOTSUP && !(rq->flags & NBD_CMD_FLAG_FAST_ZERO) ? -EIO : error;
+  if (rq->type == NBD_CMD_READ)
+    reply_read_error (rq->session, rq, code, rq->error_offset);
+  else
+    reply_error (rq->session, rq, code, "%s of %" PRIu64 " bytes at offset %" PRIu64 ": %s",
+                 what[rq->type], rq->len, rq->offset, strerrordesc_np (-error));
+  dispose (rq);
+}
+
+static void
+pool_or_fail (struct request *rq, void (*run) (struct job *))
+{
+  struct request *detached = detach (rq);
+  if (detached)
+    to_pool (detached, run);
+  else
+    fail (rq, -ENOMEM);
+}
+
+/* Flushes in the pool if the request wants it, and answers. */
+static void
+written (struct request *rq)
+{
+  if (rq->payload) {
+    release (rq, rq->payload);
+    buf_free (&rq->session->shard->cache, rq->payload);
+    rq->payload = NULL;
+  }
+  if (wants_flush (rq))
+    pool_or_fail (rq, run_flush);
+  else
+    succeed (rq);
+}
+
+/* Sends the next piece of a read to the pool; RQ is detached. */
+static bool
+next_piece (struct request *rq)
+{
+  rq->out = buf_alloc (&rq->session->shard->cache, piece_len (rq));
+  if (!rq->out)
+    return false;
+  hold (rq, rq->out);
+  to_pool (rq, run_read);
+  return true;
+}
+
+static void
+exec_read (struct request *rq)
+{
+  struct session *s = rq->session;
+
+  if (rq->len <= INLINE_READ_MAX) {
+    uint8_t *at = outq_reserve (&s->out, &s->shard->cache, rq->len + READ_OVERHEAD);
+    ssize_t n = -ENOMEM;
+    if (at)
+      n = read_reply (rq, rq->offset, rq->len, true, true, at, &rq->error_offset);
+    if (n >= 0) {
+      outq_commit (&s->out, (size_t)n);
+      s->budget -= (int64_t)rq->len;
+      return;
+    }
+    if (n != -EAGAIN) {
+      fail (rq, (int)n);
+      return;
+    }
+  }
+  struct request *detached = detach (rq);
+  if (!detached)
+    fail (rq, -ENOMEM);
+  else if (!next_piece (detached)) {
+    s->inflight--;
+    fail (detached, -ENOMEM);
+  }
+}
+
+/* Writes what can be written without waiting for metadata: rq->done says how much. */
+static int
+write_now (struct request *rq, const uint8_t *data)
+{
+  q_pin_t pin = q_pin ();
+  int r = 0;
+
+  while (rq->done < rq->len) {
+    struct q_write_plan plan;
+    r = q_write_begin (rq->export->img, rq->offset + rq->done, rq->len - rq->done, Q_NOWAIT, &plan);
+    if (r < 0)
+      break;
+    uint64_t covered = plan.len;
+    r = q_write_data (&plan, data + rq->done);
+    if (r < 0) {
+      q_write_abort (&plan);
+      break;
+    }
+    q_write_commit (&plan);
+    rq->done += covered;
+  }
+  q_unpin (pin);
+  rq->session->budget -= (int64_t)rq->done;
+  return r;
+}
+
+static void
+exec_write (struct request *rq, const uint8_t *payload)
+{
+  struct session *s = rq->session;
+
+  if (rq->len <= INLINE_WRITE_MAX) {
+    int r = write_now (rq, payload ? payload : rq->payload->start);
+    if (r == 0) {
+      written (rq);
+      return;
+    }
+    if (r != -EAGAIN) {
+      fail (rq, r);
+      return;
+    }
+  }
+  struct request *detached = detach (rq);
+  if (!detached) {
+    fail (rq, -ENOMEM);
+    return;
+  }
+  if (!detached->payload) {
+    /* The receive buffer is needed for what comes next. */
+    detached->payload = buf_alloc (&s->shard->cache, rq->len);
+    if (!detached->payload) {
+      s->inflight--;
+      fail (detached, -ENOMEM);
+      return;
+    }
+    memcpy (detached->payload->start, payload, rq->len);
+    hold (detached, detached->payload);
+  }
+  to_pool (detached, run_write);
+}
+
+void
+exec_request (struct request *rq, const uint8_t *payload)
+{
+  switch (rq->type) {
+  case NBD_CMD_READ:
+    if (rq->len > 0)
+      exec_read (rq);
+    else
+      succeed (rq);
+    break;
+  case NBD_CMD_WRITE:
+    if (rq->len > 0)
+      exec_write (rq, payload);
+    else
+      written (rq);
+    break;
+  case NBD_CMD_FLUSH:
+    if (rq->export->ignore_flush)
+      succeed (rq);
+    else
+      pool_or_fail (rq, run_flush);
+    break;
+  case NBD_CMD_TRIM:
+    pool_or_fail (rq, run_trim);
+    break;
+  case NBD_CMD_CACHE:
+    pool_or_fail (rq, run_cache);
+    break;
+  case NBD_CMD_WRITE_ZEROES:
+    pool_or_fail (rq, run_zero);
+    break;
+  case NBD_CMD_BLOCK_STATUS:
+    pool_or_fail (rq, run_status);
+    break;
+  }
+}
+
+void
+exec_completed (struct request *rq)
+{
+  struct session *s = rq->session;
+
+  s->inflight--;
+  if (s->dropped)
+    dispose (rq);
+  else if (rq->error < 0)
+    fail (rq, rq->error);
+  else if (rq->out) {
+    if (rq->type == NBD_CMD_READ)
+      release (rq, rq->out);
+    outq_append (&s->out, rq->out);
+    rq->out = NULL;
+    if (rq->type == NBD_CMD_READ && rq->done < rq->len) {
+      batch_add (&s->parked, &rq->job);
+      s->inflight++;
+    } else
+      dispose (rq);
+  } else
+    succeed (rq);
+  s->notify (s);
+}
+
+void
+exec_resume (struct request *rq)
+{
+  if (!next_piece (rq)) {
+    rq->error_offset = rq->offset + rq->done;
+    rq->session->inflight--;
+    fail (rq, -ENOMEM);
+  }
+}

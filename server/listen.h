@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Listening sockets: TCP, unix, or inherited from whoever started us (LISTEN_FDS).
+ *
+ * Errors are one line in ERR.
+ */
+
+#ifndef LISTEN_H
+#define LISTEN_H
+
+#include "qcow2.h"
+
+#define MAX_LISTENERS 64
+
+struct listener {
+  int fd;
+  char *unix_path; /* to be removed at the end; NULL if there is none, or it is not ours */
+};
+
+struct listeners {
+  unsigned n;
+  struct listener l[MAX_LISTENERS];
+};
+
+/* HOST may be a name or an address, "" for all addresses of both families; PORT a number or a
+ * service name.  Listens on every address that HOST has. */
+int listen_tcp (struct listeners *ls, const char *host, const char *port, struct q_error *err);
+/* A socket that is there already is replaced, anything else is left alone. */
+int listen_unix (struct listeners *ls, const char *path, struct q_error *err);
+/* How many sockets were handed to us by LISTEN_PID and LISTEN_FDS; clears those variables. */
+int listen_inherited (struct listeners *ls, struct q_error *err);
+/* Closes all and removes the unix sockets. */
+void listen_close (struct listeners *ls);
+
+/* A connection's other end, for messages; to be freed. */
+char *peer_name (int fd);
+
+#endif /* LISTEN_H */

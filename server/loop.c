@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <signal.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "conn.h"
+#include "log.h"
+#include "loop.h"
+
+/* ---- turns ----------------------------------------------------------------------------------- */
+
+void
+loop_run_later (struct loop *l, struct conn *c)
+{
+  if (c->is_runnable)
+    return;
+  c->is_runnable = true;
+  c->next_runnable = NULL;
+  *l->runnable_tail = c;
+  l->runnable_tail = &c->next_runnable;
+  ev_idle_start (l->ev, &l->idle);
+}
+
+/* After each poll: one turn for each that was waiting for one.  Those that want another get it
+ * after the next poll, when everybody else has been looked after. */
+static void
+on_check (struct ev_loop *ev, ev_check *w, int revents)
+{
+  struct loop *l = w->data;
+  struct conn *c = l->runnable;
+
+  (void)revents;
+  if (!c)
+    return;
+  l->runnable = NULL;
+  l->runnable_tail = &l->runnable;
+  ev_idle_stop (ev, &l->idle);
+  while (c) {
+    struct conn *next = c->next_runnable;
+    c->is_runnable = false;
+    conn_run (c);
+    c = next;
+  }
+}
+
+static void
+on_idle (struct ev_loop *ev, ev_idle *w, int revents)
+{
+  (void)ev;
+  (void)w;
+  (void)revents;
+}
+
+/* ---- news from other threads ----------------------------------------------------------------- */
+
+static void
+wake (struct mailbox *m)
+{
+  struct loop *l = (struct loop *)((char *)m - offsetof (struct loop, shard.done));
+  ev_async_send (l->ev, &l->async);
+}
+
+static void
+step_dirty (struct loop *l)
+{
+  struct conn *c = l->dirty;
+
+  l->dirty = NULL;
+  while (c) {
+    struct conn *next = c->next_dirty;
+    c->is_dirty = false;
+    conn_step (c);
+    c = next;
+  }
+}
+
+static void
+on_async (struct ev_loop *ev, ev_async *w, int revents)
+{
+  struct loop *l = w->data;
+
+  (void)ev;
+  (void)revents;
+  shard_complete (&l->shard);
+  step_dirty (l);
+
+  pthread_mutex_lock (&l->lock);
+  struct conn *incoming = l->incoming;
+  bool drain = l->drain;
+  l->incoming = NULL;
+  pthread_mutex_unlock (&l->lock);
+  while (incoming) {
+    struct conn *c = incoming;
+    incoming = c->next_incoming;
+    conn_start (c);
+  }
+  if (drain) {
+    l->shard.stopping = true;
+    for (struct conn *c = l->conns, *next; c; c = next) {
+      next = c->next;
+      if (!c->draining)
+        conn_drain (c);
+    }
+    loop_conn_gone (l);
+  }
+}
+
+void
+loop_conn_gone (struct loop *l)
+{
+  if (l->shard.stopping && !l->conns)
+    ev_break (l->ev, EVBREAK_ALL);
+}
+
+bool
+loop_add (struct loop *l, int fd, char *peer)
+{
+  struct conn *c = conn_new (l, fd, peer);
+  if (!c) {
+    close (fd);
+    free (peer);
+    return false;
+  }
+  pthread_mutex_lock (&l->lock);
+  c->next_incoming = l->incoming;
+  l->incoming = c;
+  pthread_mutex_unlock (&l->lock);
+  ev_async_send (l->ev, &l->async);
+  return true;
+}
+
+void
+loop_drain (struct loop *l)
+{
+  pthread_mutex_lock (&l->lock);
+  l->drain = true;
+  pthread_mutex_unlock (&l->lock);
+  ev_async_send (l->ev, &l->async);
+}
+
+/* ---- life ------------------------------------------------------------------------------------ */
+
+static void *
+run (void *arg)
+{
+  struct loop *l = arg;
+  ev_run (l->ev, 0);
+  return NULL;
+}
+
+void
+loop_free (struct loop *l)
+{
+  if (!l)
+    return;
+  shard_destroy (&l->shard);
+  if (l->ev)
+    ev_loop_destroy (l->ev);
+  pthread_mutex_destroy (&l->lock);
+  free (l->rx);
+  free (l);
+}
+
+struct loop *
+loop_start (const struct loop_options *options)
+{
+  struct loop *l = calloc (1, sizeof *l);
+  if (!l) {
+    log_error ("cannot create an event loop: out of memory");
+    return NULL;
+  }
+  shard_init (&l->shard, options->exports, options->pool, options->max_memory, wake);
+  l->options = *options;
+  l->runnable_tail = &l->runnable;
+  pthread_mutex_init (&l->lock, NULL);
+  l->ev = ev_loop_new (EVFLAG_AUTO | EVFLAG_NOENV);
+  l->rx = malloc (LOOP_RX_SIZE);
+  if (!l->ev || !l->rx) {
+    log_error ("cannot create an event loop: out of memory or file descriptors");
+    loop_free (l);
+    return NULL;
+  }
+
+  ev_async_init (&l->async, on_async);
+  ev_check_init (&l->check, on_check);
+  ev_idle_init (&l->idle, on_idle);
+  l->async.data = l->check.data = l->idle.data = l;
+  ev_async_start (l->ev, &l->async);
+  ev_check_start (l->ev, &l->check);
+
+  /* Signals are the main loop's.  The pool's threads, which are started from here, inherit that. */
+  sigset_t all, before;
+  sigfillset (&all);
+  pthread_sigmask (SIG_SETMASK, &all, &before);
+  int r = pthread_create (&l->thread, NULL, run, l);
+  pthread_sigmask (SIG_SETMASK, &before, NULL);
+  if (r != 0) {
+    log_error ("cannot create a thread: %s", strerror (r));
+    loop_free (l);
+    return NULL;
+  }
+  return l;
+}
+
+void
+loop_join (struct loop *l)
+{
+  pthread_join (l->thread, NULL);
+}

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The event loops that serve clients: one thread each.  A connection lives on one loop.
+ *
+ *     loop_start (&l, ...);     creates the thread
+ *     loop_add (l, fd, peer);   any thread: hands a connected socket over
+ *     loop_drain (l);           any thread: answer what is in flight, refuse the rest, close
+ *     loop_join (l);            waits until the last connection has ended
+ *     loop_free (l);            when the pool is gone too: a worker may still be waking the loop
+ */
+
+#ifndef LOOP_H
+#define LOOP_H
+
+#include <ev.h>
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "session.h"
+
+struct conn;
+
+struct loop_options {
+  const struct exports *exports;
+  struct pool *pool;
+  size_t max_memory;      /* bytes for requests and replies of this loop's clients */
+  double handshake_limit; /* seconds; 0 for none */
+  /* A connection is over.  NEGOTIATED: it had got to the transmission phase.  Any thread. */
+  void (*closed) (void *opaque, bool negotiated);
+  void *opaque;
+};
+
+/* Bytes of the receive buffer that the connections of a loop share. */
+#define LOOP_RX_SIZE (256 * 1024)
+
+struct loop {
+  struct shard shard;
+  struct loop_options options;
+  struct ev_loop *ev;
+  pthread_t thread;
+  uint8_t *rx;
+
+  struct conn *conns;                     /* all of this loop */
+  struct conn *dirty;                     /* those with requests that came back */
+  struct conn *runnable, **runnable_tail; /* those with input left over from their last turn */
+  ev_check check;                         /* gives the runnable ones a turn after each poll ... */
+  ev_idle idle; /* ... that this one, while there are any, keeps from blocking */
+
+  ev_async async;       /* the pool, or another thread, has something for us: */
+  pthread_mutex_t lock; /* for the rest */
+  struct conn *incoming;
+  bool drain;
+};
+
+/* NULL without memory or threads; the reason is logged. */
+struct loop *loop_start (const struct loop_options *options);
+/* Takes FD over; PEER (may be NULL) is freed with the connection.  Returns false without memory, FD
+ * closed. */
+bool loop_add (struct loop *l, int fd, char *peer);
+void loop_drain (struct loop *l);
+void loop_join (struct loop *l);
+void loop_free (struct loop *l);
+
+/* ---- for conn.c ------------------------------------------------------------------------------ */
+
+/* C wants a turn after the next poll. */
+void loop_run_later (struct loop *l, struct conn *c);
+/* A connection has left loop.conns. */
+void loop_conn_gone (struct loop *l);
+
+#endif /* LOOP_H */

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The reply to a READ: where its bytes are (the engine's map), fetching them, and how they go on
+ * the wire.  One function for both the loops and the workers: they differ only in whether they
+ * wait.
+ */
+
+#include <assert.h>
+#include <endian.h>
+#include <errno.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/uio.h>
+
+#include "file.h"
+#include "request.h"
+
+/* A shorter hole inside other data is sent as zeros: it costs two more headers, and a client that
+ * writes what it reads likes blocks. */
+#define MIN_HOLE 4096
+
+#define MAX_EXTENTS 16
+
+static_assert (sizeof (struct nbd_extended_reply) + sizeof (struct nbd_chunk_hole) +
+                       sizeof (struct nbd_extended_reply) + sizeof (uint64_t) <=
+                   READ_OVERHEAD,
+               "a hole and the header of the data after it");
+static_assert (READ_OVERHEAD <= MIN_HOLE, "a hole inside makes room for its own headers");
+static_assert (sizeof (struct nbd_extended_reply) + sizeof (uint64_t) <= BUF_HEADROOM, "headroom");
+
+/* Reads without waiting for a disk.  A page that is not in the cache, the end of the file, or a
+ * file without a descriptor: all of that is for a worker to sort out. */
+static int
+read_now (const struct q_extent *e, uint8_t *at)
+{
+  int fd = q_file_fd (e->file);
+  if (fd < 0 || e->kind != Q_DATA)
+    return -EAGAIN;
+  struct iovec iov = { .iov_base = at, .iov_len = (size_t)e->len };
+  ssize_t n = preadv2 (fd, &iov, 1, (off_t)e->host, RWF_NOWAIT);
+  return n == (ssize_t)e->len ? 0 : -EAGAIN;
+}
+
+size_t
+read_header_size (enum reply_mode mode)
+{
+  return chunk_header_size (mode) + (mode == MODE_SIMPLE ? 0 : sizeof (uint64_t));
+}
+
+/* The reply while it is being written. */
+struct writer {
+  const struct request *rq;
+  uint8_t *at;        /* where the next byte goes */
+  uint8_t *data;      /* header of the chunk of data that is open, or NULL */
+  uint64_t data_from; /* and the guest offset that it begins at */
+};
+
+static void
+open_data (struct writer *w, uint64_t offset)
+{
+  w->data = w->at;
+  w->data_from = offset;
+  w->at += read_header_size (w->rq->mode);
+}
+
+static void
+close_data (struct writer *w, uint64_t offset, bool done)
+{
+  if (!w->data)
+    return;
+  chunk_header (w->data, w->rq, NBD_REPLY_TYPE_OFFSET_DATA,
+                sizeof (uint64_t) + (offset - w->data_from), done);
+  if (w->rq->mode != MODE_SIMPLE) {
+    uint64_t be = htobe64 (w->data_from);
+    memcpy (w->data + chunk_header_size (w->rq->mode), &be, sizeof be);
+  }
+  w->data = NULL;
+}
+
+static void
+put_hole (struct writer *w, uint64_t offset, uint64_t len, bool done)
+{
+  struct nbd_chunk_hole hole = { .offset = htobe64 (offset), .length = htobe32 ((uint32_t)len) };
+  size_t header = chunk_header_size (w->rq->mode);
+
+  close_data (w, offset, false);
+  chunk_header (w->at, w->rq, NBD_REPLY_TYPE_OFFSET_HOLE, sizeof hole, done);
+  memcpy (w->at + header, &hole, sizeof hole);
+  w->at += header + sizeof hole;
+}
+
+ssize_t
+read_reply (const struct request *rq, uint64_t offset, uint64_t len, bool last, bool nowait,
+            uint8_t *at, uint64_t *error_offset)
+{
+  struct writer w = { .rq = rq, .at = at };
+  bool holes = rq->mode != MODE_SIMPLE && !(rq->flags & NBD_CMD_FLAG_DF);
+  uint64_t end = offset + len;
+  uint64_t min_hole = len < MIN_HOLE ? len : MIN_HOLE;
+  struct q_extent extents[MAX_EXTENTS];
+  int r = 0;
+
+  while (offset < end) {
+    q_pin_t pin = q_pin ();
+    int n =
+        q_map (rq->export->img, offset, end - offset, extents, MAX_EXTENTS, nowait ? Q_NOWAIT : 0);
+    r = n < 0 ? n : 0;
+    for (int i = 0; i < n && r == 0; i++) {
+      const struct q_extent *e = &extents[i];
+      if (e->kind == Q_ZERO && holes && e->len >= min_hole)
+        put_hole (&w, offset, e->len, last && offset + e->len == end);
+      else {
+        if (!w.data)
+          open_data (&w, offset);
+        if (e->kind == Q_ZERO)
+          memset (w.at, 0, e->len);
+        else
+          r = nowait ? read_now (e, w.at) : q_read_extent (e, 0, e->len, w.at);
+        w.at += e->len;
+      }
+      if (r == 0)
+        offset += e->len;
+    }
+    q_unpin (pin);
+    if (r < 0) {
+      *error_offset = offset;
+      return r;
+    }
+  }
+  close_data (&w, end, last);
+  return w.at - at;
+}

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * One request of the transmission phase, from its header to its reply.
+ *
+ *     request.c   parses and checks it; nothing past there is malformed or out of range
+ *     exec.c      does it: inline, or by way of the worker pool
+ *     reply.c     encodes the answer
+ */
+
+#ifndef REQUEST_H
+#define REQUEST_H
+
+#include "session.h"
+
+struct request {
+  struct job job; /* must be first */
+  struct session *session;
+  struct export *export;
+  enum reply_mode mode;
+  bool heap; /* from request_new, not on a stack */
+  uint16_t type, flags;
+  uint64_t cookie, offset, len;
+  uint64_t contexts; /* BLOCK_STATUS: which to answer for */
+
+  uint64_t done;       /* of len: written inline, or read and queued */
+  struct buf *payload; /* WRITE: the data; BLOCK_STATUS: the filter */
+  struct buf *out;     /* the reply (or the next piece of it), if it is more than success */
+  size_t held;         /* what this counts for in session.held */
+  int error;           /* -errno, 0 on success */
+  uint64_t error_offset;
+};
+
+struct request *request_new (struct shard *shard);
+void request_free (struct shard *shard, struct request *rq);
+/* Frees a request that was received but is not carried out, with what it holds. */
+void request_discard (struct request *rq);
+
+/* ---- exec.c ---------------------------------------------------------------------------------- */
+
+/* Carries RQ out.  If rq->heap, RQ is taken over; if not, it is copied should it outlive the call.
+ * PAYLOAD is the data of a WRITE that lies in a receive buffer and not in rq->payload. */
+void exec_request (struct request *rq, const uint8_t *payload);
+/* On the shard's thread: the pool is done with RQ. */
+void exec_completed (struct request *rq);
+/* Goes on with a parked read. */
+void exec_resume (struct request *rq);
+
+/* ---- reply.c --------------------------------------------------------------------------------- */
+
+/* Success without a payload, and failure.  ERROR is a (negative or positive) errno; FMT is the text
+ * for the user, sent in the modes that have room for one. */
+void reply_ok (struct session *s, const struct request *rq);
+void reply_error (struct session *s, const struct request *rq, int error, const char *fmt, ...)
+    __attribute__ ((format (printf, 4, 5)));
+/* The failure of a READ that has already sent part of its reply, or knows where it failed. */
+void reply_read_error (struct session *s, const struct request *rq, int error, uint64_t offset);
+
+/* Encoding into a buffer that the caller sends.  A reply's header: in simple mode the only one. */
+size_t chunk_header_size (enum reply_mode mode);
+/* Puts a header for PAYLOAD bytes of payload at AT. */
+void chunk_header (uint8_t *at, const struct request *rq, enum nbd_reply_type type,
+                   uint64_t payload, bool done);
+
+/* ---- read.c ---------------------------------------------------------------------------------- */
+
+/* The most that read_reply writes beyond the bytes that are read. */
+#define READ_OVERHEAD 96
+
+/* Reads LEN bytes at OFFSET, part of RQ (all of it, unless it is too long for one piece; LAST says
+ * that nothing comes after it), and writes the reply's bytes to AT: headers, data and holes.  With
+ * NOWAIT it never blocks but returns -EAGAIN.  Returns how many bytes were written or -errno, with
+ * *ERROR_OFFSET where. */
+ssize_t read_reply (const struct request *rq, uint64_t offset, uint64_t len, bool last, bool nowait,
+                    uint8_t *at, uint64_t *error_offset);
+/* The size of what precedes the first byte of data. */
+size_t read_header_size (enum reply_mode mode);
+
+#endif /* REQUEST_H */

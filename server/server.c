@@ -1,0 +1,278 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "log.h"
+#include "loop.h"
+#include "server.h"
+
+/* Seconds to wait when there is no descriptor or memory for another connection. */
+#define ACCEPT_PAUSE 0.5
+
+/* Seconds between two complaints about that. */
+#define COMPLAINT_INTERVAL 60.0
+
+/* Bytes for the requests and replies of all clients, beyond what each needs to get on at all. */
+#define MAX_MEMORY ((size_t)512 * 1024 * 1024)
+
+/* Connections taken in at one go, before signals and other listeners are looked at. */
+#define ACCEPT_BATCH 64
+
+struct server {
+  struct server_options options;
+  struct listeners *listeners;
+  struct ev_loop *ev;
+  struct loop **loops;
+  unsigned n_loops, next_loop;
+  struct pool *pool;
+
+  ev_io acceptor[MAX_LISTENERS];
+  ev_timer pause;
+  bool pausing, ending;
+  ev_tstamp next_complaint;
+  ev_signal sigterm, sigint, sighup;
+
+  unsigned clients; /* connected; the main thread's */
+  ev_async news;    /* connections have ended: */
+  pthread_mutex_t lock;
+  unsigned closed, closed_negotiated;
+};
+
+/* ---- taking connections in ------------------------------------------------------------------- */
+
+static void
+update_acceptors (struct server *sv)
+{
+  unsigned max = sv->options.max_clients;
+  bool on = !sv->ending && !sv->pausing && (max == 0 || sv->clients < max);
+
+  for (unsigned i = 0; i < sv->listeners->n; i++) {
+    if (on)
+      ev_io_start (sv->ev, &sv->acceptor[i]);
+    else
+      ev_io_stop (sv->ev, &sv->acceptor[i]);
+  }
+}
+
+static void
+on_pause_over (struct ev_loop *ev, ev_timer *w, int revents)
+{
+  struct server *sv = w->data;
+
+  (void)ev;
+  (void)revents;
+  sv->pausing = false;
+  update_acceptors (sv);
+}
+
+static void
+pause_accepting (struct server *sv, const char *why)
+{
+  if (ev_now (sv->ev) >= sv->next_complaint) {
+    log_warning ("cannot take another client in for now (%u are connected): %s", sv->clients, why);
+    sv->next_complaint = ev_now (sv->ev) + COMPLAINT_INTERVAL;
+  }
+  sv->pausing = true;
+  ev_timer_set (&sv->pause, ACCEPT_PAUSE, 0.);
+  ev_timer_start (sv->ev, &sv->pause);
+}
+
+static void
+take_in (struct server *sv, int fd)
+{
+  int on = 1;
+  char *peer = NULL;
+
+  /* Fails for what is not TCP, which has no such delay. */
+  setsockopt (fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  setsockopt (fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+  if (log_is_verbose ()) {
+    peer = peer_name (fd);
+    if (peer)
+      log_info ("%s: connected", peer);
+  }
+  if (!loop_add (sv->loops[sv->next_loop], fd, peer)) {
+    pause_accepting (sv, "out of memory");
+    return;
+  }
+  sv->next_loop = (sv->next_loop + 1) % sv->n_loops;
+  sv->clients++;
+}
+
+static void
+on_connection (struct ev_loop *ev, ev_io *w, int revents)
+{
+  struct server *sv = w->data;
+
+  (void)ev;
+  (void)revents;
+  for (int i = 0; i < ACCEPT_BATCH && ev_is_active (w); i++) {
+    int fd = accept4 (w->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd < 0) {
+      /* That client has gone again, or its network has. */
+      if (errno == ECONNABORTED || errno == EINTR || errno == EPROTO || errno == ENETUNREACH ||
+          errno == EHOSTUNREACH || errno == EPERM)
+        continue;
+      /* Out of descriptors or memory: the client stays in the backlog, and asking again at once
+       * would only burn a processor. */
+      if (errno != EAGAIN)
+        pause_accepting (sv, strerror (errno));
+      break;
+    }
+    take_in (sv, fd);
+    update_acceptors (sv);
+  }
+  update_acceptors (sv);
+}
+
+/* ---- the end --------------------------------------------------------------------------------- */
+
+static void
+end (struct server *sv, const char *why)
+{
+  if (sv->ending)
+    return;
+  log_info ("shutting down: %s", why);
+  sv->ending = true;
+  update_acceptors (sv);
+  ev_break (sv->ev, EVBREAK_ALL);
+}
+
+static void
+on_signal (struct ev_loop *ev, ev_signal *w, int revents)
+{
+  (void)ev;
+  (void)revents;
+  end (w->data, strsignal (w->signum));
+}
+
+/* Called on the loops' threads. */
+static void
+on_closed (void *opaque, bool negotiated)
+{
+  struct server *sv = opaque;
+
+  pthread_mutex_lock (&sv->lock);
+  sv->closed++;
+  sv->closed_negotiated += negotiated;
+  pthread_mutex_unlock (&sv->lock);
+  ev_async_send (sv->ev, &sv->news);
+}
+
+static void
+on_news (struct ev_loop *ev, ev_async *w, int revents)
+{
+  struct server *sv = w->data;
+
+  (void)ev;
+  (void)revents;
+  pthread_mutex_lock (&sv->lock);
+  unsigned closed = sv->closed, negotiated = sv->closed_negotiated;
+  sv->closed = sv->closed_negotiated = 0;
+  pthread_mutex_unlock (&sv->lock);
+
+  sv->clients -= closed;
+  /* A client that only looked around (a port scan, a list of exports) does not count as the one
+   * that this server was started for. */
+  if (negotiated > 0 && sv->clients == 0 && !sv->options.persistent)
+    end (sv, "the last client has disconnected");
+  else
+    update_acceptors (sv);
+}
+
+/* ---- life ------------------------------------------------------------------------------------ */
+
+static bool
+start_threads (struct server *sv, const struct exports *exports)
+{
+  struct loop_options lo = {
+    .exports = exports,
+    .max_memory = MAX_MEMORY / sv->options.loops,
+    .handshake_limit = sv->options.handshake_limit,
+    .closed = on_closed,
+    .opaque = sv,
+  };
+
+  sv->pool = pool_new (sv->options.workers);
+  sv->loops = calloc (sv->options.loops, sizeof *sv->loops);
+  if (!sv->pool || !sv->loops) {
+    log_error ("out of memory");
+    return false;
+  }
+  lo.pool = sv->pool;
+  while (sv->n_loops < sv->options.loops) {
+    sv->loops[sv->n_loops] = loop_start (&lo);
+    if (!sv->loops[sv->n_loops])
+      return false;
+    sv->n_loops++;
+  }
+  return true;
+}
+
+static void
+stop_threads (struct server *sv)
+{
+  for (unsigned i = 0; i < sv->n_loops; i++)
+    loop_drain (sv->loops[i]);
+  for (unsigned i = 0; i < sv->n_loops; i++)
+    loop_join (sv->loops[i]);
+  pool_free (sv->pool);
+  for (unsigned i = 0; i < sv->n_loops; i++)
+    loop_free (sv->loops[i]);
+  free (sv->loops);
+}
+
+static void
+watch_signal (struct server *sv, ev_signal *w, int signum)
+{
+  ev_signal_init (w, on_signal, signum);
+  w->data = sv;
+  ev_signal_start (sv->ev, w);
+}
+
+bool
+server_run (const struct server_options *options, struct listeners *ls,
+            const struct exports *exports)
+{
+  struct server sv = { .options = *options, .listeners = ls };
+
+  sv.ev = ev_default_loop (EVFLAG_AUTO | EVFLAG_NOENV);
+  if (!sv.ev) {
+    log_error ("cannot create an event loop");
+    return false;
+  }
+  pthread_mutex_init (&sv.lock, NULL);
+  signal (SIGPIPE, SIG_IGN);
+  watch_signal (&sv, &sv.sigterm, SIGTERM);
+  watch_signal (&sv, &sv.sigint, SIGINT);
+  watch_signal (&sv, &sv.sighup, SIGHUP);
+  ev_async_init (&sv.news, on_news);
+  sv.news.data = &sv;
+  ev_async_start (sv.ev, &sv.news);
+  ev_init (&sv.pause, on_pause_over);
+  sv.pause.data = &sv;
+  for (unsigned i = 0; i < ls->n; i++) {
+    ev_io_init (&sv.acceptor[i], on_connection, ls->l[i].fd, EV_READ);
+    sv.acceptor[i].data = &sv;
+  }
+
+  bool ok = start_threads (&sv, exports);
+  if (ok) {
+    update_acceptors (&sv);
+    options->ready (options->opaque);
+    ev_run (sv.ev, 0);
+  }
+  /* Whoever connects from now on is told at once that there is nobody here. */
+  listen_close (ls);
+  stop_threads (&sv);
+  ev_loop_destroy (sv.ev);
+  pthread_mutex_destroy (&sv.lock);
+  return ok;
+}

@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "request.h"
+#include "session.h"
+
+/* Replies queued before requests are left waiting: enough to keep any socket busy. */
+#define MAX_QUEUED (1024 * 1024)
+/* Memory held by replies and by requests in flight.  One more request may begin below it. */
+#define MAX_HELD (16u * 1024 * 1024)
+/* The same when the shard's memory is used up. */
+#define MAX_HELD_LOW (1024 * 1024)
+#define MAX_INFLIGHT 256
+
+/* ---- shard ----------------------------------------------------------------------------------- */
+
+void
+shard_init (struct shard *shard, const struct exports *exports, struct pool *pool,
+            size_t max_memory, void (*wake) (struct mailbox *))
+{
+  *shard = (struct shard){
+    .exports = exports, .pool = pool, .max_memory = max_memory, .done = { .wake = wake }
+  };
+}
+
+void
+shard_submit (struct shard *shard)
+{
+  if (shard->batch.first)
+    pool_submit (shard->pool, &shard->batch);
+}
+
+void
+shard_complete (struct shard *shard)
+{
+  struct job *j = mailbox_take (&shard->done);
+  while (j) {
+    struct job *next = j->next;
+    exec_completed ((struct request *)j);
+    j = next;
+  }
+}
+
+void
+shard_destroy (struct shard *shard)
+{
+  assert (!shard->batch.first);
+  while (shard->free_requests) {
+    struct job *j = shard->free_requests;
+    shard->free_requests = j->next;
+    free ((struct request *)j);
+  }
+  buf_cache_destroy (&shard->cache);
+}
+
+struct request *
+request_new (struct shard *shard)
+{
+  struct job *j = shard->free_requests;
+  if (!j)
+    return malloc (sizeof (struct request));
+  shard->free_requests = j->next;
+  return (struct request *)j;
+}
+
+void
+request_free (struct shard *shard, struct request *rq)
+{
+  if (!rq)
+    return;
+  buf_free (&shard->cache, rq->payload);
+  buf_free (&shard->cache, rq->out);
+  rq->job.next = shard->free_requests;
+  shard->free_requests = &rq->job;
+}
+
+void
+request_discard (struct request *rq)
+{
+  rq->session->held -= rq->held;
+  request_free (rq->session->shard, rq);
+}
+
+/* ---- input ----------------------------------------------------------------------------------- */
+
+bool
+session_blocked (const struct session *s)
+{
+  bool low = s->shard->cache.outstanding >= s->shard->max_memory;
+  return s->out.bytes >= MAX_QUEUED || s->inflight >= MAX_INFLIGHT ||
+         s->held + s->out.memory >= (low ? MAX_HELD_LOW : MAX_HELD);
+}
+
+/* Whether another header may be looked at. */
+static bool
+may_go_on (const struct session *s)
+{
+  return !s->ending && !s->dropped && s->budget > 0 && !session_blocked (s);
+}
+
+size_t
+session_input (struct session *s, const uint8_t *p, size_t n)
+{
+  size_t used = 0;
+
+  s->starved = false;
+  for (;;) {
+    size_t left = n - used;
+
+    if (s->ending || s->dropped) {
+      used = n;
+      break;
+    }
+    if (s->skip_left > 0 || s->payload_left > 0) {
+      if (left == 0) {
+        s->starved = true;
+        break;
+      }
+      if (s->skip_left > 0) {
+        size_t take = left < s->skip_left ? left : (size_t)s->skip_left;
+        s->skip_left -= take;
+        used += take;
+      } else {
+        size_t take = left < s->payload_left ? left : (size_t)s->payload_left;
+        memcpy (s->payload->end, p + used, take);
+        used += take;
+        s->budget -= (int64_t)take;
+        session_payload_received (s, take);
+      }
+      continue;
+    }
+    if (left < s->header_size) {
+      s->starved = true;
+      break;
+    }
+    if (!may_go_on (s))
+      break;
+    used += s->on_header (s, p + used, left);
+  }
+  return used;
+}
+
+size_t
+session_payload (struct session *s, uint8_t **p)
+{
+  if (s->skip_left > 0 || s->payload_left == 0 || s->ending || s->dropped)
+    return 0;
+  *p = s->payload->end;
+  return (size_t)s->payload_left;
+}
+
+void
+session_payload_received (struct session *s, size_t n)
+{
+  assert (n <= s->payload_left);
+  s->payload->end += n;
+  s->payload_left -= n;
+  if (s->payload_left == 0) {
+    struct buf *b = s->payload;
+    s->payload = NULL;
+    s->on_payload (s, b);
+  }
+}
+
+bool
+session_keep (struct session *s, size_t n)
+{
+  assert (n > 0 && !s->payload);
+  s->payload = buf_alloc (&s->shard->cache, n);
+  if (!s->payload)
+    return false;
+  s->payload_left = n;
+  return true;
+}
+
+void
+session_skip (struct session *s, uint64_t n)
+{
+  s->skip_left = n;
+}
+
+/* ---- output ---------------------------------------------------------------------------------- */
+
+void
+session_send (struct session *s, const void *p, size_t n)
+{
+  if (s->dropped)
+    return;
+  uint8_t *at = outq_reserve (&s->out, &s->shard->cache, n);
+  if (!at) {
+    session_drop (s);
+    return;
+  }
+  memcpy (at, p, n);
+  outq_commit (&s->out, n);
+}
+
+void
+session_resume (struct session *s)
+{
+  while (s->parked.first && s->out.bytes < MAX_QUEUED)
+    exec_resume ((struct request *)batch_take (&s->parked));
+}
+
+/* ---- life ------------------------------------------------------------------------------------ */
+
+void
+session_init (struct session *s, struct shard *shard, void (*notify) (struct session *))
+{
+  *s = (struct session){ .shard = shard, .notify = notify };
+  handshake_begin (s);
+}
+
+enum session_state
+session_state (const struct session *s)
+{
+  if (s->dropped)
+    return SESSION_DROP;
+  if (s->ending)
+    return s->inflight == 0 ? SESSION_END : SESSION_WAIT;
+  if (s->starved)
+    return SESSION_READ;
+  return session_blocked (s) ? SESSION_WAIT : SESSION_READY;
+}
+
+/* Forgets a payload of which not all has come, and the request that it belongs to. */
+static void
+abandon_payload (struct session *s)
+{
+  buf_free (&s->shard->cache, s->payload);
+  s->payload = NULL;
+  s->payload_left = 0;
+  if (s->receiving)
+    request_discard (s->receiving);
+  s->receiving = NULL;
+}
+
+void
+session_eof (struct session *s)
+{
+  s->ending = true;
+  abandon_payload (s);
+}
+
+void
+session_drop (struct session *s)
+{
+  struct shard *shard = s->shard;
+
+  s->dropped = true;
+  outq_clear (&s->out, &shard->cache);
+  abandon_payload (s);
+  while (s->parked.first) {
+    struct request *rq = (struct request *)batch_take (&s->parked);
+    s->inflight--;
+    request_discard (rq);
+  }
+}
+
+void
+session_destroy (struct session *s)
+{
+  session_drop (s);
+  assert (s->inflight == 0 && s->held == 0);
+}

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * One client's side of the protocol, without any I/O: bytes go in, bytes come out.
+ *
+ *     session_init (&s, shard, notify);     queues the greeting
+ *     used = session_input (&s, p, n);      takes in what it can of n received bytes
+ *     space = session_payload (&s, &p);     > 0: the next bytes go straight to p ...
+ *     session_payload_received (&s, n);     ... and n of them have arrived
+ *     s.out                                 what is to be sent (outq_iov, outq_sent)
+ *     session_resume (&s);                  after sending: goes on with what waited for that
+ *     session_state (&s);                   what the owner is to do now
+ *     session_destroy (&s);                 when s.inflight is 0
+ *
+ * All calls are made on the thread of the shard.  Requests that might block run on the worker pool;
+ * when they come back (shard_complete), their replies are queued and notify is called.
+ *
+ * What is bounded, for each session: bytes queued for sending, requests in flight, the memory they
+ * hold, and the work of one call of session_input (s.budget).
+ */
+
+#ifndef SESSION_H
+#define SESSION_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "buf.h"
+#include "export.h"
+#include "nbd.h"
+#include "worker.h"
+
+struct request;
+
+/* What the sessions of one thread share. */
+struct shard {
+  const struct exports *exports;
+  struct pool *pool;
+  struct mailbox done; /* requests coming back from the pool */
+  struct batch batch;  /* requests on their way to it */
+  struct buf_cache cache;
+  size_t max_memory; /* when that much is out of the cache, each session has to do with little */
+  struct job *free_requests;
+  bool stopping; /* the server is shutting down: requests are refused */
+};
+
+/* WAKE is called, on any thread, when shard_complete has something to do. */
+void shard_init (struct shard *shard, const struct exports *exports, struct pool *pool,
+                 size_t max_memory, void (*wake) (struct mailbox *));
+/* Hands the batch over to the pool. */
+void shard_submit (struct shard *shard);
+/* Finishes the requests that came back. */
+void shard_complete (struct shard *shard);
+void shard_destroy (struct shard *shard);
+
+enum reply_mode { MODE_SIMPLE, MODE_STRUCTURED, MODE_EXTENDED };
+
+enum session_state {
+  SESSION_READ,  /* wants input */
+  SESSION_READY, /* has input left that it can go on with: call session_input again */
+  SESSION_WAIT,  /* takes no input before its replies are sent or its requests are done */
+  SESSION_END,   /* all is done: once s.out is sent, close */
+  SESSION_DROP,  /* close at once */
+};
+
+/* What a request costs of the budget, beside the bytes that it moves inline. */
+#define REQUEST_COST 2048
+
+struct session {
+  struct shard *shard;
+  void (*notify) (struct session *);
+  struct outq out;
+  int64_t budget; /* bytes; session_input stops when it is used up.  Set by the owner */
+
+  /* Input: a header of header_size bytes, then (if the header calls for it) a payload that is
+   * either kept, in *payload, or skipped. */
+  size_t header_size;
+  size_t (*on_header) (struct session *, const uint8_t *p, size_t n); /* returns bytes used */
+  void (*on_payload) (struct session *, struct buf *b);               /* takes b over */
+  struct buf *payload;
+  uint64_t payload_left, skip_left;
+  bool starved; /* the last session_input stopped for want of bytes */
+  bool ending;  /* no further input is looked at */
+  bool dropped; /* the client broke the protocol, or is gone: nothing more is sent */
+
+  /* Handshake. */
+  bool transmission; /* the handshake is over */
+  bool no_zeroes, fixed_newstyle;
+  unsigned n_options;
+  uint32_t option, option_length; /* the option whose data is being received */
+  struct export *export;
+  const struct export *meta_export; /* of the last SET_META_CONTEXT, and what it selected: */
+  uint64_t meta_selected;           /* bit N: context N of that export */
+
+  /* Transmission. */
+  enum reply_mode mode;
+  struct request *receiving; /* whose payload is being received */
+  struct batch parked;       /* long reads that wait for their last piece to be sent */
+  unsigned inflight;         /* requests at the pool or parked */
+  size_t held;               /* bytes of memory that they, and the one being received, hold */
+};
+
+void session_init (struct session *s, struct shard *shard, void (*notify) (struct session *));
+size_t session_input (struct session *s, const uint8_t *p, size_t n);
+size_t session_payload (struct session *s, uint8_t **p);
+void session_payload_received (struct session *s, size_t n);
+void session_resume (struct session *s);
+enum session_state session_state (const struct session *s);
+/* The client is gone, or is to be: drops what is queued.  Requests in flight run to their end. */
+void session_drop (struct session *s);
+/* The client has closed its side: what is in flight is answered, then it is over. */
+void session_eof (struct session *s);
+void session_destroy (struct session *s);
+
+/* ---- for the parts of the protocol ----------------------------------------------------------- */
+
+/* The next N bytes of input are payload: to be kept and then handed to on_payload, or skipped. */
+bool session_keep (struct session *s, size_t n);
+void session_skip (struct session *s, uint64_t n);
+/* Too much is queued, in flight or held to begin with another request. */
+bool session_blocked (const struct session *s);
+/* Queues N bytes; without memory the session is dropped. */
+void session_send (struct session *s, const void *p, size_t n);
+
+/* handshake.c */
+void handshake_begin (struct session *s);
+/* request.c */
+void transmission_begin (struct session *s);
+
+#endif /* SESSION_H */
