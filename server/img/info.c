@@ -1,0 +1,338 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * nbdcow-img info: what an image is, and what the images below it are.
+ *
+ * Only metadata is read and no lock is taken or minded, so an image that is in use can be looked
+ * at; what changes meanwhile is shown as it was at some moment.
+ */
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "img.h"
+
+/* ---- JSON ------------------------------------------------------------------------------------ */
+
+static json_t *
+snapshots_json (const struct q_image *img)
+{
+  json_t *list = json_array ();
+  struct q_snapshot_info s;
+
+  for (unsigned i = 0; q_get_snapshot (img, i, &s) == 0; i++) {
+    json_t *j = json_object ();
+
+    if (s.icount != -1)
+      json_object_set_new (j, "icount", json_integer (s.icount));
+    json_object_set_new (j, "vm-clock-nsec",
+                         json_integer ((json_int_t)(s.vm_clock_nsec % 1000000000)));
+    json_object_set_new (j, "name", json_string (s.name));
+    json_object_set_new (j, "date-sec", json_integer (s.date_sec));
+    json_object_set_new (j, "date-nsec", json_integer (s.date_nsec));
+    json_object_set_new (j, "vm-clock-sec",
+                         json_integer ((json_int_t)(s.vm_clock_nsec / 1000000000)));
+    json_object_set_new (j, "id", json_string (s.id));
+    json_object_set_new (j, "vm-state-size", json_integer ((json_int_t)s.vm_state_size));
+    json_array_append_new (list, j);
+  }
+  return list;
+}
+
+static json_t *
+specific_json (const struct q_image_info *info)
+{
+  json_t *data = json_object ();
+
+  json_object_set_new (data, "compat", json_string (info->version == 2 ? "0.10" : "1.1"));
+  json_object_set_new (data, "compression-type", json_string (info->compression_type));
+  if (info->version >= 3) {
+    json_object_set_new (data, "lazy-refcounts", json_boolean (info->lazy_refcounts));
+    json_object_set_new (data, "refcount-bits", json_integer (info->refcount_bits));
+    json_object_set_new (data, "corrupt", json_boolean (info->corrupt));
+    json_object_set_new (data, "extended-l2", json_boolean (info->extended_l2));
+    if (info->data_file) {
+      json_object_set_new (data, "data-file", json_string (info->data_file));
+      json_object_set_new (data, "data-file-raw", json_boolean (info->data_file_raw));
+    }
+  } else
+    json_object_set_new (data, "refcount-bits", json_integer (info->refcount_bits));
+  json_object_set_new (data, "highest-allocated-offset",
+                       json_integer ((json_int_t)info->highest_offset));
+  return json_pack ("{s:s, s:o}", "type", "qcow2", "data", data);
+}
+
+static json_t *
+layer_json (const struct q_image *img)
+{
+  json_t *j = json_object ();
+  struct q_image_info info;
+
+  q_get_info (img, &info);
+  json_object_set_new (j, "filename", json_string (q_filename (img)));
+  json_object_set_new (j, "format", json_string (img_format_name (q_image_format (img))));
+  json_object_set_new (j, "virtual-size", json_integer ((json_int_t)info.virtual_size));
+  json_object_set_new (j, "actual-size", json_integer ((json_int_t)info.actual_size));
+  json_object_set_new (j, "dirty-flag", json_boolean (info.dirty));
+  if (q_image_format (img) == Q_FORMAT_RAW)
+    return j;
+
+  json_object_set_new (j, "cluster-size", json_integer (q_cluster_size (img)));
+  json_object_set_new (j, "highest-allocated-offset",
+                       json_integer ((json_int_t)info.highest_offset));
+  if (info.encryption)
+    json_object_set_new (j, "encrypted", json_true ());
+  if (info.backing_file) {
+    json_object_set_new (j, "backing-filename", json_string (info.backing_file));
+    if (info.backing_path)
+      json_object_set_new (j, "full-backing-filename", json_string (info.backing_path));
+    if (info.backing_format)
+      json_object_set_new (j, "backing-filename-format", json_string (info.backing_format));
+  }
+  if (info.nb_snapshots)
+    json_object_set_new (j, "snapshots", snapshots_json (img));
+  json_object_set_new (j, "format-specific", specific_json (&info));
+  return j;
+}
+
+/* ---- text ------------------------------------------------------------------------------------ */
+
+static void
+print_snapshots (const struct q_image *img)
+{
+  struct q_snapshot_info s;
+
+  printf ("Snapshot list:\n%-8s  %-16s %12s %21s %16s %10s\n", "ID", "TAG", "VM SIZE", "DATE",
+          "VM CLOCK", "ICOUNT");
+  for (unsigned i = 0; q_get_snapshot (img, i, &s) == 0; i++) {
+    uint64_t clock = s.vm_clock_nsec / 1000000000;
+    time_t date = s.date_sec;
+    char when[32] = "", size[32], icount[32] = "";
+    struct tm tm;
+
+    if (localtime_r (&date, &tm))
+      strftime (when, sizeof when, "%Y-%m-%d %H:%M:%S", &tm);
+    if (s.icount != -1)
+      snprintf (icount, sizeof icount, "%lld", (long long)s.icount);
+    printf ("%-8s  %-16s %12s %21s    %02u:%02u:%02u.%03u %10s\n", s.id, s.name,
+            img_size_text (s.vm_state_size, size), when, (unsigned)(clock / 3600),
+            (unsigned)(clock / 60 % 60), (unsigned)(clock % 60),
+            (unsigned)(s.vm_clock_nsec / 1000000 % 1000), icount);
+  }
+}
+
+static const char *
+yes_no (bool b)
+{
+  return b ? "true" : "false";
+}
+
+static void
+print_specific (const struct q_image_info *info)
+{
+  printf ("Format specific information:\n"
+          "    compat: %s\n"
+          "    compression type: %s\n",
+          info->version == 2 ? "0.10" : "1.1", info->compression_type);
+  if (info->version >= 3)
+    printf ("    lazy refcounts: %s\n", yes_no (info->lazy_refcounts));
+  printf ("    refcount bits: %u\n", info->refcount_bits);
+  if (info->version >= 3)
+    printf ("    corrupt: %s\n", yes_no (info->corrupt));
+  if (info->data_file)
+    printf ("    data file: %s\n    data file raw: %s\n", info->data_file,
+            yes_no (info->data_file_raw));
+  if (info->version >= 3)
+    printf ("    extended l2: %s\n", yes_no (info->extended_l2));
+  printf ("    highest allocated offset: %llu\n", (unsigned long long)info->highest_offset);
+}
+
+static void
+print_layer (const struct q_image *img)
+{
+  struct q_image_info info;
+  char text[32];
+
+  q_get_info (img, &info);
+  printf ("image: %s\n", q_filename (img));
+  printf ("file format: %s\n", img_format_name (q_image_format (img)));
+  printf ("virtual size: %s (%llu bytes)\n", img_size_text (info.virtual_size, text),
+          (unsigned long long)info.virtual_size);
+  printf ("disk size: %s\n", img_size_text (info.actual_size, text));
+  if (info.encryption)
+    printf ("encrypted: yes\n");
+  if (q_image_format (img) == Q_FORMAT_RAW)
+    return;
+  printf ("cluster_size: %u\n", q_cluster_size (img));
+  if (info.dirty)
+    printf ("cleanly shut down: no\n");
+  if (info.backing_file) {
+    printf ("backing file: %s", info.backing_file);
+    if (info.backing_path && strcmp (info.backing_file, info.backing_path) != 0)
+      printf (" (actual path: %s)", info.backing_path);
+    putchar ('\n');
+    if (info.backing_format)
+      printf ("backing file format: %s\n", info.backing_format);
+  }
+  if (info.nb_snapshots)
+    print_snapshots (img);
+  print_specific (&info);
+}
+
+/* ---- the chain ------------------------------------------------------------------------------- */
+
+struct chain {
+  bool whole, json;
+  json_t *layers;
+  unsigned depth;
+  struct {
+    dev_t dev;
+    ino_t ino;
+  } seen[Q_MAX_CHAIN];
+};
+
+/* False, and reported, if FILENAME is already in the chain or one too many. */
+static bool
+note (struct chain *chain, const char *filename)
+{
+  struct stat st;
+
+  if (chain->depth == Q_MAX_CHAIN) {
+    img_error ("%s: the chain of backing files has more than %u layers", filename, Q_MAX_CHAIN);
+    return false;
+  }
+  if (stat (filename, &st) == -1)
+    memset (&st, 0, sizeof st); /* opening it has said, or will say, why */
+  else
+    for (unsigned i = 0; i < chain->depth; i++)
+      if (chain->seen[i].dev == st.st_dev && chain->seen[i].ino == st.st_ino) {
+        img_error ("%s: is its own backing file, directly or through others: the chain is a loop",
+                   filename);
+        return false;
+      }
+  chain->seen[chain->depth].dev = st.st_dev;
+  chain->seen[chain->depth].ino = st.st_ino;
+  chain->depth++;
+  return true;
+}
+
+/* Shows one layer.  *NEXT is the path of the one below, to be freed, or NULL; *FORMAT its format.
+ */
+static bool
+show (struct chain *chain, const char *filename, enum q_format *format, char **next)
+{
+  struct q_open_options opts;
+  struct q_image_info info;
+  struct q_image *img;
+  bool ok = true;
+
+  *next = NULL;
+  q_open_options_init (&opts);
+  opts.format = *format;
+  opts.read_only = true;
+  opts.lock = Q_LOCK_OFF;
+  opts.metadata_only = true;
+  if (!note (chain, filename) || !(img = img_open (filename, &opts)))
+    return false;
+  if (chain->json)
+    json_array_append_new (chain->layers, layer_json (img));
+  else {
+    if (chain->depth > 1)
+      putchar ('\n');
+    print_layer (img);
+  }
+  q_get_info (img, &info);
+  if (chain->whole && info.backing_file) {
+    *format = Q_FORMAT_AUTO;
+    ok = !info.backing_format || img_parse_format (info.backing_format, format);
+    if (ok)
+      *next = img_backing_path (filename, info.backing_file);
+    ok = ok && *next;
+  }
+  return img_close (&img) && ok;
+}
+
+static int
+info (struct chain *chain, const char *filename, enum q_format format)
+{
+  char *name = NULL, *next;
+  bool ok;
+
+  chain->layers = chain->json ? json_array () : NULL;
+  for (ok = show (chain, filename, &format, &next); ok && next;
+       ok = show (chain, name, &format, &next)) {
+    free (name);
+    name = next;
+  }
+  free (name);
+  free (next);
+  if (!ok) {
+    json_decref (chain->layers);
+    return 1;
+  }
+  if (!chain->json)
+    return 0;
+  if (chain->whole)
+    return img_print_json (chain->layers) ? 0 : 1;
+
+  json_t *only = json_incref (json_array_get (chain->layers, 0));
+
+  json_decref (chain->layers);
+  return img_print_json (only) ? 0 : 1;
+}
+
+/* ---- the command line ------------------------------------------------------------------------ */
+
+static int
+run (int argc, char **argv)
+{
+  enum { OUTPUT = IMG_OPT_LONG, BACKING_CHAIN, IMAGE_OPTS, OBJECT };
+  static const struct option options[] = { { "format", required_argument, NULL, 'f' },
+                                           { "output", required_argument, NULL, OUTPUT },
+                                           { "backing-chain", no_argument, NULL, BACKING_CHAIN },
+                                           { "force-share", no_argument, NULL, 'U' },
+                                           { "image-opts", no_argument, NULL, IMAGE_OPTS },
+                                           { "object", required_argument, NULL, OBJECT },
+                                           IMG_COMMON_OPTIONS };
+  enum q_format format = Q_FORMAT_AUTO;
+  struct chain chain = { 0 };
+  int status = 0, letter;
+
+  while ((letter = img_getopt (&img_info_command, argc, argv, ":f:Uh", options, &status)) != -1)
+    switch (letter) {
+    case 'f':
+      if (!img_parse_format (optarg, &format))
+        return 1;
+      break;
+    case OUTPUT:
+      if (!img_parse_output (optarg, &chain.json))
+        return 1;
+      break;
+    case BACKING_CHAIN:
+      chain.whole = true;
+      break;
+    case 'U':
+      break; /* always so */
+    case IMAGE_OPTS:
+    case OBJECT:
+      return img_error ("info: %s is not supported: name the file", argv[optind - 1]);
+    default:
+      return status;
+    }
+  if (argc - optind != 1)
+    return img_error ("info: one file name is needed, %d were given", argc - optind);
+  return info (&chain, argv[optind], format);
+}
+
+const struct img_command img_info_command = {
+  .name = "info",
+  .run = run,
+  .summary = "Show what an image is",
+  .synopsis = "[-f FORMAT] [--output=human|json] [--backing-chain] [-U] FILE",
+  .help = "  -f, --format=FORMAT     qcow2 or raw (default: what the file begins with)\n"
+          "      --output=FORMAT     human (default) or json\n"
+          "      --backing-chain     also show the backing file, its backing file, and so on\n"
+          "  -U, --force-share       accepted; an image in use is always shown\n",
+};
