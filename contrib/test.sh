@@ -1,0 +1,103 @@
+#!/bin/sh
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# Installs what is missing, builds everything with warnings as errors, and runs every test: in an
+# optimized build, then under AddressSanitizer and UndefinedBehaviorSanitizer, then under
+# ThreadSanitizer.  The last lines are ctest's summaries.  The exit status is 0 only if all passed.
+
+set -eu
+
+usage () {
+  cat <<'END'
+Usage: sh contrib/test.sh [--quick] [--no-install] [-- CTEST ARGUMENT...]
+
+  --quick        the optimized build alone, without the compilers' and linters' checks
+  --no-install   do not look for missing packages
+  CTEST ARGUMENT goes to each run of ctest, as in: -- -R plugin
+END
+}
+
+source=$(cd "$(dirname "$0")/.." && pwd)
+. "$source/contrib/functions.sh"
+
+quick=
+install=yes
+while [ $# -gt 0 ]; do
+  case $1 in
+    --quick) quick=yes ;;
+    --no-install) install= ;;
+    --) shift; break ;;
+    -h | --help) usage; exit 0 ;;
+    *) usage >&2; die "unknown argument: $1" ;;
+  esac
+  shift
+done
+
+[ -z "$install" ] || install_missing "$build_needs$test_needs"
+jobs=$(getconf _NPROCESSORS_ONLN)
+failed=
+
+step () {
+  printf '\n=== %s\n' "$*"
+}
+
+# Every C file, ours all of them.
+c_files () {
+  find "$source/plugin" "$source/server" "$source/tests" "$source/contrib" -name '*.[ch]'
+}
+
+# The files that the build in directory $1 compiles: others have no flags to be checked with.
+compiled_files () {
+  c_files | while read -r file; do
+    ! grep -qF "\"$file\"" "$1/compile_commands.json" || echo "$file"
+  done
+}
+
+# Compiles with clang, and checks the style and what clang-tidy knows of.
+check_with_clang () {
+  step "clang: build"
+  configure release -B build-clang -DCMAKE_C_COMPILER=clang -DNBDCOW_WERROR=ON &&
+    cmake --build "$source/build-clang" --parallel "$jobs" || return 1
+  step "clang-format"
+  c_files | xargs clang-format --dry-run -Werror || return 1
+  step "clang-tidy"
+  compiled_files "$source/build-clang" |
+    timeout 900 xargs -n 4 -P "$jobs" clang-tidy --quiet -p "$source/build-clang"
+}
+
+# Where run_tests keeps what ctest said.
+log_of () {
+  case $1 in
+    release) echo "$source/build/test.log" ;;
+    *) echo "$source/build-$1/test.log" ;;
+  esac
+}
+
+# run_tests PRESET [CTEST ARGUMENT...]
+run_tests () {
+  preset=$1
+  shift
+  step "$preset: configure and build"
+  configure "$preset" -DNBDCOW_WERROR=ON
+  (cd "$source" && cmake --build --preset "$preset" --parallel "$jobs")
+  step "$preset: test"
+  log=$(log_of "$preset")
+  (cd "$source" &&
+    ctest --preset "$preset" --parallel "$jobs" --timeout 300 --output-log "$log" "$@") ||
+    failed="$failed $preset"
+}
+
+presets=release
+if [ -z "$quick" ]; then
+  presets='asan tsan release'
+  check_with_clang || failed="$failed clang"
+  run_tests asan "$@"
+  run_tests tsan "$@"
+fi
+run_tests release "$@"
+
+for preset in $presets; do
+  step "$preset"
+  sed -n '/tests passed,/,$p' "$(log_of "$preset")"
+done
+[ -z "$failed" ] || die "failed:$failed"
