@@ -110,7 +110,7 @@ take_inflator (struct q_image *img)
   i = calloc (1, sizeof *i);
   if (!i)
     return NULL;
-  i->in = malloc (q_cluster_bytes (img) + 512);
+  i->in = malloc (Q_MAX_COMPRESSED_BYTES (img->cluster_bits));
   if (img->compression_type == Q_COMPRESSION_ZSTD)
     ok = (i->zstd = ZSTD_createDCtx ()) != NULL;
   else

@@ -211,6 +211,10 @@ static_assert (sizeof (struct qcow2_bitmap) == 24, "bitmap directory entry");
 #define Q_REFTABLE_MASK     0xfffffffffffffe00ull
 #define Q_REFTABLE_RESERVED 0x1ffull
 
+/* What the sector count of a descriptor can say at most: two clusters, though no sane writer stores
+ * more than one. */
+#define Q_MAX_COMPRESSED_BYTES(cluster_bits) (2ull << (cluster_bits))
+
 /* A compressed cluster descriptor: where its bytes start, and the most that there can be. */
 static inline void
 q_compressed_decode (uint64_t entry, unsigned cluster_bits, uint64_t *host, uint32_t *csize)

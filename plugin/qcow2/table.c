@@ -88,19 +88,24 @@ q_table_mark_dirty (struct q_table *t, uint32_t byte_offset, uint32_t bytes)
   uint32_t last = (byte_offset + bytes - 1) >> t->block_bits;
 
   for (uint32_t b = first; b <= last; ++b)
-    atomic_fetch_or_explicit (&t->dirty[b / DIRTY_BITS], 1ull << (b % DIRTY_BITS),
-                              memory_order_release);
+    atomic_fetch_or (&t->dirty[b / DIRTY_BITS], 1ull << (b % DIRTY_BITS));
   if (t->slot)
     atomic_fetch_add (&t->slot->changed, 1);
-  if (atomic_load (&t->listed) || atomic_exchange (&t->listed, true))
+  if (atomic_load (&t->listed))
     return;
-  if (t->kind == Q_TABLE_L1 || t->kind == Q_TABLE_REFTABLE)
-    return; /* one of each: the flusher knows where they are */
+  if (t->kind == Q_TABLE_L1 || t->kind == Q_TABLE_REFTABLE) {
+    atomic_store (&t->listed, true); /* one of each: the flusher knows where they are */
+    return;
+  }
+  /* Whoever sees that it is listed may answer a request, so it must be on the list by then. */
   pthread_mutex_lock (&t->img->dirty_lock);
-  t->dirty_next = t->img->dirty_list;
-  t->img->dirty_list = t;
+  if (!atomic_load (&t->listed)) {
+    t->dirty_next = t->img->dirty_list;
+    t->img->dirty_list = t;
+    atomic_fetch_add (&t->img->dirty_tables, 1);
+    atomic_store (&t->listed, true);
+  }
   pthread_mutex_unlock (&t->img->dirty_lock);
-  atomic_fetch_add (&t->img->dirty_tables, 1);
 }
 
 bool
