@@ -16,8 +16,16 @@ q_check_refblock (const struct q_check *c, uint64_t index, uint64_t *offset)
 {
   uint64_t entry = index < c->reftable_entries ? c->reftable[index] : 0;
 
-  *offset = entry;
-  return entry != 0 && q_check_aligned (c, entry) && entry < c->file_size;
+  *offset = entry & Q_REFTABLE_MASK;
+  return *offset != 0 && q_check_aligned (c, *offset) && *offset < c->file_size;
+}
+
+bool
+q_check_unknown (const struct q_check *c, uint64_t cluster)
+{
+  uint64_t index = cluster / q_refblock_entries (c->img);
+
+  return index < c->reftable_entries && c->unknown[index];
 }
 
 int
@@ -83,9 +91,11 @@ q_check_load_refcounts (struct q_check *c)
   /* q_header_read has bounded the table. */
   c->reftable_entries = bytes / 8;
   free (c->reftable);
+  free (c->unknown);
   q_refmap_clear_mark (&c->refs, Q_REFMAP_ONE);
   c->reftable = malloc (bytes);
-  if (!c->reftable)
+  c->unknown = calloc (c->reftable_entries, sizeof *c->unknown);
+  if (!c->reftable || !c->unknown)
     return -ENOMEM;
 
   int r = q_check_read_entries (c, img->reftable_offset, c->reftable_entries, c->reftable);
@@ -93,14 +103,18 @@ q_check_load_refcounts (struct q_check *c)
   if (r < 0)
     return q_fail (c->err, r, "%s: reading the refcount table at offset %llu: %s", img->filename,
                    ull (img->reftable_offset), strerror (-r));
-  for (uint64_t i = 0; i < c->reftable_entries && i * per_block < c->refs.clusters; i++) {
+  for (uint64_t i = 0; i < c->reftable_entries; i++) {
+    c->unknown[i] = !q_check_aligned (c, c->reftable[i] & Q_REFTABLE_MASK);
+    if (i * per_block >= c->refs.clusters)
+      continue;
     r = q_check_read_refblock (c, i);
     if (r == -ENOMEM)
       return r;
-    if (r <= 0)
-      continue; /* what cannot be read is reported by the comparison */
-    r = mark_ones (c, i * per_block, q_min (per_block, c->refs.clusters - i * per_block));
     if (r < 0)
+      c->unknown[i] = true; /* the comparison says so */
+    else if (r > 0)
+      r = mark_ones (c, i * per_block, q_min (per_block, c->refs.clusters - i * per_block));
+    if (r == -ENOMEM)
       return r;
   }
   return 0;
@@ -112,23 +126,25 @@ q_check_load_refcounts (struct q_check *c)
 static int
 count_block (struct q_check *c, uint64_t index)
 {
-  uint64_t offset;
+  uint64_t entry = c->reftable[index], offset;
 
-  if (c->reftable[index] == 0)
+  if (entry & Q_REFTABLE_RESERVED) {
+    c->rebuild = true;
+    q_check_corruption (c, true, "refcount table entry %llu has reserved bits set: %llx",
+                        ull (index), ull (entry));
+  }
+  if ((entry & Q_REFTABLE_MASK) == 0)
     return 0;
   if (!q_check_refblock (c, index, &offset)) {
     c->rebuild = true;
-    if (offset & Q_REFTABLE_RESERVED)
-      q_check_corruption (c, true, "refcount table entry %llu has reserved bits set: %llx",
-                          ull (index), ull (offset));
-    else if (!q_check_aligned (c, offset))
+    if (!q_check_aligned (c, offset))
       q_check_corruption (c, true,
                           "refcount block %llu is not cluster aligned; refcount table entry "
                           "corrupted: %llx",
-                          ull (index), ull (offset));
+                          ull (index), ull (entry));
     else
       q_check_corruption (c, true, "refcount block %llu is outside image: %llx", ull (index),
-                          ull (offset));
+                          ull (entry));
     return 0;
   }
 
@@ -254,31 +270,45 @@ compare_nothing (struct q_check *c, uint64_t first, uint64_t n)
   }
 }
 
+/* Nothing can be said about the clusters of a block that cannot be read. */
+static void
+compare_unknown (struct q_check *c, uint64_t index)
+{
+  const uint64_t per_block = q_refblock_entries (c->img);
+  const uint64_t first = index * per_block;
+  const uint64_t n = c->clusters > first ? q_min (c->clusters - first, per_block) : 0;
+
+  c->rebuild = true;
+  c->res->check_errors += n;
+  if (n)
+    q_check_line (c,
+                  "ERROR refcount block %llu at %llx cannot be read: the refcounts of clusters "
+                  "%llu to %llu are not known",
+                  ull (index), ull (c->reftable[index]), ull (first), ull (first + n - 1));
+}
+
 /* Also looks at what the blocks say about clusters past the end of the file: a writer that died
  * may have left refcounts there. */
 int
 q_check_compare (struct q_check *c)
 {
   const uint64_t per_block = q_refblock_entries (c->img);
-  const uint64_t blocks = q_div_up (c->refs.clusters, per_block);
+  const uint64_t blocks = q_div_up (c->clusters, per_block);
 
   for (uint64_t i = 0; i < blocks || i < c->reftable_entries; i++) {
-    uint64_t first = i * per_block, offset;
-    int r = q_check_read_refblock (c, i);
+    uint64_t first = i * per_block;
+    int r = 0;
 
+    if (i < c->reftable_entries && !c->unknown[i])
+      r = q_check_read_refblock (c, i);
     if (r == -ENOMEM)
       return r;
-    if (r < 0) {
-      c->rebuild = true;
-      q_check_refblock (c, i, &offset);
-      q_check_unreadable (c, "the refcount block %llu at offset 0x%llx cannot be read: %s", ull (i),
-                          ull (offset), strerror (-r));
-    } else if (r > 0)
+    if (r < 0 || q_check_unknown (c, first))
+      compare_unknown (c, i);
+    else if (r > 0)
       compare_block (c, first, per_block, true);
-    else if (i < blocks && i < c->reftable_entries && c->reftable[i] != 0)
-      continue; /* reported already; its refcounts are not known */
     else if (i < blocks)
-      compare_nothing (c, first, q_min (per_block, c->refs.clusters - first));
+      compare_nothing (c, first, q_min (per_block, c->clusters - first));
   }
   return 0;
 }

@@ -21,19 +21,34 @@
 
 /* ---- counting -------------------------------------------------------------------------------- */
 
+/* Remembers what is referred to past the end of the file, as far as a repair might put something
+ * there. */
+static int
+note_dangling (struct q_check *c, uint64_t offset, uint64_t len)
+{
+  const unsigned bits = c->img->cluster_bits;
+  uint64_t first = offset >> bits, last = offset > UINT64_MAX - len ? UINT64_MAX : offset + len - 1;
+  int r = 0;
+
+  last = q_min (last >> bits, c->refs.clusters - 1);
+  if (first < c->clusters)
+    first = c->clusters;
+  for (uint64_t i = first; r == 0 && i <= last; i++)
+    r = q_refmap_set_mark (&c->refs, i, Q_REFMAP_DANGLING);
+  return r;
+}
+
 int
 q_check_count (struct q_check *c, uint64_t offset, uint64_t len, enum q_check_use use, bool *ok)
 {
-  const uint64_t cluster_bytes = q_cluster_bytes (c->img);
   const unsigned bits = c->img->cluster_bits;
+  const uint64_t end = c->clusters << bits;
 
   if (ok)
     *ok = true;
   if (len == 0)
     return 0;
-
-  /* The last cluster of the file need not be there in full. */
-  if (offset > c->file_size + cluster_bytes || len > c->file_size + cluster_bytes - offset) {
+  if (offset >= end || len > end - offset) {
     c->lost = true;
     if (ok)
       *ok = false;
@@ -41,7 +56,7 @@ q_check_count (struct q_check *c, uint64_t offset, uint64_t len, enum q_check_us
                         "counting reference for region exceeding the end of the file by one "
                         "cluster or more: offset 0x%llx size 0x%llx",
                         ull (offset), ull (len));
-    return 0;
+    return note_dangling (c, offset, len);
   }
   for (uint64_t i = offset >> bits; i <= (offset + len - 1) >> bits; i++) {
     if (q_refmap_get (&c->refs, i) >= c->max_count)
@@ -136,7 +151,7 @@ check_data_copied (struct q_check *c, uint64_t entry)
   bool external = c->img->incompatible & Q_INCOMPAT_DATA_FILE;
   bool one = external || q_refmap_has_mark (&c->refs, cluster, Q_REFMAP_ONE);
 
-  if (one == ((entry & Q_COPIED) != 0))
+  if (one == ((entry & Q_COPIED) != 0) || (!external && q_check_unknown (c, cluster)))
     return;
   c->flags = true;
   q_check_corruption (c, true, "OFLAG_COPIED data cluster: l2_entry=%llx refcount=%llu",
@@ -256,7 +271,8 @@ walk_l1_entry (struct q_check *c, uint32_t index, uint64_t entry, bool active)
   }
   if (!offset)
     return 0;
-  if (active && q_refmap_has_mark (&c->refs, cluster, Q_REFMAP_ONE) != ((entry & Q_COPIED) != 0)) {
+  if (active && !q_check_unknown (c, cluster) &&
+      q_refmap_has_mark (&c->refs, cluster, Q_REFMAP_ONE) != ((entry & Q_COPIED) != 0)) {
     c->flags = true;
     q_check_corruption (c, true, "OFLAG_COPIED L2 cluster: l1_index=%u l1_entry=%llx refcount=%llu",
                         index, ull (entry), ull (q_check_recorded (c, cluster)));

@@ -80,8 +80,11 @@ check_open (struct q_check *c)
   if (!c->table)
     return -ENOMEM;
 
-  /* One more than the file has: its last cluster, and a region that begins where it ends. */
-  r = q_refmap_init (&c->refs, q_div_up (c->file_size, q_cluster_bytes (img)) + 1);
+  /* Beyond the file: where a repair may put new refcount structures. */
+  c->clusters = q_div_up (c->file_size, q_cluster_bytes (img));
+  c->highest = 1; /* the header */
+  r = q_refmap_init (&c->refs,
+                     c->clusters + 2 * (c->clusters / q_refblock_entries (img)) + Q_REFMAP_PIECE);
   if (r == -EFBIG)
     q_fail (c->err, r, "%s: the file of %llu bytes has more clusters than can be checked (%llu)",
             img->filename, (unsigned long long)c->file_size, (unsigned long long)Q_REFMAP_MAX);
@@ -93,6 +96,7 @@ check_close (struct q_check *c)
 {
   q_refmap_free (&c->refs);
   free (c->reftable);
+  free (c->unknown);
   free (c->table);
 }
 
@@ -165,7 +169,7 @@ check (struct q_image *img, unsigned repair, struct q_check_result *result,
   *wrote = false;
   r = look (&c);
 
-  bool found = result->corruptions || result->leaks;
+  bool found = result->corruptions || result->leaks || c.rebuild;
 
   if (r == 0 && repair && found) {
     *wrote = true;

@@ -56,6 +56,7 @@ enum q_refmap_mark {
   Q_REFMAP_EXCLUSIVE, /* it holds metadata that nothing else may share */
   Q_REFMAP_L2,        /* it was reached as an L2 table ... */
   Q_REFMAP_OTHER,     /* ... and as something else that is no refcount structure */
+  Q_REFMAP_DANGLING,  /* something refers to it although it is past the end of the file */
   Q_REFMAP_MARKS,
 };
 int q_refmap_set_mark (struct q_refmap *m, uint64_t cluster, enum q_refmap_mark mark);
@@ -74,12 +75,14 @@ struct q_check {
   struct q_error *err;
 
   uint64_t file_size; /* bytes */
+  uint64_t clusters;  /* that the file has, the last one perhaps in part */
   uint64_t max_count; /* the highest refcount that the width can hold */
   struct q_refmap refs;
   uint8_t *table; /* one cluster: the L2 table or refcount block being read */
 
   uint64_t *reftable; /* as on disk, in host byte order */
   uint64_t reftable_entries;
+  bool *unknown; /* by entry: its block cannot be read, so the refcounts in it are not known */
 
   /* What was found. */
   bool lost;            /* a table could not be followed: what looks unreferenced may be
@@ -153,9 +156,11 @@ uint64_t q_check_references (const struct q_check *c, uint64_t cluster);
 /* Compares.  Counts leaks and corruptions. */
 int q_check_compare (struct q_check *c);
 
-/* True if refcount table entry INDEX is one that can be followed; *OFFSET is then the block's. */
+/* True if refcount table entry INDEX leads to a block; *OFFSET is then the block's. */
 bool q_check_refblock (const struct q_check *c, uint64_t index, uint64_t *offset);
-/* Reads block INDEX into c->table.  1, 0 if there is none that can be followed, or an error. */
+/* True if the refcount of CLUSTER cannot be known. */
+bool q_check_unknown (const struct q_check *c, uint64_t cluster);
+/* Reads block INDEX into c->table.  1, 0 if there is none, or an error. */
 int q_check_read_refblock (struct q_check *c, uint64_t index);
 /* The recorded refcount of one cluster, read from the file; 0 where there is none. */
 uint64_t q_check_recorded (struct q_check *c, uint64_t cluster);

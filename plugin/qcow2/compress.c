@@ -3,8 +3,8 @@
  * Compressed clusters (specification: "Compressed Clusters Descriptor"): inflating, and a small
  * cache of what was inflated, since guests read in pieces smaller than a cluster.
  *
- * Compressed data ends somewhere in its last sector; inflating stops when a cluster is full.  Data
- * that ends early, or goes on past a cluster, is corrupt.
+ * Compressed data ends somewhere in its last sector: inflating stops when a cluster is full, and data
+ * that ends before that is corrupt.
  *
  * A slot of the cache is found by where the compressed bytes are.  When the host clusters that
  * held them are about to be reused, the epoch moves on and every older slot is forgotten.
@@ -18,6 +18,9 @@
 #include "image.h"
 
 #define SLOTS 16
+
+/* A frame may ask for more history than a cluster has bytes; this bounds what it gets. */
+#define MAX_ZSTD_WINDOW 23
 
 struct slot {
   uint64_t host;
@@ -112,7 +115,8 @@ take_inflator (struct q_image *img)
     return NULL;
   i->in = malloc (Q_MAX_COMPRESSED_BYTES (img->cluster_bits));
   if (img->compression_type == Q_COMPRESSION_ZSTD)
-    ok = (i->zstd = ZSTD_createDCtx ()) != NULL;
+    ok = (i->zstd = ZSTD_createDCtx ()) != NULL &&
+         !ZSTD_isError (ZSTD_DCtx_setParameter (i->zstd, ZSTD_d_windowLogMax, MAX_ZSTD_WINDOW));
   else
     ok = inflateInit2 (&i->zlib, -15) == Z_OK; /* raw deflate, any window */
   if (!ok || !i->in) {

@@ -23,6 +23,15 @@ log_to_stderr (void *opaque, enum q_log_level level, const char *text)
     fprintf (stderr, "%s%s\n", level == Q_LOG_WARNING ? "warning: " : "", text);
 }
 
+/* Names that come from an image may hold anything; a message is one line and drives no terminal. */
+static void
+make_printable (char *text)
+{
+  for (; *text; ++text)
+    if ((unsigned char)*text < 0x20 || *text == 0x7f)
+      *text = '?';
+}
+
 static q_log_fn log_fn = log_to_stderr;
 static void *log_opaque;
 
@@ -42,6 +51,7 @@ q_log (enum q_log_level level, const char *fmt, ...)
   va_start (ap, fmt);
   vsnprintf (text, sizeof text, fmt, ap);
   va_end (ap);
+  make_printable (text);
   log_fn (log_opaque, level, text);
 }
 
@@ -54,6 +64,7 @@ q_fail (struct q_error *err, int code, const char *fmt, ...)
     va_start (ap, fmt);
     vsnprintf (err->text, sizeof err->text, fmt, ap);
     va_end (ap);
+    make_printable (err->text);
   }
   return code;
 }
@@ -77,6 +88,7 @@ q_error_prefix (struct q_error *err, const char *fmt, ...)
     old.text[sizeof err->text - n - 3] = '\0'; /* a very long text loses its end */
     memcpy (err->text + n + 2, old.text, strlen (old.text) + 1);
   }
+  make_printable (err->text);
 }
 
 int
@@ -104,7 +116,9 @@ q_corrupt (struct q_image *img, const char *fmt, ...)
   va_end (ap);
 
   if (img->stable) {
-    q_log (Q_LOG_ERROR, "%s: %s", img->filename, text);
+    /* Once: a guest must not fill the log by reading one bad cluster again and again. */
+    if (atomic_compare_exchange_strong (&img->sticky, &expected, -EIO))
+      q_log (Q_LOG_ERROR, "%s: %s (more of this kind is not reported)", img->filename, text);
     return -EIO;
   }
   if (atomic_compare_exchange_strong (&img->sticky, &expected, -EIO)) {

@@ -11,18 +11,19 @@
 
 #include "image.h"
 
+/* Adds one at *TAIL, and moves *TAIL to its end. */
 static int
-append (struct q_image *img, uint32_t type, uint32_t length, uint64_t offset, const uint8_t *data)
+append (struct q_extension ***tail, uint32_t type, uint32_t length, uint64_t offset,
+        const uint8_t *data)
 {
-  struct q_extension **p = &img->extensions, *e = malloc (sizeof *e + length);
+  struct q_extension *e = malloc (sizeof *e + length);
 
   if (!e)
     return -ENOMEM;
-  while (*p)
-    p = &(*p)->next;
   *e = (struct q_extension){ .type = type, .length = length, .offset = offset };
   memcpy (e->data, data, length);
-  *p = e;
+  **tail = e;
+  *tail = &e->next;
   return 0;
 }
 
@@ -140,7 +141,7 @@ int
 q_extensions_parse (struct q_image *img, const uint8_t *buf, uint64_t start, uint64_t end,
                     struct q_error *err)
 {
-  struct q_extension *e;
+  struct q_extension *e, **tail = &img->extensions;
   uint64_t pos = start;
   int r;
 
@@ -167,7 +168,7 @@ q_extensions_parse (struct q_image *img, const uint8_t *buf, uint64_t start, uin
     if (known (type) && q_extension_find (img, type))
       return q_fail (err, -EINVAL, "%s: header extension 0x%08x at byte %llu appears twice",
                      img->filename, type, (unsigned long long)(pos - sizeof h));
-    r = append (img, type, length, pos, buf + pos);
+    r = append (&tail, type, length, pos, buf + pos);
     if (r < 0)
       return q_fail (err, r, "%s: out of memory", img->filename);
     pos = q_min (q_round_up (pos + length, 8), end);

@@ -23,13 +23,14 @@
 #include "image.h"
 #include "lock.h"
 
-#define DIRECT_ALIGN 4096u /* a multiple of every sector size there is */
+#define DIRECT_ALIGN 4096u /* a multiple of every sector size that file systems have */
 #define ZERO_CHUNK   (1u << 20)
 
 struct local_file {
   struct q_file base;
   int fd;
   bool direct;
+  uint32_t align; /* what O_DIRECT wants */
   pthread_rwlock_t direct_lock;
 };
 
@@ -91,20 +92,20 @@ pwritev_full (int fd, struct iovec *iov, int iovcnt, uint64_t offset)
 /* ---- O_DIRECT ------------------------------------------------------------------------------ */
 
 static bool
-is_aligned (uint64_t v)
+is_aligned (const struct local_file *f, uint64_t v)
 {
-  return (v & (DIRECT_ALIGN - 1)) == 0;
+  return (v & (f->align - 1)) == 0;
 }
 
 static int
 direct_pread (struct local_file *f, void *buf, size_t len, uint64_t offset)
 {
-  uint64_t start = offset & ~(uint64_t)(DIRECT_ALIGN - 1);
-  uint64_t end = q_round_up (offset + len, DIRECT_ALIGN);
+  uint64_t start = offset & ~(uint64_t)(f->align - 1);
+  uint64_t end = q_round_up (offset + len, f->align);
   void *bounce;
   int r;
 
-  if (is_aligned (offset) && is_aligned (len) && is_aligned ((uintptr_t)buf))
+  if (is_aligned (f, offset) && is_aligned (f, len) && is_aligned (f, (uintptr_t)buf))
     return pread_full (f->fd, buf, len, offset);
   if (posix_memalign (&bounce, DIRECT_ALIGN, end - start) != 0)
     return -ENOMEM;
@@ -115,15 +116,34 @@ direct_pread (struct local_file *f, void *buf, size_t len, uint64_t offset)
   return r;
 }
 
+/* Writes whole sectors around [offset, offset + len); BOUNCE begins at START.  direct_lock is held
+ * alone.  The file must not become longer than the caller made it: a raw image's size is its
+ * disk's. */
+static int
+write_sectors (struct local_file *f, char *bounce, uint64_t start, uint64_t end,
+               uint64_t wanted_end)
+{
+  uint64_t size;
+  int r = q_file_size (&f->base, &size);
+
+  if (r == 0)
+    r = pwritev_full (f->fd, &(struct iovec){ bounce, end - start }, 1, start);
+  if (r == 0 && !f->base.is_device && size < end) {
+    size = size > wanted_end ? size : wanted_end;
+    if (size < end && ftruncate (f->fd, (off_t)size) == -1)
+      r = -errno;
+  }
+  return r;
+}
+
 /* Puts the vector into one aligned buffer, with what surrounds it read from the file. */
 static int
 direct_pwrite_bounced (struct local_file *f, const struct iovec *iov, int iovcnt, size_t len,
                        uint64_t offset)
 {
-  uint64_t start = offset & ~(uint64_t)(DIRECT_ALIGN - 1);
-  uint64_t end = q_round_up (offset + len, DIRECT_ALIGN);
+  uint64_t start = offset & ~(uint64_t)(f->align - 1);
+  uint64_t end = q_round_up (offset + len, f->align), last = end - f->align;
   bool whole = start == offset && end == offset + len;
-  struct stat st;
   char *bounce, *p;
   int r = 0, i;
 
@@ -134,18 +154,15 @@ direct_pwrite_bounced (struct local_file *f, const struct iovec *iov, int iovcnt
   else
     pthread_rwlock_wrlock (&f->direct_lock);
   if (start != offset)
-    r = pread_full (f->fd, bounce, DIRECT_ALIGN, start);
-  if (r == 0 && end != offset + len && (start == offset || end - DIRECT_ALIGN != start))
-    r = pread_full (f->fd, bounce + (end - DIRECT_ALIGN - start), DIRECT_ALIGN, end - DIRECT_ALIGN);
+    r = pread_full (f->fd, bounce, f->align, start);
+  if (r == 0 && end != offset + len && (start == offset || last != start))
+    r = pread_full (f->fd, bounce + (last - start), f->align, last);
   if (r == 0) {
     for (i = 0, p = bounce + (offset - start); i < iovcnt; p += iov[i].iov_len, ++i)
       memcpy (p, iov[i].iov_base, iov[i].iov_len);
-    r = pwritev_full (f->fd, &(struct iovec){ bounce, end - start }, 1, start);
+    r = whole ? pwritev_full (f->fd, &(struct iovec){ bounce, end - start }, 1, start)
+              : write_sectors (f, bounce, start, end, offset + len);
   }
-  /* Whole sectors may have grown a raw image past its size: that is its virtual size. */
-  if (r == 0 && !whole && !f->base.is_device && fstat (f->fd, &st) == 0 &&
-      (uint64_t)st.st_size == end && end != offset + len)
-    q_log (Q_LOG_DEBUG, "%s: padded to %llu bytes", f->base.name, (unsigned long long)end);
   pthread_rwlock_unlock (&f->direct_lock);
   free (bounce);
   return r;
@@ -154,12 +171,13 @@ direct_pwrite_bounced (struct local_file *f, const struct iovec *iov, int iovcnt
 static int
 direct_pwritev (struct local_file *f, struct iovec *iov, int iovcnt, uint64_t offset)
 {
-  bool aligned = is_aligned (offset);
+  bool aligned = is_aligned (f, offset);
   size_t len = 0;
   int r, i;
 
   for (i = 0; i < iovcnt; ++i) {
-    aligned = aligned && is_aligned (iov[i].iov_len) && is_aligned ((uintptr_t)iov[i].iov_base);
+    aligned =
+        aligned && is_aligned (f, iov[i].iov_len) && is_aligned (f, (uintptr_t)iov[i].iov_base);
     len += iov[i].iov_len;
   }
   if (!aligned)
@@ -296,6 +314,12 @@ local_prefetch (struct q_file *f, uint64_t offset, uint64_t len)
   return -posix_fadvise (local_fd (f), (off_t)offset, (off_t)len, POSIX_FADV_WILLNEED);
 }
 
+static int
+local_lock (struct q_file *f, bool write, struct q_error *err)
+{
+  return q_lock_take (local_fd (f), write, f->name, err);
+}
+
 static void
 local_close (struct q_file *f)
 {
@@ -320,6 +344,7 @@ static const struct q_file_ops local_ops = {
   .usage = local_usage,
   .extent = local_extent,
   .prefetch = local_prefetch,
+  .lock = local_lock,
   .close = local_close,
 };
 
@@ -376,6 +401,13 @@ q_file_open_local (void *opaque, const char *name, unsigned flags, struct q_file
   lf->base.holes_are_zero = S_ISREG (st.st_mode);
   lf->base.dev = lf->base.is_device ? (uint64_t)st.st_rdev : (uint64_t)st.st_dev;
   lf->base.ino = lf->base.is_device ? 0 : (uint64_t)st.st_ino;
+  lf->align = DIRECT_ALIGN;
+  if (lf->base.is_device) {
+    int sector;
+
+    if (ioctl (lf->fd, BLKSSZGET, &sector) == 0 && sector >= 512 && sector <= (int)DIRECT_ALIGN)
+      lf->align = (uint32_t)sector; /* a device may end in the middle of 4096 bytes */
+  }
   if (!lf->direct)
     lf->base.fd = lf->fd;
   if (flags & Q_FILE_LOCK)
@@ -401,6 +433,12 @@ q_file_open (const struct q_file_opener *opener, const char *name, unsigned flag
   if (opener)
     return opener->open (opener->opaque, name, flags, file, err);
   return q_file_open_local (NULL, name, flags, file, err);
+}
+
+int
+q_file_lock (struct q_file *f, bool write, struct q_error *err)
+{
+  return f->ops->lock ? f->ops->lock (f, write, err) : 0;
 }
 
 void
@@ -459,7 +497,8 @@ q_file_write_zeroes (struct q_file *f, uint64_t offset, uint64_t len, bool unmap
       return 0;
     r = q_file_size (f, &size);
     if (r == 0 && size < offset + len)
-      r = q_file_truncate (f, offset + len);
+      /* Not by truncating: others may be lengthening the file at this moment. */
+      r = q_file_pwrite (f, "", 1, offset + len - 1);
     return r;
   }
   if (posix_memalign (&zeros, DIRECT_ALIGN, q_round_up (chunk, DIRECT_ALIGN)) != 0)
@@ -489,6 +528,15 @@ int
 q_file_size (struct q_file *f, uint64_t *size)
 {
   return f->ops->size (f, size);
+}
+
+int
+q_file_contains (struct q_file *f, uint64_t offset, uint64_t len)
+{
+  uint64_t size;
+  int r = q_file_size (f, &size);
+
+  return r < 0 ? r : offset <= size && len <= size - offset;
 }
 
 int

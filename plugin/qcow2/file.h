@@ -38,6 +38,8 @@ struct q_file_ops {
    * file cannot tell. */
   int (*extent) (struct q_file *f, uint64_t offset, uint64_t *end, bool *is_hole);
   int (*prefetch) (struct q_file *f, uint64_t offset, uint64_t len);
+  /* Takes QEMU's locks (lock.h); NULL: there are none. */
+  int (*lock) (struct q_file *f, bool write, struct q_error *err);
   void (*close) (struct q_file *f);
 };
 
@@ -70,6 +72,8 @@ int q_file_open_local (void *opaque, const char *name, unsigned flags, struct q_
 /* Through OPENER, or the local file system if it is NULL. */
 int q_file_open (const struct q_file_opener *opener, const char *name, unsigned flags,
                  struct q_file **file, struct q_error *err);
+/* The locks of a reader or a writer, if they were not taken on opening. */
+int q_file_lock (struct q_file *f, bool write, struct q_error *err);
 void q_file_close (struct q_file **file);
 
 /* The descriptor for a fast path (preadv2, io_uring), or -1. */
@@ -90,6 +94,8 @@ int q_file_write_zeroes (struct q_file *f, uint64_t offset, uint64_t len, bool u
 int q_file_truncate (struct q_file *f, uint64_t size);
 int q_file_allocate (struct q_file *f, uint64_t offset, uint64_t len);
 int q_file_size (struct q_file *f, uint64_t *size);
+/* 1 if the range lies inside the file, 0 if not, or an error. */
+int q_file_contains (struct q_file *f, uint64_t offset, uint64_t len);
 int q_file_changed (struct q_file *f, int64_t *ns);
 int q_file_usage (struct q_file *f, uint64_t *bytes);
 int q_file_extent (struct q_file *f, uint64_t offset, uint64_t *end, bool *is_hole);

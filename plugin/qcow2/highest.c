@@ -40,14 +40,17 @@ q_highest_open (struct q_image *img, struct q_error *err)
            "%s: highest allocated offset: length %u, should be 8; it is counted anew",
            img->filename, e->length);
   img->highest_recorded = recorded;
-  if ((recorded & (q_cluster_bytes (img) - 1)) || recorded > file_end) {
-    q_log (Q_LOG_WARNING, "%s: recorded highest allocated offset %llu %s; it is counted anew",
-           img->filename, ull (recorded),
-           recorded > file_end ? "is past the end of the file" : "is not aligned to a cluster");
+  if (recorded & (q_cluster_bytes (img) - 1)) {
+    q_log (Q_LOG_WARNING,
+           "%s: recorded highest allocated offset %llu is not aligned to a cluster; it is counted "
+           "anew",
+           img->filename, ull (recorded));
     recorded = 0;
   }
+  if (recorded > file_end)
+    recorded = 0; /* another writer cut the file, or a full disk kept it short */
   q_alloc_lock (img);
-  r = q_refcount_top (img, recorded >> img->cluster_bits, &top);
+  r = q_refcount_top (img, recorded >> img->cluster_bits, file_end >> img->cluster_bits, &top);
   q_alloc_unlock (img);
   if (r < 0)
     return q_fail (err, r, "%s: cannot read the refcounts past byte %llu: %s", img->filename,

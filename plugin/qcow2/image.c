@@ -256,6 +256,21 @@ open_qcow2 (struct q_image *img, const struct q_open_options *opts, bool top, st
   return r;
 }
 
+/* LAYER, which is about to be added below TOP, must not be there already. */
+static int
+check_loop (const struct q_image *top, const struct q_image *layer, struct q_error *err)
+{
+  const struct q_file *f = layer->file;
+
+  if (f->dev == 0 && f->ino == 0)
+    return 0; /* it has no identity */
+  for (const struct q_image *i = top; i; i = i->backing)
+    if (i->file->dev == f->dev && i->file->ino == f->ino)
+      return q_fail (err, -ELOOP, "%s is %s again: the chain of backing files is a loop",
+                     layer->filename, i->filename);
+  return 0;
+}
+
 static int
 open_layer (struct q_image **layer, const char *filename, enum q_format format,
             const struct q_open_options *opts, struct q_image *top, struct q_error *err)
@@ -277,8 +292,12 @@ open_layer (struct q_image **layer, const char *filename, enum q_format format,
       opts->refcount_cache_size ? opts->refcount_cache_size : DEFAULT_REFCOUNT_CACHE;
   flags |= img->read_only ? 0 : Q_FILE_WRITE;
   flags |= opts->cache == Q_CACHE_DIRECT ? Q_FILE_DIRECT : 0;
-  flags |= opts->lock == Q_LOCK_ON ? Q_FILE_LOCK : 0;
   r = q_file_open (opts->opener, filename, flags, &img->file, err);
+  /* Before the lock, which a loop would take against itself. */
+  if (r == 0 && top)
+    r = check_loop (top, img, err);
+  if (r == 0 && opts->lock == Q_LOCK_ON)
+    r = q_file_lock (img->file, !img->read_only, err);
   if (r == 0)
     r = find_format (img, format, top && opts->backing == Q_BACKING_PROBE, err);
   if (r == 0)
@@ -300,18 +319,6 @@ open_layer (struct q_image **layer, const char *filename, enum q_format format,
 
 /* ---- the chain ------------------------------------------------------------------------------ */
 
-/* The image in the chain from TOP to LAST that is the same file as FILE. */
-static const struct q_image *
-find_loop (const struct q_image *top, const struct q_image *last, const struct q_file *file)
-{
-  if (file->dev == 0 && file->ino == 0)
-    return NULL;
-  for (const struct q_image *i = top; i != last; i = i->backing)
-    if (i->file->dev == file->dev && i->file->ino == file->ino)
-      return i;
-  return NULL;
-}
-
 static int
 open_chain (struct q_image *top, const struct q_open_options *opts, struct q_error *err)
 {
@@ -319,7 +326,6 @@ open_chain (struct q_image *top, const struct q_open_options *opts, struct q_err
   unsigned depth = 1;
 
   while (img->backing_file && opts->backing != Q_BACKING_NONE) {
-    const struct q_image *same;
     enum q_format format = Q_FORMAT_AUTO;
     int r = backing_format (img, opts, &format, err);
 
@@ -335,10 +341,6 @@ open_chain (struct q_image *top, const struct q_open_options *opts, struct q_err
       q_error_prefix (err, "%s: cannot open backing file '%s'", img->filename, img->backing_file);
       return r;
     }
-    same = find_loop (top, img->backing, img->backing->file);
-    if (same)
-      return q_fail (err, -ELOOP, "%s: backing file '%s' is %s again: the chain is a loop",
-                     img->filename, img->backing_file, same->filename);
     img = img->backing;
   }
   return 0;

@@ -59,6 +59,8 @@ struct q_table *q_table_new (struct q_image *img, enum q_table_kind kind, uint64
 void q_table_free (void *table);
 /* Gives it another place on disk; nothing of it is dirty. */
 void q_table_move (struct q_table *t, uint64_t host);
+/* It has been unpublished and is only waiting to be freed. */
+void q_table_retired (struct q_table *t);
 /* An L1 or refcount table, complete, becomes the one that counts. */
 void q_table_switch (struct q_table *t);
 void q_table_mark_dirty (struct q_table *t, uint32_t byte_offset, uint32_t bytes);
@@ -347,8 +349,8 @@ int q_refcount_set (struct q_image *img, uint64_t cluster, unsigned flags, uint6
  * past the end of the table count as free. */
 int q_refcount_find_free (struct q_image *img, uint64_t from, uint64_t max, unsigned flags,
                           uint64_t *cluster, uint64_t *count);
-/* Highest cluster with a count above 0, plus one, not looking below FLOOR (then FLOOR). */
-int q_refcount_top (struct q_image *img, uint64_t floor, uint64_t *top);
+/* Highest cluster in [FLOOR, CEILING) with a count above 0, plus one; FLOOR if there is none. */
+int q_refcount_top (struct q_image *img, uint64_t floor, uint64_t ceiling, uint64_t *top);
 /* Reads count INDEX of the block in MEM, whatever the width. */
 uint64_t q_refblock_read (const uint8_t *mem, unsigned order, uint64_t index);
 void q_refblock_write (uint8_t *mem, unsigned order, uint64_t index, uint64_t count);

@@ -118,6 +118,7 @@ cache_insert (struct q_image *img, struct q_table *t)
 
   while ((v = evicted) != NULL) {
     evicted = v->next;
+    q_table_retired (v);
     q_grace_retire (v, q_table_free);
   }
 }
@@ -131,7 +132,15 @@ load (struct q_image *img, struct q_l1 *l1, uint64_t index, uint64_t entry, stru
   *t = q_table_new (img, Q_TABLE_L2, index, entry & Q_OFFSET_MASK, (uint32_t)q_cluster_bytes (img));
   if (!*t)
     return -ENOMEM;
-  r = q_file_pread (img->file, (*t)->mem, (*t)->bytes, (*t)->host);
+  r = q_file_contains (img->file, (*t)->host, (*t)->bytes);
+  if (r == 0) {
+    q_table_free (*t);
+    *t = NULL;
+    return q_corrupt (img, "truncated: the L2 table at byte %llu is not in the file",
+                      ull (entry & Q_OFFSET_MASK));
+  }
+  if (r > 0)
+    r = q_file_pread (img->file, (*t)->mem, (*t)->bytes, (*t)->host);
   if (r < 0) {
     q_table_free (*t);
     *t = NULL;

@@ -106,8 +106,9 @@ struct q_open_options {
   bool discard;           /* freed clusters are punched out of the host file, and q_discard acts;
                            * without it q_discard is accepted and does nothing, and q_zero
                            * keeps what is allocated */
-  bool repair;            /* a dirty image is an error unless opened for writing, which repairs
-                           * it; this also lets a corrupt one be opened (check -r) */
+  bool repair;            /* for check -r: a corrupt or dirty image is opened for writing as it
+                           * is.  Without it, opening for writing refuses a corrupt one and
+                           * repairs a dirty one; opening read-only takes both */
   bool metadata_only;     /* no backing files: for info and check */
   uint64_t l2_cache_size; /* bytes, for the whole chain; 0 means 128 MiB: 1 TiB at 64 KiB
                            * clusters stays mapped */
@@ -242,6 +243,7 @@ struct q_run {
   uint64_t host, len;
 };
 
+/* Between begin and its end a plan stays where it is: others may wait for the claim in it. */
 struct q_write_plan {
   struct q_image *img;
   struct q_file *file;

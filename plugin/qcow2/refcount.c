@@ -183,7 +183,15 @@ get_block (struct q_image *img, uint64_t index, unsigned flags, struct q_table *
   *t = q_table_new (img, Q_TABLE_REFBLOCK, index, host, (uint32_t)q_cluster_bytes (img));
   if (!*t)
     return -ENOMEM;
-  r = q_file_pread (img->file, (*t)->mem, (*t)->bytes, host);
+  r = q_file_contains (img->file, host, (*t)->bytes);
+  if (r == 0) {
+    q_table_free (*t);
+    *t = NULL;
+    return q_corrupt (img, "truncated: the refcount block at byte %llu is not in the file",
+                      ull (host));
+  }
+  if (r > 0)
+    r = q_file_pread (img->file, (*t)->mem, (*t)->bytes, host);
   if (r < 0) {
     q_table_free (*t);
     *t = NULL;
@@ -237,7 +245,9 @@ grow_table (struct q_image *img, uint64_t index)
     entries = img->reftable_entries + blocks;
     if (entries <= index)
       entries = index + 1;
-    entries += entries / 2; /* so that the next time is far away */
+    /* With room to spare, so that the next time is far away, as far as the limit goes. */
+    if (entries * 8 <= Q_MAX_REFTABLE_BYTES)
+      entries = q_min (entries + entries / 2, Q_MAX_REFTABLE_BYTES / 8);
     table_clusters = q_div_up (entries * 8, q_cluster_bytes (img));
     if (blocks + table_clusters <= blocks * per_block)
       break;
@@ -245,12 +255,14 @@ grow_table (struct q_image *img, uint64_t index)
   } while (true);
   entries = table_clusters << img->cluster_bits >> 3;
   if (entries * 8 > Q_MAX_REFTABLE_BYTES ||
-      (first + blocks + table_clusters) << img->cluster_bits > Q_MAX_HOST_OFFSET) {
+      first + blocks + table_clusters > Q_MAX_HOST_OFFSET >> img->cluster_bits) {
     q_log (Q_LOG_ERROR, "%s: the refcount table cannot grow past %u bytes: the image is full",
            img->filename, Q_MAX_REFTABLE_BYTES);
     return -ENOSPC;
   }
 
+  if (q_alloc_is_fixed_metadata (img, first, blocks + table_clusters))
+    return q_corrupt (img, "the refcount table does not cover all of the image's metadata");
   r = q_alloc_reserve_space (img, first, blocks + table_clusters);
   if (r < 0)
     return r;
@@ -329,6 +341,8 @@ get_or_make_block (struct q_image *img, uint64_t index, unsigned flags, struct q
     return r;
   if (flags & Q_NOWAIT)
     return -EAGAIN;
+  if (cluster >= Q_MAX_HOST_OFFSET >> img->cluster_bits)
+    return -ENOSPC;
   if (index >= img->reftable_entries) {
     r = grow_table (img, index);
     if (r < 0)
@@ -412,18 +426,20 @@ q_refcount_find_free (struct q_image *img, uint64_t from, uint64_t max, unsigned
 }
 
 int
-q_refcount_top (struct q_image *img, uint64_t floor, uint64_t *top)
+q_refcount_top (struct q_image *img, uint64_t floor, uint64_t ceiling, uint64_t *top)
 {
   uint64_t per_block = q_refblock_entries (img);
+  uint64_t end = q_min (img->reftable_entries, q_div_up (ceiling, per_block));
 
-  for (uint64_t index = img->reftable_entries; index-- > floor / per_block;) {
+  for (uint64_t index = end; index-- > floor / per_block;) {
     struct q_table *t;
     int r = get_block (img, index, 0, &t);
 
     if (r < 0)
       return r;
     for (uint64_t i = t ? per_block : 0; i-- > 0;)
-      if (index * per_block + i >= floor && q_refblock_read (t->mem, img->refcount_order, i) != 0) {
+      if (index * per_block + i >= floor && index * per_block + i < ceiling &&
+          q_refblock_read (t->mem, img->refcount_order, i) != 0) {
         *top = index * per_block + i + 1;
         return 0;
       }

@@ -87,7 +87,7 @@ pick (struct q_state *s, enum q_table_kind kind)
 
   if (kind == Q_TABLE_L2 || kind == Q_TABLE_REFBLOCK)
     return s->n_free > 0 ? &s->slot[s->free_slot[--s->n_free]] : NULL;
-  for (uint32_t i = first; i < first + 2; ++i)
+  for (uint32_t i = first, n = kind == Q_TABLE_L1 ? Q_STATE_REFTABLE : Q_STATE_FIRST; i < n; ++i)
     if (!atomic_load (&s->slot[i].in_use))
       return &s->slot[i];
   return NULL;
@@ -199,7 +199,7 @@ q_state_drop (struct q_state *s)
   free (s);
 }
 
-/* Lays the file out and maps it: header, slots, two L1 tables, two refcount tables, and one cluster
+/* Lays the file out and maps it: header, slots, L1 tables, refcount tables, and one cluster
  * for each table that the caches may hold, with some to spare. */
 static int
 lay_out (struct q_state *s, const struct q_image *img)
@@ -213,7 +213,8 @@ lay_out (struct q_state *s, const struct q_image *img)
 
   /* A page each, so that memory can be reserved for one without its neighbours. */
   data = q_round_up (Q_STATE_SLOTS_OFFSET + n * sizeof (struct q_state_slot), 4096);
-  offset = data + 2ull * Q_MAX_L1_BYTES + 2ull * Q_MAX_REFTABLE_BYTES;
+  offset = data + Q_STATE_REFTABLE * (uint64_t)Q_MAX_L1_BYTES +
+           (Q_STATE_FIRST - Q_STATE_REFTABLE) * (uint64_t)Q_MAX_REFTABLE_BYTES;
   s->mapped = offset + (n - Q_STATE_FIRST) * memory;
   if (ftruncate (s->fd, 0) == -1 || ftruncate (s->fd, (off_t)s->mapped) == -1 ||
       fallocate (s->fd, 0, 0, (off_t)data) == -1)
@@ -230,8 +231,8 @@ lay_out (struct q_state *s, const struct q_image *img)
     if (i < Q_STATE_REFTABLE)
       s->slot[i].offset = data + i * (uint64_t)Q_MAX_L1_BYTES;
     else if (i < Q_STATE_FIRST)
-      s->slot[i].offset =
-          data + 2ull * Q_MAX_L1_BYTES + (i - Q_STATE_REFTABLE) * (uint64_t)Q_MAX_REFTABLE_BYTES;
+      s->slot[i].offset = data + Q_STATE_REFTABLE * (uint64_t)Q_MAX_L1_BYTES +
+                          (i - Q_STATE_REFTABLE) * (uint64_t)Q_MAX_REFTABLE_BYTES;
     else {
       s->slot[i].offset = offset + (i - Q_STATE_FIRST) * memory;
       s->slot[i].bytes = cluster;

@@ -71,8 +71,9 @@ struct qcow2_session {
   be64 sequence;
 } __attribute__ ((packed));
 
-/* Slots for the L1 table (two, for when it grows) and the refcount table (two). */
-enum { Q_STATE_L1 = 0, Q_STATE_REFTABLE = 2, Q_STATE_FIRST = 4 };
+/* Slots for the L1 table (two, for when it grows) and the refcount table (old ones may be kept
+ * until the end of a flush). */
+enum { Q_STATE_L1 = 0, Q_STATE_REFTABLE = 2, Q_STATE_FIRST = 8 };
 #define Q_STATE_SLOTS_OFFSET 4096u
 
 struct q_state; /* the open file; counted, since tables may outlive the image until pins drain */

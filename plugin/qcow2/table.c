@@ -42,6 +42,10 @@ q_table_new (struct q_image *img, enum q_table_kind kind, uint64_t index, uint64
     t->state = img->state;
     return t;
   }
+  if (img->state && (kind == Q_TABLE_L1 || kind == Q_TABLE_REFTABLE)) {
+    free (t); /* everything in the state file hangs on these two */
+    return NULL;
+  }
   /* Aligned for O_DIRECT where the cluster size allows. */
   if (posix_memalign ((void **)&t->mem, bytes < 4096 ? 64 : 4096, bytes) != 0) {
     free (t);
@@ -72,6 +76,14 @@ q_table_move (struct q_table *t, uint64_t host)
   t->host = host;
   if (t->slot)
     atomic_store (&t->slot->host, host);
+}
+
+void
+q_table_retired (struct q_table *t)
+{
+  /* The same table may soon be in another slot, and changed there. */
+  if (t->slot)
+    atomic_store (&t->slot->in_use, 0);
 }
 
 void

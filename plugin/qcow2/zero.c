@@ -302,7 +302,7 @@ q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags)
 int
 q_discard (struct q_image *img, uint64_t offset, uint64_t len)
 {
-  uint64_t first, last, done;
+  uint64_t first, last, done = 0;
   int r = q_writable (img);
 
   if (r < 0)
