@@ -80,7 +80,6 @@ conn_start (struct conn *c)
     c->next->prev = &c->next;
   l->conns = c;
   session_init (&c->session, &l->shard, notify);
-  c->session.starved = true;
   set_limit (c, l->options.handshake_limit);
   conn_step (c);
 }

@@ -7,6 +7,7 @@
  * where that choice is made.
  */
 
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
@@ -347,6 +348,7 @@ exec_write (struct request *rq, const uint8_t *payload)
       fail (detached, -ENOMEM);
       return;
     }
+    assert (payload);
     memcpy (detached->payload->start, payload, rq->len);
     hold (detached, detached->payload);
   }

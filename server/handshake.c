@@ -252,9 +252,9 @@ option_info (struct session *s, struct cursor *data)
     refuse_name (s, &name);
     return;
   }
-  for (type = NBD_INFO_EXPORT; type <= NBD_INFO_BLOCK_SIZE; type++)
-    if (wanted & (1u << type))
-      send_info (s, x, type);
+  for (unsigned i = NBD_INFO_EXPORT; i <= NBD_INFO_BLOCK_SIZE; i++)
+    if (wanted & (1u << i))
+      send_info (s, x, (uint16_t)i);
   ack (s);
   if (s->option == NBD_OPT_GO) {
     s->export = x;

@@ -70,7 +70,7 @@ listen_tcp (struct listeners *ls, const char *host, const char *port, struct q_e
               r == EAI_SYSTEM ? strerror (errno) : gai_strerror (r));
     return -EINVAL;
   }
-  r = -EADDRNOTAVAIL;
+  r = 0;
   for (const struct addrinfo *a = list; a; a = a->ai_next) {
     int fd = listen_address (a, list->ai_next == NULL);
     if (fd == -EAFNOSUPPORT || fd == -EADDRNOTAVAIL)
@@ -87,11 +87,13 @@ listen_tcp (struct listeners *ls, const char *host, const char *port, struct q_e
     any = true;
   }
   freeaddrinfo (list);
-  if (r < 0 && r == -EADDRNOTAVAIL && !any)
+  if (r == 0 && !any) {
     snprintf (err->text, sizeof err->text,
               "cannot listen on address %s, port %s: this host does not have that address", host,
               port);
-  return any && r == -EADDRNOTAVAIL ? 0 : r;
+    return -EADDRNOTAVAIL;
+  }
+  return r;
 }
 
 int
@@ -105,7 +107,7 @@ listen_unix (struct listeners *ls, const char *path, struct q_error *err)
               strlen (path), sizeof addr.sun_path - 1);
     return -ENAMETOOLONG;
   }
-  strcpy (addr.sun_path, path);
+  memcpy (addr.sun_path, path, strlen (path));
   if (lstat (path, &st) == 0) {
     if (!S_ISSOCK (st.st_mode)) {
       snprintf (err->text, sizeof err->text,
@@ -186,7 +188,7 @@ peer_name (int fd)
   union {
     struct sockaddr any;
     struct sockaddr_storage storage;
-  } addr;
+  } addr = { .storage = { 0 } };
   socklen_t len = sizeof addr;
   char host[NI_MAXHOST], port[NI_MAXSERV];
   char *name = NULL;

@@ -10,8 +10,8 @@
 #include "log.h"
 #include "nbd.h"
 #include "options.h"
+#include "server.h"
 
-#define MAX_THREADS 256
 #define MAX_WORKERS 1024
 
 /* Long options without a short form. */
@@ -205,7 +205,7 @@ processors (void)
 {
   cpu_set_t set;
   int n = sched_getaffinity (0, sizeof set, &set) == 0 ? CPU_COUNT (&set) : 1;
-  return n > MAX_THREADS ? MAX_THREADS : (unsigned)n;
+  return n > SERVER_MAX_LOOPS ? SERVER_MAX_LOOPS : (unsigned)n;
 }
 
 void
@@ -295,7 +295,7 @@ options_parse (struct options *opts, int argc, char **argv)
       opts->handshake_limit = parse_number ("--handshake-limit", optarg, 0, 1000000);
       break;
     case OPT_THREADS:
-      opts->threads = parse_number ("--threads", optarg, 1, MAX_THREADS);
+      opts->threads = parse_number ("--threads", optarg, 1, SERVER_MAX_LOOPS);
       break;
     case OPT_WORKERS:
       opts->workers = parse_number ("--workers", optarg, 1, MAX_WORKERS);

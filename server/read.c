@@ -100,6 +100,7 @@ read_reply (const struct request *rq, uint64_t offset, uint64_t len, bool last, 
   struct q_extent extents[MAX_EXTENTS];
   int r = 0;
 
+  assert (at);
   while (offset < end) {
     q_pin_t pin = q_pin ();
     int n =

@@ -4,7 +4,6 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -29,7 +28,7 @@ struct server {
   struct server_options options;
   struct listeners *listeners;
   struct ev_loop *ev;
-  struct loop **loops;
+  struct loop *loops[SERVER_MAX_LOOPS];
   unsigned n_loops, next_loop;
   struct pool *pool;
 
@@ -201,8 +200,7 @@ start_threads (struct server *sv, const struct exports *exports)
   };
 
   sv->pool = pool_new (sv->options.workers);
-  sv->loops = calloc (sv->options.loops, sizeof *sv->loops);
-  if (!sv->pool || !sv->loops) {
+  if (!sv->pool) {
     log_error ("out of memory");
     return false;
   }
@@ -226,7 +224,6 @@ stop_threads (struct server *sv)
   pool_free (sv->pool);
   for (unsigned i = 0; i < sv->n_loops; i++)
     loop_free (sv->loops[i]);
-  free (sv->loops);
 }
 
 static void

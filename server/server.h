@@ -10,8 +10,10 @@
 #include "export.h"
 #include "listen.h"
 
+#define SERVER_MAX_LOOPS 256
+
 struct server_options {
-  unsigned loops;               /* threads that serve clients */
+  unsigned loops;               /* threads that serve clients, at most SERVER_MAX_LOOPS */
   unsigned workers;             /* threads, at most, for what blocks */
   unsigned max_clients;         /* at once; 0 for any number.  The others wait in the backlog */
   bool persistent;              /* go on when the last client has disconnected */

@@ -210,7 +210,7 @@ session_resume (struct session *s)
 void
 session_init (struct session *s, struct shard *shard, void (*notify) (struct session *))
 {
-  *s = (struct session){ .shard = shard, .notify = notify };
+  *s = (struct session){ .shard = shard, .notify = notify, .starved = true };
   handshake_begin (s);
 }
 
