@@ -307,6 +307,16 @@ q_header_write_reftable (struct q_image *img, uint64_t offset, uint32_t clusters
                         offsetof (struct qcow2_header, refcount_table_offset));
 }
 
+/* A sync here may be the one that was to make other writes durable: its failure cannot be forgotten
+ * (invariant 7). */
+static int
+sync_header (struct q_image *img)
+{
+  int r = q_file_sync (img->file);
+
+  return r < 0 ? q_stick (img, r, "syncing the header failed") : 0;
+}
+
 /* Moves the backing file name to byte TO, out of the way of what is to be added.  The old name
  * stays until the new one is durable.  Where the old name itself ends the extension area, an end
  * marker must take its place in the same instant: one write inside the first sector, or not at all.
@@ -320,10 +330,10 @@ move_backing_name (struct q_image *img, uint64_t to)
 
   if (!img->extensions_marked &&
       img->extensions_end + sizeof (struct qcow2_extension) > sizeof sector)
-    return -ENOSPC;
+    return -E2BIG;
   r = q_file_pwrite (img->file, img->backing_file, img->backing_file_size, to);
   if (r == 0)
-    r = q_file_sync (img->file);
+    r = sync_header (img);
   if (r == 0)
     r = q_file_pread (img->file, sector, sizeof sector, 0);
   if (r == 0) {
@@ -333,7 +343,7 @@ move_backing_name (struct q_image *img, uint64_t to)
     r = q_file_pwrite (img->file, sector, sizeof sector, 0);
   }
   if (r == 0)
-    r = q_file_sync (img->file);
+    r = sync_header (img);
   if (r == 0) {
     img->backing_file_offset = to;
     img->extensions_marked = true;
@@ -359,13 +369,13 @@ extend_feature_names (struct q_image *img, struct q_extension **pe,
   *pe = e = longer;
   r = q_file_pwrite (img->file, blank, sizeof blank, end);
   if (r == 0)
-    r = q_file_sync (img->file);
+    r = sync_header (img);
   if (r == 0)
     r = q_file_pwrite (img->file, &length, sizeof length,
                        e->offset - sizeof (struct qcow2_extension) +
                            offsetof (struct qcow2_extension, length));
   if (r == 0)
-    r = q_file_sync (img->file);
+    r = sync_header (img);
   if (r == 0)
     r = q_file_pwrite (img->file, f, sizeof *f, end);
   if (r == 0) {
@@ -389,7 +399,7 @@ q_header_name_session (struct q_image *img)
   if (!e) {
     int r = q_header_append_extension (img, Q_EXT_FEATURE_NAMES, &f, sizeof f);
 
-    return r == -ENOSPC ? 0 : r;
+    return r == -E2BIG ? 0 : r;
   }
   for (i = 0; i + sizeof f <= e->length; i += sizeof f)
     if (e->data[i] == f.type && e->data[i + 1] == f.bit)
@@ -406,7 +416,7 @@ q_header_name_session (struct q_image *img)
       return 0;
     r = move_backing_name (img, to);
     if (r < 0)
-      return r;
+      return r == -E2BIG ? 0 : r;
   }
   if (img->extensions_end + sizeof f + sizeof (struct qcow2_extension) > limit)
     return 0;
@@ -426,7 +436,7 @@ q_header_append_extension (struct q_image *img, uint32_t type, const void *data,
   int r;
 
   if (end + sizeof head > limit)
-    return -ENOSPC;
+    return -E2BIG;
   if (img->backing_file && img->backing_file_offset < end + sizeof head) {
     /* The new name may overlap neither the old one nor the new extension. */
     uint64_t to = end + sizeof head;
@@ -434,13 +444,13 @@ q_header_append_extension (struct q_image *img, uint32_t type, const void *data,
     if (to < img->backing_file_offset + img->backing_file_size)
       to = q_round_up (img->backing_file_offset + img->backing_file_size, 8);
     if (to + img->backing_file_size > limit)
-      return -ENOSPC;
+      return -E2BIG;
     r = move_backing_name (img, to);
     if (r < 0)
       return r;
   }
   if (!img->extensions_marked)
-    return -ENOSPC; /* the area reaches the end of the cluster */
+    return -E2BIG; /* the area reaches the end of the cluster */
   e = calloc (1, sizeof *e + length);
   tail = calloc (1, padded + sizeof head);
   if (!e || !tail) {
@@ -453,11 +463,11 @@ q_header_append_extension (struct q_image *img, uint32_t type, const void *data,
   memcpy (tail, data, length);
   r = q_file_pwrite (img->file, tail, padded + sizeof head, pos + sizeof head);
   if (r == 0)
-    r = q_file_sync (img->file);
+    r = sync_header (img);
   if (r == 0)
     r = q_file_pwrite (img->file, &head, sizeof head, pos);
   if (r == 0)
-    r = q_file_sync (img->file);
+    r = sync_header (img);
   free (tail);
   if (r < 0) {
     free (e);

@@ -76,7 +76,7 @@ q_highest_persist (struct q_image *img)
     r = 0; /* somebody else's idea of it: leave it alone */
   else {
     r = q_header_append_extension (img, Q_EXT_HIGHEST_OFFSET, &v, sizeof v);
-    if (r == -ENOSPC) {
+    if (r == -E2BIG) {
       q_log (Q_LOG_INFO, "%s: the first cluster has no room to record the highest allocated offset",
              img->filename);
       r = 0;

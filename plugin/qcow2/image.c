@@ -242,6 +242,8 @@ open_qcow2 (struct q_image *img, const struct q_open_options *opts, bool top, st
     r = recover (img, opts, err);
   if (r == 0)
     r = q_snapshots_read (img, err);
+  if (r == 0 && top && opts->snapshot)
+    r = q_snapshot_select (img, opts->snapshot, err);
   if (r == 0 && top && !img->read_only)
     r = prepare_writing (img, opts, err);
   if (r == 0)

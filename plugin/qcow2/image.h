@@ -277,7 +277,7 @@ void q_header_free (struct q_image *img);
 int q_header_write_features (struct q_image *img);
 int q_header_write_l1 (struct q_image *img);
 int q_header_write_reftable (struct q_image *img, uint64_t offset, uint32_t clusters);
-/* Appends an extension so that a crash at any point leaves a valid header; syncs.  -ENOSPC if the
+/* Appends an extension so that a crash at any point leaves a valid header; syncs.  -E2BIG if the
  * first cluster has no room for it. */
 int q_header_append_extension (struct q_image *img, uint32_t type, const void *data,
                                uint32_t length);
@@ -301,6 +301,8 @@ int q_highest_persist (struct q_image *img);
 /* ---- snapshot.c ------------------------------------------------------------------------------ */
 
 int q_snapshots_read (struct q_image *img, struct q_error *err);
+/* Makes the snapshot with this id, or else this name, what the image shows; it is read-only. */
+int q_snapshot_select (struct q_image *img, const char *id_or_name, struct q_error *err);
 void q_snapshots_free (struct q_image *img);
 
 /* ---- grace.c: pins --------------------------------------------------------------------------- */

@@ -109,6 +109,8 @@ struct q_open_options {
   bool repair;            /* for check -r: a corrupt or dirty image is opened for writing as it
                            * is.  Without it, opening for writing refuses a corrupt one and
                            * repairs a dirty one; opening read-only takes both */
+  const char *snapshot;   /* open this internal snapshot, by id or else by name, instead of the
+                           * present state; read-only only */
   bool metadata_only;     /* no backing files: for info and check */
   uint64_t l2_cache_size; /* bytes, for the whole chain; 0 means 128 MiB: 1 TiB at 64 KiB
                            * clusters stays mapped */
@@ -178,6 +180,28 @@ struct q_snapshot_info {
 };
 /* INDEX below info.nb_snapshots; -ENOENT past it. */
 int q_get_snapshot (const struct q_image *img, unsigned index, struct q_snapshot_info *info);
+
+/* ---- persistent dirty bitmaps (bitmap.c) ---------------------------------------------------- */
+
+struct q_bitmap_info {
+  char name[1024];
+  uint64_t granularity; /* bytes of the disk for one bit */
+  bool in_use;          /* was not saved by its last user: its bits mean nothing */
+  bool automatic;       /* enabled: writers must keep it up to date */
+};
+/* INDEX below info.nb_bitmaps; -ENOENT past it. */
+int q_get_bitmap (struct q_image *img, unsigned index, struct q_bitmap_info *info,
+                  struct q_error *err);
+
+/* The bits of the bitmap called NAME, in memory.  -ENOENT, -EINVAL (damaged, in use, or of a kind
+ * that cannot be understood), -EFBIG. */
+struct q_bitmap;
+int q_bitmap_load (struct q_image *img, const char *name, struct q_bitmap **bitmap,
+                   struct q_error *err);
+/* Whether OFFSET is dirty, and up to where (exclusive, at most END) the same is true. */
+void q_bitmap_next (const struct q_bitmap *b, uint64_t offset, uint64_t end, bool *dirty,
+                    uint64_t *run_end);
+void q_bitmap_free (struct q_bitmap *b);
 
 /* ---- pins (invariant 5: a map is a lease) -------------------------------------------------- */
 

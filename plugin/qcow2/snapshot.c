@@ -109,6 +109,46 @@ q_snapshots_read (struct q_image *img, struct q_error *err)
   return r;
 }
 
+static const struct q_snapshot *
+find (const struct q_image *img, const char *id_or_name)
+{
+  for (unsigned i = 0; i < img->nb_snapshots; ++i)
+    if (strcmp (img->snapshots[i].id, id_or_name) == 0)
+      return &img->snapshots[i];
+  for (unsigned i = 0; i < img->nb_snapshots; ++i)
+    if (strcmp (img->snapshots[i].name, id_or_name) == 0)
+      return &img->snapshots[i];
+  return NULL;
+}
+
+int
+q_snapshot_select (struct q_image *img, const char *id_or_name, struct q_error *err)
+{
+  const struct q_snapshot *s = find (img, id_or_name);
+  unsigned shift = img->cluster_bits + img->l2_bits;
+
+  if (!img->read_only)
+    return q_fail (err, -EROFS, "%s: snapshot '%s' can only be opened read-only", img->filename,
+                   id_or_name);
+  if (!s)
+    return q_fail (err, -ENOENT,
+                   "%s: has no snapshot with id or name '%s' (nbdcow-img info lists %u)",
+                   img->filename, id_or_name, img->nb_snapshots);
+  if (s->info.disk_size > INT64_MAX - q_cluster_bytes (img) ||
+      s->l1_size < q_div_up (s->info.disk_size, 1ull << shift))
+    return q_fail (
+        err, -EINVAL,
+        "%s: snapshot '%s': an L1 table of %u entries is too small for a disk of %llu bytes",
+        img->filename, id_or_name, s->l1_size, ull (s->info.disk_size));
+  if (q_file_contains (img->file, s->l1_table_offset, s->l1_size * 8ull) != 1)
+    return q_fail (err, -EINVAL, "%s: snapshot '%s': truncated: its L1 table is not in the file",
+                   img->filename, id_or_name);
+  atomic_store (&img->size, s->info.disk_size);
+  img->l1_offset = s->l1_table_offset;
+  img->l1_size = s->l1_size;
+  return 0;
+}
+
 void
 q_snapshots_free (struct q_image *img)
 {

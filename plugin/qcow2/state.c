@@ -253,7 +253,7 @@ lay_out (struct q_state *s, const struct q_image *img)
   return 0;
 }
 
-/* Writes the session extension and the bit.  -ENOSPC if the header has no room. */
+/* Writes the session extension and the bit.  -E2BIG if the header has no room. */
 static int
 mark_image (struct q_image *img, const struct qcow2_session *session)
 {
@@ -261,7 +261,7 @@ mark_image (struct q_image *img, const struct qcow2_session *session)
   int r;
 
   if (e && e->length != sizeof *session)
-    return -ENOSPC; /* somebody else's */
+    return -E2BIG; /* somebody else's */
   r = q_header_name_session (img);
   if (r == 0 && e) {
     r = q_file_pwrite (img->file, session, sizeof *session, e->offset);
@@ -295,7 +295,7 @@ q_state_start (struct q_image *img, struct q_error *err)
     goto without;
   }
   r = mark_image (img, &session);
-  if (r == -ENOSPC) {
+  if (r == -E2BIG) {
     q_log (Q_LOG_INFO,
            "%s: the first cluster has no room for a session mark: what is not flushed "
            "would be lost if this process were killed",
