@@ -3,8 +3,8 @@
  * Compressed clusters (specification: "Compressed Clusters Descriptor"): inflating, and a small
  * cache of what was inflated, since guests read in pieces smaller than a cluster.
  *
- * Compressed data ends somewhere in its last sector: inflating stops when a cluster is full, and data
- * that ends before that is corrupt.
+ * Compressed data ends somewhere in its last sector: inflating stops when a cluster is full, and
+ * data that ends before that is corrupt.
  *
  * A slot of the cache is found by where the compressed bytes are.  When the host clusters that
  * held them are about to be reused, the epoch moves on and every older slot is forgotten.

@@ -368,13 +368,17 @@ has_dirty_metadata (struct q_image *img)
          atomic_load (&img->limbo.clusters) > 0 || q_highest_offset (img) != img->highest_recorded;
 }
 
-static int
-flush_round (struct q_image *img)
+int
+q_flush_round (struct q_image *img)
 {
-  bool data = atomic_exchange (&img->needs_sync, false);
-  struct round round = { .wrote = data };
-  int r;
+  int r = atomic_load (&img->sticky);
+  struct round round = { 0 };
+  bool data;
 
+  if (r < 0)
+    return r;
+  data = atomic_exchange (&img->needs_sync, false);
+  round.wrote = data;
   if (img->format != Q_FORMAT_QCOW2 || !has_dirty_metadata (img)) {
     if (atomic_load (&img->dropped.clusters) > 0)
       q_limbo_release (img);
@@ -405,10 +409,27 @@ flush_round (struct q_image *img)
 
 /* ---- tickets -------------------------------------------------------------------------------- */
 
+/* flush_lock held. */
+static void
+become_flusher (struct q_image *img)
+{
+  while (img->flush_running)
+    pthread_cond_wait (&img->flush_done, &img->flush_lock);
+  img->flush_running = true;
+}
+
+/* flush_lock held. */
+static void
+stop_flushing (struct q_image *img)
+{
+  img->flush_running = false;
+  pthread_cond_broadcast (&img->flush_done);
+}
+
 int
 q_flush (struct q_image *img)
 {
-  uint64_t ticket;
+  uint64_t ticket, serving;
   int r;
 
   if (img->read_only)
@@ -416,31 +437,42 @@ q_flush (struct q_image *img)
   pthread_mutex_lock (&img->flush_lock);
   ticket = ++img->flush_requested;
   while (img->flush_finished < ticket) {
-    uint64_t serving;
-
     if (img->flush_running) {
       pthread_cond_wait (&img->flush_done, &img->flush_lock);
       continue;
     }
-    img->flush_running = true;
+    become_flusher (img);
     serving = img->flush_requested;
     pthread_mutex_unlock (&img->flush_lock);
 
-    r = atomic_load (&img->sticky);
-    if (r == 0)
-      r = flush_round (img);
+    r = q_flush_round (img);
 
     pthread_mutex_lock (&img->flush_lock);
-    img->flush_running = false;
     img->flush_finished = serving;
     img->flush_result = r;
-    pthread_cond_broadcast (&img->flush_done);
+    stop_flushing (img);
   }
   /* A later round may have answered over ours: it covers our ticket too, except that an error that
    * passed (a disk that was full) and was then made good is no error any more. */
   r = img->flush_result;
   pthread_mutex_unlock (&img->flush_lock);
   return r;
+}
+
+void
+q_flush_hold (struct q_image *img)
+{
+  pthread_mutex_lock (&img->flush_lock);
+  become_flusher (img);
+  pthread_mutex_unlock (&img->flush_lock);
+}
+
+void
+q_flush_let_go (struct q_image *img)
+{
+  pthread_mutex_lock (&img->flush_lock);
+  stop_flushing (img);
+  pthread_mutex_unlock (&img->flush_lock);
 }
 
 int

@@ -296,6 +296,14 @@ q_header_write_l1 (struct q_image *img)
 }
 
 int
+q_header_write_size (struct q_image *img)
+{
+  be64 size = put64 (q_size (img));
+
+  return q_file_pwrite (img->file, &size, sizeof size, offsetof (struct qcow2_header, size));
+}
+
+int
 q_header_write_reftable (struct q_image *img, uint64_t offset, uint32_t clusters)
 {
   struct {

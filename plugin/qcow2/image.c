@@ -102,6 +102,7 @@ free_layer (struct q_image *img)
     pthread_mutex_destroy (&img->stripe[i]);
   pthread_mutex_destroy (&img->l2_cache_own.lock);
   pthread_mutex_destroy (&img->refblock_cache.lock);
+  pthread_mutex_destroy (&img->resize_lock);
   pthread_mutex_destroy (&img->claim_lock);
   pthread_cond_destroy (&img->claim_released);
   pthread_mutex_destroy (&img->alloc_lock);
@@ -123,6 +124,7 @@ new_layer (const char *filename)
     pthread_mutex_init (&img->stripe[i], NULL);
   pthread_mutex_init (&img->l2_cache_own.lock, NULL);
   pthread_mutex_init (&img->refblock_cache.lock, NULL);
+  pthread_mutex_init (&img->resize_lock, NULL);
   pthread_mutex_init (&img->claim_lock, NULL);
   pthread_cond_init (&img->claim_released, NULL);
   pthread_mutex_init (&img->alloc_lock, NULL);

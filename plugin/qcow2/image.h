@@ -186,6 +186,8 @@ struct q_image {
   struct q_table_cache l2_cache_own;
   pthread_mutex_t stripe[Q_TABLE_STRIPES]; /* by L1 index: loading, creating, moving L2 tables */
 
+  pthread_mutex_t resize_lock;
+
   /* claims (claim.c) */
   pthread_mutex_t claim_lock;
   pthread_cond_t claim_released;
@@ -276,6 +278,7 @@ void q_header_free (struct q_image *img);
 /* Single-sector updates in place; each is one write, not synced. */
 int q_header_write_features (struct q_image *img);
 int q_header_write_l1 (struct q_image *img);
+int q_header_write_size (struct q_image *img);
 int q_header_write_reftable (struct q_image *img, uint64_t offset, uint32_t clusters);
 /* Appends an extension so that a crash at any point leaves a valid header; syncs.  -E2BIG if the
  * first cluster has no room for it. */
@@ -328,6 +331,8 @@ int q_l2_get (struct q_image *img, uint64_t index, unsigned flags, struct q_tabl
  * q_l2_release. */
 int q_l2_hold (struct q_image *img, uint64_t index, unsigned flags, struct q_table **t);
 void q_l2_release (struct q_table *t);
+/* Makes room for ENTRIES in the L1 table.  The caller holds the flush. */
+int q_l1_grow (struct q_image *img, uint32_t entries);
 
 /* ---- claim.c (invariant 4) ------------------------------------------------------------------- */
 
@@ -351,6 +356,8 @@ int q_refcount_set (struct q_image *img, uint64_t cluster, unsigned flags, uint6
  * past the end of the table count as free. */
 int q_refcount_find_free (struct q_image *img, uint64_t from, uint64_t max, unsigned flags,
                           uint64_t *cluster, uint64_t *count);
+/* COUNT contiguous free clusters, now with refcount 1. */
+int q_refcount_take_run (struct q_image *img, uint64_t count, uint64_t *cluster);
 /* Highest cluster in [FLOOR, CEILING) with a count above 0, plus one; FLOOR if there is none. */
 int q_refcount_top (struct q_image *img, uint64_t floor, uint64_t ceiling, uint64_t *top);
 /* Reads count INDEX of the block in MEM, whatever the width. */
@@ -388,6 +395,11 @@ int q_limbo_release (struct q_image *img);
 
 /* ---- flush.c --------------------------------------------------------------------------------- */
 
+/* For those who must have the metadata still (resize.c): while held, nobody flushes but the caller,
+ * by q_flush_round. */
+void q_flush_hold (struct q_image *img);
+void q_flush_let_go (struct q_image *img);
+int q_flush_round (struct q_image *img);
 /* Called by writers that hold nothing: flushes if too much is dirty or in limbo. */
 int q_flush_throttle (struct q_image *img);
 

@@ -83,13 +83,12 @@ static bool
 unpublish (struct q_table *t)
 {
   struct q_image *img = t->img; /* any layer of the chain */
-  struct q_l1 *l1 = atomic_load (&img->l1);
   bool done = false;
 
   if (pthread_mutex_trylock (stripe (img, t->index)) != 0)
     return false;
   if (atomic_load (&t->users) == 0 && !q_table_is_dirty (t)) {
-    atomic_store (&l1->l2[t->index], NULL);
+    atomic_store (&atomic_load (&img->l1)->l2[t->index], NULL);
     done = true;
   }
   pthread_mutex_unlock (stripe (img, t->index));
@@ -175,6 +174,7 @@ q_l2_get (struct q_image *img, uint64_t index, unsigned flags, struct q_table **
   if (flags & Q_NOWAIT)
     return -EAGAIN;
   pthread_mutex_lock (stripe (img, index));
+  l1 = atomic_load (&img->l1); /* it is replaced under all stripes */
   *t = atomic_load_explicit (&l1->l2[index], memory_order_acquire);
   if (!*t)
     r = load (img, l1, index, q_entry_get (l1->table, (uint32_t)index), t);
@@ -257,7 +257,7 @@ move (struct q_image *img, struct q_l1 *l1, struct q_table *t, unsigned flags)
 int
 q_l2_hold (struct q_image *img, uint64_t index, unsigned flags, struct q_table **t)
 {
-  struct q_l1 *l1 = atomic_load_explicit (&img->l1, memory_order_acquire);
+  struct q_l1 *l1;
   uint64_t entry;
   int r = 0;
 
@@ -266,6 +266,7 @@ q_l2_hold (struct q_image *img, uint64_t index, unsigned flags, struct q_table *
       return -EAGAIN;
   } else
     pthread_mutex_lock (stripe (img, index));
+  l1 = atomic_load (&img->l1);
   assert (index < l1->entries);
   *t = atomic_load_explicit (&l1->l2[index], memory_order_acquire);
   entry = q_entry_get (l1->table, (uint32_t)index);
@@ -290,4 +291,100 @@ void
 q_l2_release (struct q_table *t)
 {
   atomic_fetch_sub (&t->users, 1);
+}
+
+/* ---- growing -------------------------------------------------------------------------------- */
+
+/* The tables it points to live on below its successor. */
+static void
+free_replaced_l1 (void *p)
+{
+  struct q_l1 *l1 = p;
+
+  q_table_free (l1->table);
+  free (l1);
+}
+
+/* Puts a longer copy of the L1 table on disk and points the header to it.  All stripes are held and
+ * nothing is dirty: disk and memory are alike. */
+static int
+replace_l1 (struct q_image *img, const struct q_l1 *old, struct q_l1 *new, uint64_t host)
+{
+  uint64_t old_offset = img->l1_offset, old_bytes = old->entries * 8ull;
+  int r;
+
+  for (uint32_t i = 0; i < old->entries; ++i) {
+    q_entry_set (new->table, i, q_entry_get (old->table, i));
+    atomic_store (&new->l2[i], atomic_load (&old->l2[i]));
+  }
+  q_alloc_lock (img);
+  r = q_limbo_reserve (&img->limbo, 1);
+  q_alloc_unlock (img);
+  if (r == 0)
+    r = q_file_pwrite (img->file, new->table->mem, new->table->bytes, host);
+  if (r == 0)
+    r = q_file_sync (img->file);
+  if (r < 0)
+    return q_stick (img, r, "writing the new L1 table failed");
+
+  /* For whoever recovers from the state file: whichever of the two tables the header points to,
+   * this one is on disk and says the same. */
+  q_table_switch (new->table);
+  q_alloc_lock (img);
+  img->l1_offset = host;
+  img->l1_size = new->entries;
+  q_alloc_unlock (img);
+  r = q_header_write_l1 (img);
+  if (r == 0)
+    r = q_file_sync (img->file);
+  if (r < 0)
+    return q_stick (img, r, "pointing the header to the new L1 table failed");
+  atomic_store (&img->l1, new);
+  q_alloc_lock (img);
+  if (old_bytes > 0)
+    q_limbo_add (&img->limbo, old_offset >> img->cluster_bits,
+                 q_div_up (old_bytes, q_cluster_bytes (img)));
+  else
+    q_limbo_cancel (&img->limbo, 1);
+  q_alloc_unlock (img);
+  return 0;
+}
+
+int
+q_l1_grow (struct q_image *img, uint32_t entries)
+{
+  struct q_l1 *old = atomic_load (&img->l1), *new;
+  uint64_t clusters, cluster;
+  int r;
+
+  if (entries <= old->entries)
+    return 0;
+  if (entries > Q_MAX_L1_BYTES / 8)
+    return -EFBIG;
+  clusters = q_div_up (entries * 8ull, q_cluster_bytes (img));
+  new = calloc (1, sizeof *new + entries * sizeof (new->l2[0]));
+  if (!new)
+    return -ENOMEM;
+  new->entries = entries;
+
+  for (int i = 0; i < Q_TABLE_STRIPES; ++i)
+    pthread_mutex_lock (&img->stripe[i]);
+  q_alloc_lock (img);
+  r = q_refcount_take_run (img, clusters, &cluster);
+  q_alloc_unlock (img);
+  if (r == 0) {
+    new->table = q_table_new (img, Q_TABLE_L1, 0, cluster << img->cluster_bits, entries * 8);
+    r = new->table ? q_flush_round (img) : -ENOMEM; /* the counts, and all else that is dirty */
+    if (r == 0)
+      r = replace_l1 (img, old, new, cluster << img->cluster_bits);
+    if (r < 0)
+      q_alloc_drop (img, cluster, clusters);
+  }
+  for (int i = Q_TABLE_STRIPES; i-- > 0;)
+    pthread_mutex_unlock (&img->stripe[i]);
+  if (r == 0)
+    q_grace_retire (old, free_replaced_l1);
+  else
+    free_replaced_l1 (new);
+  return r;
 }

@@ -318,6 +318,10 @@ int q_prefetch (struct q_image *img, uint64_t offset, uint64_t len);
  * of callers share one group commit. */
 int q_flush (struct q_image *img);
 
+/* Makes the disk SIZE bytes, a multiple of 512, while requests go on: what is new reads as zeros,
+ * whatever a backing file has there.  Only up: -ENOTSUP for less than there is. */
+int q_resize (struct q_image *img, uint64_t size, struct q_error *err);
+
 /* ---- making images (create.c) -------------------------------------------------------------- */
 
 struct q_create_options {

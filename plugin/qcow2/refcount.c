@@ -425,6 +425,72 @@ q_refcount_find_free (struct q_image *img, uint64_t from, uint64_t max, unsigned
   return 0;
 }
 
+/* The first COUNT clusters of a range that no block describes yet, after the blocks that this
+ * takes: for tables that are longer than the range of one block. */
+static int
+take_fresh_range (struct q_image *img, uint64_t count, uint64_t *cluster)
+{
+  uint64_t per_block = q_refblock_entries (img), blocks = q_div_up (count, per_block - 1), index, i;
+  struct q_table *t;
+  int r = 0;
+
+  index = q_div_up (q_highest_offset (img) >> img->cluster_bits, per_block);
+  while (index < img->reftable_entries && q_entry_get (img->reftable, (uint32_t)index) != 0)
+    ++index;
+  if ((index + blocks) * per_block > Q_MAX_HOST_OFFSET >> img->cluster_bits)
+    return -ENOSPC;
+  if (index + blocks > img->reftable_entries) {
+    /* The growth takes the start of the first range past the table: begin behind that. */
+    r = grow_table (img, index + 2 * blocks + 1);
+    if (r < 0)
+      return r;
+    return take_fresh_range (img, count, cluster);
+  }
+  for (i = 0; i < blocks; ++i)
+    if (q_entry_get (img->reftable, (uint32_t)(index + i)) != 0)
+      return -ENOSPC; /* refcount structures scattered over empty space: not a layout to grow in */
+  *cluster = index * per_block + blocks;
+  r = q_alloc_reserve_space (img, index * per_block, blocks + count);
+  for (i = 0; r == 0 && i < blocks; ++i)
+    if (!new_block (img, index + i, index * per_block + i))
+      r = q_stick (img, -ENOMEM, "making refcount blocks");
+  for (i = 0; r == 0 && i < blocks + count; ++i) {
+    uint64_t c = index * per_block + i;
+
+    r = get_block (img, c / per_block, 0, &t);
+    if (r == 0)
+      set_in_block (img, t, c % per_block, 1);
+  }
+  if (r == 0)
+    q_alloc_raise (img, index * per_block, blocks + count);
+  return r;
+}
+
+int
+q_refcount_take_run (struct q_image *img, uint64_t count, uint64_t *cluster)
+{
+  uint64_t n = 0, from = img->free_hint, i;
+  int r;
+
+  if (count >= q_refblock_entries (img))
+    return take_fresh_range (img, count, cluster);
+  do {
+    r = q_refcount_find_free (img, from, count, 0, cluster, &n);
+    if (r < 0)
+      return r;
+    from = *cluster + n;
+  } while (n < count);
+  if (q_alloc_is_fixed_metadata (img, *cluster, count))
+    return q_corrupt (img, "host cluster %llu has refcount 0 although it holds metadata",
+                      ull (*cluster));
+  r = q_alloc_reserve_space (img, *cluster, count);
+  for (i = 0; r == 0 && i < count; ++i)
+    r = q_refcount_set (img, *cluster + i, 0, 1);
+  if (r == 0)
+    q_alloc_raise (img, *cluster, count);
+  return r;
+}
+
 int
 q_refcount_top (struct q_image *img, uint64_t floor, uint64_t ceiling, uint64_t *top)
 {
