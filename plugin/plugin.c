@@ -473,12 +473,10 @@ plugin_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset, u
 static int
 plugin_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  unsigned how = 0;
+  unsigned how = flags & NBDKIT_FLAG_MAY_TRIM ? Q_ZERO_UNMAP : Q_ZERO_PROVISION;
   int r;
 
   (void)handle;
-  if (flags & NBDKIT_FLAG_MAY_TRIM)
-    how |= Q_ZERO_UNMAP;
   if (flags & NBDKIT_FLAG_FAST_ZERO)
     how |= Q_ZERO_FAST;
 

@@ -15,9 +15,11 @@
 #include "request.h"
 #include "status.h"
 
-/* The most that a loop moves for one request before it looks after its other clients. */
-#define INLINE_READ_MAX  (256 * 1024)
-#define INLINE_WRITE_MAX (64 * 1024)
+/* The most that a loop moves for one request before it looks after its other clients: more, if it
+ * is only moved once. */
+#define INLINE_READ_MAX   (256 * 1024)
+#define INLINE_BORROW_MAX (1024 * 1024)
+#define INLINE_WRITE_MAX  (64 * 1024)
 
 /* A read that is longer than what one reply may hold is answered in pieces of this size, the next
  * one when the last one has been sent. */
@@ -118,7 +120,7 @@ static void
 run_zero (struct job *job)
 {
   struct request *rq = (struct request *)job;
-  unsigned flags = (rq->flags & NBD_CMD_FLAG_NO_HOLE ? 0 : Q_ZERO_UNMAP) |
+  unsigned flags = (rq->flags & NBD_CMD_FLAG_NO_HOLE ? Q_ZERO_PROVISION : Q_ZERO_UNMAP) |
                    (rq->flags & NBD_CMD_FLAG_FAST_ZERO ? Q_ZERO_FAST : 0);
 
   finish_write (rq, q_zero (rq->export->img, rq->offset, rq->len, flags));
@@ -269,7 +271,7 @@ exec_read (struct request *rq)
 {
   struct session *s = rq->session;
 
-  if (rq->len <= INLINE_READ_MAX) {
+  if (rq->len <= (s->may_borrow ? INLINE_BORROW_MAX : INLINE_READ_MAX)) {
     uint8_t *at = outq_reserve (&s->out, &s->shard->cache, rq->len + READ_OVERHEAD);
     ssize_t n = -ENOMEM;
     if (at)
@@ -279,6 +281,8 @@ exec_read (struct request *rq)
       s->budget -= (int64_t)rq->len;
       return;
     }
+    if (s->out.bytes == 0)
+      outq_clear (&s->out, &s->shard->cache); /* an idle connection holds no buffer */
     if (n != -EAGAIN) {
       fail (rq, (int)n);
       return;

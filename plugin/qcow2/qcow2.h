@@ -238,14 +238,16 @@ struct q_extent {
 };
 
 enum q_flags {
-  Q_NOWAIT = 1,     /* q_map, q_write_begin: -EAGAIN instead of blocking or reading metadata */
-  Q_ZERO_UNMAP = 2, /* q_zero: clusters may be deallocated (NBD: NO_HOLE not given) */
-  Q_ZERO_FAST = 4,  /* q_zero: -ENOTSUP, nothing changed, if data would have to be written */
-  Q_MAP_MERGE = 8,  /* q_map: merge neighbours that differ only in host offset (block status):
-                     * host, skip and csize are then meaningless; raw layers are asked for
-                     * their holes */
-  Q_MAP_TOP = 16,   /* q_map: only the top layer: unallocated clusters come as Q_ZERO with
-                     * Q_HOLE and depth 1 */
+  Q_NOWAIT = 1,          /* q_map, q_write_begin: -EAGAIN instead of blocking or reading metadata */
+  Q_ZERO_UNMAP = 2,      /* q_zero: clusters may be deallocated (NBD: NO_HOLE not given) */
+  Q_ZERO_FAST = 4,       /* q_zero: -ENOTSUP, nothing changed, if data would have to be written */
+  Q_ZERO_PROVISION = 32, /* q_zero: afterwards every cluster is allocated and has its space on disk
+                          * (NBD: NO_HOLE).  Neither this nor UNMAP: what is allocated stays so */
+  Q_MAP_MERGE = 8,       /* q_map: merge neighbours that differ only in host offset (block status):
+                          * host, skip and csize are then meaningless; raw layers are asked for
+                          * their holes */
+  Q_MAP_TOP = 16,        /* q_map: only the top layer: unallocated clusters come as Q_ZERO with
+                          * Q_HOLE and depth 1 */
 };
 
 /* Maps [offset, offset + len), which must lie inside the image, to at most MAX extents, in guest

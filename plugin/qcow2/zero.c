@@ -16,7 +16,10 @@
 
 #include "image.h"
 
-enum mode { DISCARD, ZERO_UNMAP, ZERO_KEEP };
+enum mode { DISCARD, ZERO_UNMAP, ZERO_KEEP, ZERO_PROVISION };
+
+/* What new_entry answers for a cluster that must first be allocated. */
+#define WANTS_CLUSTER UINT64_MAX
 
 #define MAX_CLUSTERS (1u << 14) /* at a time: bounds how long the claim is held */
 #define ZERO_BUFFER  (1u << 20)
@@ -35,6 +38,15 @@ new_entry (struct q_image *img, uint64_t gc, uint64_t old, enum mode mode, uint6
   if (r < 0)
     return r;
   *new = old;
+  if (mode == ZERO_PROVISION) {
+    if (img->version < 3)
+      return 1;
+    if ((kind == Q_CLUSTER_DATA || kind == Q_CLUSTER_ZERO_ALLOC) && (old & Q_COPIED))
+      *new = old | Q_L2_ZERO;
+    else
+      *new = WANTS_CLUSTER;
+    return 0;
+  }
   if (kind == Q_CLUSTER_ZERO_PLAIN || (kind == Q_CLUSTER_ZERO_ALLOC && mode == ZERO_KEEP))
     return 0;
   if (kind == Q_CLUSTER_UNALLOCATED && mode == DISCARD)
@@ -61,6 +73,50 @@ new_entry (struct q_image *img, uint64_t gc, uint64_t old, enum mode mode, uint6
   return 0;
 }
 
+/* Gives those of the COUNT entries in NEW that want a cluster one, with its space on disk.  *FIT
+ * says how many entries, from the first, are satisfied.  alloc_lock held. */
+static int
+provision (struct q_image *img, uint64_t *new, uint64_t count, uint64_t *fit)
+{
+  uint64_t i = 0, host, got;
+  int r = 0;
+
+  while (r == 0 && i < count) {
+    uint64_t n = 0;
+    bool fresh;
+
+    while (i + n < count && new[i + n] == WANTS_CLUSTER)
+      ++n;
+    if (n == 0) {
+      ++i;
+      continue;
+    }
+    r = q_alloc_run (img, n, 0, &host, &got, &fresh);
+    if (r < 0)
+      break;
+    r = q_alloc_reserve_space (img, host >> img->cluster_bits, got);
+    if (r < 0) {
+      if (q_limbo_reserve (&img->dropped, 1) == 0)
+        q_limbo_add (&img->dropped, host >> img->cluster_bits, got);
+      break;
+    }
+    for (; got > 0; --got, ++i, host += q_cluster_bytes (img))
+      new[i] = host | Q_COPIED | Q_L2_ZERO;
+  }
+  *fit = i;
+  return i > 0 ? 0 : r;
+}
+
+/* The host clusters that OLD refers to and NEW does not. */
+static void
+references_lost (const struct q_image *img, uint64_t old, uint64_t new, uint64_t *cluster,
+                 uint64_t *count)
+{
+  q_entry_references (img, old, cluster, count);
+  if (!(old & Q_L2_COMPRESSED) && (old & Q_OFFSET_MASK) == (new &Q_OFFSET_MASK))
+    *count = 0;
+}
+
 /* Changes COUNT clusters from FIRST, all in one L2 table that is held.  *DONE counts those dealt
  * with; returns 1 if the one after them needs data. */
 static int
@@ -81,9 +137,8 @@ change_held (struct q_image *img, struct q_table *t, uint64_t first, uint64_t co
     r = new_entry (img, first + i, old, mode, &new[i]);
     if (r != 0)
       break;
-    q_entry_references (img, old, &cluster, &refs);
-    if (refs > 0 && !(new[i] & Q_OFFSET_MASK))
-      ++frees;
+    references_lost (img, old, new[i] == WANTS_CLUSTER ? 0 : new[i], &cluster, &refs);
+    frees += refs > 0;
   }
   count = i;
   if (r < 0 && count == 0)
@@ -97,6 +152,11 @@ change_held (struct q_image *img, struct q_table *t, uint64_t first, uint64_t co
     r = -ENOMEM;
     goto out;
   }
+  if (mode == ZERO_PROVISION) {
+    int r2 = provision (img, new, count, &count);
+
+    r = r2 < 0 ? r2 : r;
+  }
   for (i = 0; i < count; ++i) {
     uint64_t old = q_entry_get (t, index + i);
 
@@ -105,10 +165,13 @@ change_held (struct q_image *img, struct q_table *t, uint64_t first, uint64_t co
     q_entry_set (t, index + i, new[i]);
     changed_from = changed_from == UINT32_MAX ? i : changed_from;
     changed_to = i;
-    q_entry_references (img, old, &cluster, &refs);
-    if (refs > 0 && !(new[i] & Q_OFFSET_MASK))
+    references_lost (img, old, new[i], &cluster, &refs);
+    if (refs > 0) {
       q_limbo_add (&img->limbo, cluster, refs);
+      --frees;
+    }
   }
+  q_limbo_cancel (&img->limbo, frees); /* of those that found no cluster */
   if (changed_from != UINT32_MAX)
     q_table_mark_dirty (t, (index + changed_from) * 8, (changed_to - changed_from + 1) * 8);
   q_alloc_unlock (img);
@@ -128,6 +191,8 @@ is_blank (struct q_image *img, uint64_t first, uint64_t count, enum mode mode)
 
   if (r < 0 || t)
     return r < 0 ? r : 0;
+  if (mode == ZERO_PROVISION)
+    return 0;
   if (mode == DISCARD || !img->backing)
     return 1;
   return q_reads_zero (img, offset, q_min (count << img->cluster_bits, q_size (img) - offset), 0);
@@ -190,13 +255,16 @@ write_zeros (struct q_image *img, uint64_t offset, uint64_t len)
 }
 
 static int
-zero_part (struct q_image *img, uint64_t offset, uint64_t len)
+zero_part (struct q_image *img, uint64_t offset, uint64_t len, enum mode mode)
 {
   q_pin_t pin;
   int r;
 
   if (len == 0)
     return 0;
+  if (mode ==
+      ZERO_PROVISION) /* also where it reads as zeros: data is what is provisioned for sure */
+    return write_zeros (img, offset, len);
   pin = q_pin ();
   r = q_reads_zero (img, offset, len, 0);
   q_unpin (pin);
@@ -242,7 +310,9 @@ check_fast (struct q_image *img, uint64_t offset, uint64_t len, uint64_t first, 
       r = q_reads_zero (img, offset, whole - offset, 0);
     if (r == 1 && end > whole_end)
       r = q_reads_zero (img, whole_end, end - whole_end, 0);
-    if (r == 1 && img->version < 3 && (img->backing || mode == ZERO_KEEP))
+    if (r == 1 && img->version < 3 && mode == ZERO_PROVISION)
+      r = 0;
+    else if (r == 1 && img->version < 3 && (img->backing || mode == ZERO_KEEP))
       r = q_reads_zero (img, whole, whole_end - whole, 0);
   }
   q_unpin (pin);
@@ -250,9 +320,15 @@ check_fast (struct q_image *img, uint64_t offset, uint64_t len, uint64_t first, 
 }
 
 static int
-zero_raw (struct q_image *img, uint64_t offset, uint64_t len, bool unmap)
+zero_raw (struct q_image *img, uint64_t offset, uint64_t len, bool unmap, bool provision)
 {
   int r = q_file_write_zeroes (img->file, offset, len, unmap && img->discard);
+
+  if (r == 0 && provision) {
+    r = q_file_allocate (img->file, offset, len);
+    if (r == -ENOTSUP) /* what was written is there */
+      r = 0;
+  }
 
   q_note_data_written (img);
   return r;
@@ -261,7 +337,9 @@ zero_raw (struct q_image *img, uint64_t offset, uint64_t len, bool unmap)
 int
 q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags)
 {
-  enum mode mode = (flags & Q_ZERO_UNMAP) && img->discard ? ZERO_UNMAP : ZERO_KEEP;
+  enum mode mode = flags & Q_ZERO_PROVISION                 ? ZERO_PROVISION
+                   : (flags & Q_ZERO_UNMAP) && img->discard ? ZERO_UNMAP
+                                                            : ZERO_KEEP;
   uint64_t first, last, cluster = q_cluster_bytes (img), end = offset + len, done;
   int r = q_writable (img);
 
@@ -278,11 +356,11 @@ q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags)
       return r;
   }
   if (img->format != Q_FORMAT_QCOW2)
-    return zero_raw (img, offset, len, flags & Q_ZERO_UNMAP);
+    return zero_raw (img, offset, len, mode == ZERO_UNMAP, mode == ZERO_PROVISION);
   if (first == last) /* no whole cluster: at most two parts of one */
-    return zero_part (img, offset, len);
+    return zero_part (img, offset, len, mode);
 
-  r = zero_part (img, offset, first * cluster - offset);
+  r = zero_part (img, offset, first * cluster - offset, mode);
   while (r == 0 && first < last) {
     r = q_flush_throttle (img);
     if (r == 0)
@@ -295,7 +373,7 @@ q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags)
     }
   }
   if (r == 0 && last * cluster < end)
-    r = zero_part (img, last * cluster, end - last * cluster);
+    r = zero_part (img, last * cluster, end - last * cluster, mode);
   return r;
 }
 

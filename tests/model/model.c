@@ -154,7 +154,8 @@ work (void *opaque)
 
   for (unsigned long i = 0; i < w->operations; ++i) {
     unsigned op = next_random (&w->state) % 100;
-    unsigned flags = next_random (&w->state) % 2 ? Q_ZERO_UNMAP : 0;
+    static const unsigned how[] = { 0, Q_ZERO_UNMAP, Q_ZERO_PROVISION };
+    unsigned flags = how[next_random (&w->state) % 3];
 
     choose_range (w, &offset, &len);
     if (op < 40) {
