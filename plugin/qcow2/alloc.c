@@ -255,7 +255,9 @@ release_entry (struct q_image *img, const struct q_limbo_entry *e)
       if (img->discard) {
         q_alloc_unlock (img);
         q_state_touch (img->state);
+        Q_PROBE ("before a punch");
         q_file_zero (img->file, c << img->cluster_bits, run << img->cluster_bits, true);
+        Q_PROBE ("punched, still counted");
         q_alloc_lock (img);
       }
       q_inflate_forget (img);
@@ -310,6 +312,7 @@ q_limbo_release (struct q_image *img)
 {
   int r, r2;
 
+  Q_PROBE ("in limbo");
   q_grace_advance ();
   q_alloc_lock (img);
   r = release_list (img, &img->limbo, img->limbo.n_durable);

@@ -187,9 +187,8 @@ q_check_repair (struct q_check *c)
   bool rebuilt = false, lower = leaks && c->lower;
   int r = 0;
 
-  /* Flags can be mended when the refcounts are right: these, or those that a raise makes so. */
-  bool flags = (c->flags || c->misaligned_zero || c->raise || c->lower || c->rebuild) &&
-               (errors || (leaks && c->res->corruptions == 0));
+  const bool flags =
+      errors && (c->flags || c->misaligned_zero || c->raise || c->lower || c->rebuild);
 
   if (lower && c->lost) {
     q_check_line (c, "Leaked clusters are kept: a table could not be followed, they may be what it "
@@ -210,7 +209,8 @@ q_check_repair (struct q_check *c)
     r = mend_flags (c, CLEAR);
   if (r == 0 && lower && !rebuilt)
     r = mend_blocks (c, LOWER);
-  if (r == 0 && flags)
+  /* A refcount that was lowered to 1 needs the flag, whatever else is wrong. */
+  if (r == 0 && (flags || lower))
     r = mend_flags (c, SET);
   if (r < 0)
     q_fail (c->err, r, "%s: repairing: %s", c->img->filename, strerror (-r));

@@ -154,11 +154,10 @@ less (uint64_t before, uint64_t after)
   return before > after ? before - after : 0;
 }
 
-/* *WROTE: the file was, or may have been, changed. */
 static int
-check (struct q_image *img, unsigned repair, struct q_check_result *result,
-       void (*report) (void *opaque, const char *line), void *opaque, bool *wrote,
-       struct q_error *err)
+check_and_mend (struct q_image *img, unsigned repair, struct q_check_result *result,
+                void (*report) (void *opaque, const char *line), void *opaque, bool *wrote,
+                struct q_error *err)
 {
   struct q_check c = {
     .img = img, .repair = repair, .res = result, .report = report, .opaque = opaque, .err = err
@@ -166,7 +165,6 @@ check (struct q_image *img, unsigned repair, struct q_check_result *result,
   int r;
 
   memset (result, 0, sizeof *result);
-  *wrote = false;
   r = look (&c);
 
   bool found = result->corruptions || result->leaks || c.rebuild;
@@ -193,6 +191,25 @@ check (struct q_image *img, unsigned repair, struct q_check_result *result,
   }
   if (repair && !result->check_errors && !result->corruptions)
     r = clear_trouble_bits (img, err);
+  return r;
+}
+
+/* *WROTE: the file was, or may have been, changed. */
+static int
+check (struct q_image *img, unsigned repair, struct q_check_result *result,
+       void (*report) (void *opaque, const char *line), void *opaque, bool *wrote,
+       struct q_error *err)
+{
+  /* An image that is being opened may not have read its snapshots yet.  Without them everything
+   * that only they refer to would look like a leak. */
+  const bool unread = img->nb_snapshots && !img->snapshots;
+  int r = unread ? q_snapshots_read (img, err) : 0;
+
+  *wrote = false;
+  if (r == 0)
+    r = check_and_mend (img, repair, result, report, opaque, wrote, err);
+  if (unread)
+    q_snapshots_free (img);
   return r;
 }
 

@@ -44,6 +44,7 @@ q_claim_take (struct q_image *img, struct q_plan_claim *c, uint64_t first, uint6
     img->claims = c;
   }
   pthread_mutex_unlock (&img->claim_lock);
+  Q_PROBE ("claim taken");
   return r;
 }
 

@@ -325,6 +325,7 @@ local_close (struct q_file *f)
 {
   struct local_file *lf = (struct local_file *)f;
 
+  q_windows_free (f->windows);
   if (lf->fd >= 0)
     close (lf->fd);
   pthread_rwlock_destroy (&lf->direct_lock);
@@ -415,6 +416,9 @@ q_file_open_local (void *opaque, const char *name, unsigned flags, struct q_file
   /* Emptied only once nobody else can be using it. */
   if (r == 0 && (flags & Q_FILE_CREATE) && !lf->base.is_device && ftruncate (lf->fd, 0) == -1)
     r = q_fail (err, -errno, "%s: cannot truncate: %s", name, strerror (errno));
+
+  if (r == 0 && !lf->direct)
+    lf->base.windows = q_windows_new (lf->fd);
 
 out:
   if (r == 0)

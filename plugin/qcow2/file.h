@@ -17,6 +17,7 @@
 #define Q_FILE_H
 
 #include "qcow2.h"
+#include "window.h"
 
 struct iovec;
 
@@ -50,7 +51,8 @@ struct q_file {
   bool holes_are_zero; /* bytes never written past the end of the file read as zeros: true for
                         * regular files, false for block devices */
   bool is_device;
-  uint64_t dev, ino; /* identity, to find loops in a chain; 0, 0 if it has none */
+  uint64_t dev, ino;         /* identity, to find loops in a chain; 0, 0 if it has none */
+  struct q_windows *windows; /* of its page cache; NULL if none */
 };
 
 enum q_file_flags {
@@ -81,6 +83,14 @@ static inline int
 q_file_fd (const struct q_file *f)
 {
   return f ? f->fd : -1;
+}
+
+/* Where the bytes are in memory if they are in the page cache, or NULL.  window.h says under which
+ * conditions they may be touched: the pin of the map held, and by system calls only. */
+static inline const void *
+q_file_window (const struct q_file *f, uint64_t offset, uint64_t len)
+{
+  return f && f->windows ? q_window_find (f->windows, offset, len) : NULL;
 }
 
 int q_file_pread (struct q_file *f, void *buf, size_t len, uint64_t offset);

@@ -87,6 +87,9 @@ copy_table (struct round *round, struct q_table *t, enum phase phase)
   for (uint32_t w = 0; w * 64 < blocks; ++w) {
     uint64_t bits = atomic_exchange_explicit (&t->dirty[w], 0, memory_order_acq_rel);
 
+    if (bits)
+      Q_PROBE ("marks cleared, table not copied");
+
     while (bits) {
       uint32_t first = (uint32_t)__builtin_ctzll (bits), n = 1;
       struct piece *p;
@@ -195,13 +198,16 @@ copy_all (struct q_image *img, struct round *round)
   q_alloc_lock (img);
   img->limbo.n_marked = img->limbo.n;
   q_alloc_unlock (img);
+  Q_PROBE ("limbo marked");
 
   l1 = atomic_load (&img->l1);
   if (atomic_load (&l1->table->listed))
     r = copy_listed (round, l1->table, PHASE_REFERENCES);
+  Q_PROBE ("L1 copied");
   list = take_dirty_list (img);
   if (r == 0)
     r = copy_kind (img, round, &list, Q_TABLE_L2);
+  Q_PROBE ("L2 copied");
   if (r == 0) {
     /* Blocks that became dirty since: their counts may be needed by what was just copied. */
     struct q_table *late, **end;
@@ -236,8 +242,10 @@ write_phase (struct q_image *img, struct round *round, enum phase phase)
 static int
 sync_file (struct q_image *img, struct round *round)
 {
-  int r = q_file_sync (img->file);
+  int r;
 
+  Q_PROBE ("before a sync");
+  r = q_file_sync (img->file);
   round->wrote = false;
   return r < 0 ? q_stick (img, r, "syncing failed") : 0;
 }
@@ -296,6 +304,7 @@ write_all (struct q_image *img, struct round *round)
 static void
 settle (struct q_image *img, struct round *round)
 {
+  Q_PROBE ("all durable, limbo not told");
   q_alloc_lock (img);
   if (round->reftable_moved && img->reftable_offset == round->reftable_offset)
     img->reftable_moved = false;
@@ -473,6 +482,21 @@ q_flush_let_go (struct q_image *img)
   pthread_mutex_lock (&img->flush_lock);
   stop_flushing (img);
   pthread_mutex_unlock (&img->flush_lock);
+}
+
+bool
+q_flush_frees_space (struct q_image *img)
+{
+  if (atomic_load (&img->limbo.clusters) == 0 && atomic_load (&img->dropped.clusters) == 0)
+    return false;
+  return q_flush (img) == 0;
+}
+
+bool
+q_flush_is_due (struct q_image *img)
+{
+  return atomic_load (&img->needs_sync) ||
+         (img->format == Q_FORMAT_QCOW2 && has_dirty_metadata (img));
 }
 
 int

@@ -97,6 +97,7 @@ q_pin (void)
   for (;;) {
     uint64_t now;
 
+    Q_PROBE ("pinning");
     atomic_fetch_add (&t->count[e % SLOTS], 1);
     now = atomic_load (&epoch);
     if (now == e)
@@ -135,6 +136,7 @@ advance_once (void)
   for (struct thread_pins *t = atomic_load (&all_threads); t; t = t->next)
     if (atomic_load (&t->count[(e - 1) % SLOTS]) != 0)
       return false;
+  Q_PROBE ("before time moves on");
   atomic_store (&epoch, e + 1);
   return true;
 }

@@ -395,7 +395,7 @@ q_close (struct q_image **pimg, struct q_error *err)
   *pimg = NULL;
   if (err)
     err->text[0] = '\0';
-  if (!img->read_only) {
+  if (!img->read_only && (q_flush_is_due (img) || atomic_load (&img->sticky) == 0)) {
     img->closing = true;
     /* The first round frees what is in limbo, the second makes the lowered counts durable. */
     for (round = 0; r == 0 && round < 3; ++round)
@@ -403,13 +403,13 @@ q_close (struct q_image **pimg, struct q_error *err)
     if (r < 0)
       q_fail (err, r, "%s: what was written since the last flush may be lost: %s", img->filename,
               strerror (-r));
-    if (img->state) {
-      int r2 = q_state_end (img, r == 0);
+  }
+  if (img->state) {
+    int r2 = q_state_end (img, r == 0 && atomic_load (&img->sticky) == 0);
 
-      if (r == 0 && r2 < 0)
-        r = q_fail (err, r2, "%s: cannot take the session mark off: %s", img->filename,
-                    strerror (-r2));
-    }
+    if (r == 0 && r2 < 0)
+      r = q_fail (err, r2, "%s: cannot take the session mark off: %s", img->filename,
+                  strerror (-r2));
   }
   free_chain (img);
   return r;

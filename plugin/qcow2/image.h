@@ -17,6 +17,7 @@
 
 #include "file.h"
 #include "format.h"
+#include "probe.h"
 #include "qcow2.h"
 
 #define Q_TABLE_STRIPES 64
@@ -400,6 +401,10 @@ int q_limbo_release (struct q_image *img);
 void q_flush_hold (struct q_image *img);
 void q_flush_let_go (struct q_image *img);
 int q_flush_round (struct q_image *img);
+/* After -ENOSPC, holding nothing: true if a flush let go of clusters that may do for another try. */
+bool q_flush_frees_space (struct q_image *img);
+/* Whether anything is not on stable storage yet. */
+bool q_flush_is_due (struct q_image *img);
 /* Called by writers that hold nothing: flushes if too much is dirty or in limbo. */
 int q_flush_throttle (struct q_image *img);
 

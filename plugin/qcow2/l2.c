@@ -117,6 +117,7 @@ cache_insert (struct q_image *img, struct q_table *t)
 
   while ((v = evicted) != NULL) {
     evicted = v->next;
+    Q_PROBE ("L2 table evicted, not retired");
     q_table_retired (v);
     q_grace_retire (v, q_table_free);
   }
@@ -140,6 +141,7 @@ load (struct q_image *img, struct q_l1 *l1, uint64_t index, uint64_t entry, stru
   }
   if (r > 0)
     r = q_file_pread (img->file, (*t)->mem, (*t)->bytes, (*t)->host);
+  Q_PROBE ("L2 table read, not published");
   if (r < 0) {
     q_table_free (*t);
     *t = NULL;

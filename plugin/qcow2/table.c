@@ -103,6 +103,7 @@ q_table_mark_dirty (struct q_table *t, uint32_t byte_offset, uint32_t bytes)
     atomic_fetch_or (&t->dirty[b / DIRTY_BITS], 1ull << (b % DIRTY_BITS));
   if (t->slot)
     atomic_fetch_add (&t->slot->changed, 1);
+  Q_PROBE ("marked, not listed");
   if (atomic_load (&t->listed))
     return;
   if (t->kind == Q_TABLE_L1 || t->kind == Q_TABLE_REFTABLE) {

@@ -292,6 +292,7 @@ plan_allocating (struct q_image *img, uint64_t offset, uint64_t len, unsigned fl
     plan->head = 0;
   if (fresh_last && !plan->copy_tail)
     plan->tail = 0;
+  Q_PROBE ("write begun");
   return 0;
 
 fail:
@@ -402,6 +403,7 @@ q_write_commit (struct q_write_plan *plan)
     return;
   /* Under the allocator's lock if anything is let go of: the flusher marks limbo under it, and
    * must not find something there whose entry is not yet marked dirty. */
+  Q_PROBE ("before a write is published");
   if (frees)
     q_alloc_lock (img);
   for (unsigned i = 0; i < plan->n_runs; ++i) {
@@ -421,6 +423,7 @@ q_write_commit (struct q_write_plan *plan)
       }
     }
   }
+  Q_PROBE ("write published, table not marked");
   q_table_mark_dirty (t, plan->index * 8, (index - plan->index) * 8);
   assert (plan->frees == 0); /* the claim kept the entries as begin counted them */
   if (frees)
@@ -435,6 +438,7 @@ q_write_abort (struct q_write_plan *plan)
 
   if (!plan->allocates)
     return;
+  Q_PROBE ("before an abort");
   if (!plan->reuses) {
     q_alloc_lock (img);
     q_limbo_cancel (&img->limbo, plan->frees);
@@ -449,6 +453,7 @@ int
 q_pwrite (struct q_image *img, const void *buf, uint64_t offset, uint64_t len)
 {
   int r = q_writable (img);
+  bool retried = false;
 
   if (r == 0 && (offset > q_size (img) || len > q_size (img) - offset))
     r = -ENOSPC;
@@ -469,6 +474,11 @@ q_pwrite (struct q_image *img, const void *buf, uint64_t offset, uint64_t len)
         q_write_abort (&plan);
     }
     q_unpin (pin);
+    if (r == -ENOSPC && !retried && q_flush_frees_space (img)) {
+      retried = true;
+      r = 0;
+      continue;
+    }
     buf = (const char *)buf + plan.len;
     offset += plan.len;
     len -= plan.len;

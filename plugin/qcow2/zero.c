@@ -146,6 +146,7 @@ change_held (struct q_image *img, struct q_table *t, uint64_t first, uint64_t co
   if (r < 0)
     r = 0; /* deal with those before it; the next call meets the error again */
 
+  Q_PROBE ("before zeros are published");
   q_alloc_lock (img);
   if (q_limbo_reserve (&img->limbo, frees) < 0) {
     q_alloc_unlock (img);
@@ -172,6 +173,7 @@ change_held (struct q_image *img, struct q_table *t, uint64_t first, uint64_t co
     }
   }
   q_limbo_cancel (&img->limbo, frees); /* of those that found no cluster */
+  Q_PROBE ("zeros published, table not marked");
   if (changed_from != UINT32_MAX)
     q_table_mark_dirty (t, (index + changed_from) * 8, (changed_to - changed_from + 1) * 8);
   q_alloc_unlock (img);
@@ -340,7 +342,8 @@ q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags)
   enum mode mode = flags & Q_ZERO_PROVISION                 ? ZERO_PROVISION
                    : (flags & Q_ZERO_UNMAP) && img->discard ? ZERO_UNMAP
                                                             : ZERO_KEEP;
-  uint64_t first, last, cluster = q_cluster_bytes (img), end = offset + len, done;
+  uint64_t first, last, cluster = q_cluster_bytes (img), end = offset + len, done = 0;
+  bool retried = false;
   int r = q_writable (img);
 
   if (r < 0)
@@ -367,6 +370,10 @@ q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags)
       r = change_clusters (img, first, last - first, mode, &done);
     if (r >= 0)
       first += done;
+    if (r == -ENOSPC && !retried && q_flush_frees_space (img)) {
+      retried = true;
+      r = 0;
+    }
     if (r == 1) {
       r = write_zeros (img, first * cluster, q_min (cluster, q_size (img) - first * cluster));
       ++first;

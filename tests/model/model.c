@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "qcow2.h"
+#include "schedule.h"
 
 #define MAX_IO (3u << 20)
 
@@ -241,6 +242,7 @@ main (int argc, char **argv)
   path = argv[optind];
   printf ("model: seed %llu, %lu operations, %lu threads\n", (unsigned long long)seed, operations,
           threads);
+  schedule_fuzz (threads > 1 ? seed : 0);
   open_image ();
   model = calloc (1, q_size (img) + 1);
   workers = calloc (threads, sizeof *workers);
