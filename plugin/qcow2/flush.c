@@ -247,7 +247,11 @@ sync_file (struct q_image *img, struct round *round)
   Q_PROBE ("before a sync");
   r = q_file_sync (img->file);
   round->wrote = false;
-  return r < 0 ? q_stick (img, r, "syncing failed") : 0;
+  if (r < 0) {
+    q_note_data_written (img); /* and it never will be durable, which close must say */
+    return q_stick (img, r, "syncing failed");
+  }
+  return 0;
 }
 
 /* PHASE is durable, and what it wrote of new tables will not be written before what points to
