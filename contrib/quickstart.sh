@@ -32,7 +32,10 @@ fi
 
 install_missing "$build_needs"
 say "building in $build"
-{ configure release && cmake --build "$build" --parallel "$(getconf _NPROCESSORS_ONLN)"; } >&2
+{
+  configure release
+  cmake --build "$build" --parallel "$(getconf _NPROCESSORS_ONLN)" --target nbdcow nbdcow-img
+} >&2
 
 if [ "$image" = "$build/quickstart.qcow2" ] && [ ! -e "$image" ]; then
   "$build/server/nbdcow-img" create -f qcow2 "$image" 1G >&2

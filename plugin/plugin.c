@@ -124,15 +124,23 @@ parse_word (const char *key, const char *value, const struct word *words, int *c
   return -1;
 }
 
+/* nbdkit's own parser says what is wrong without saying with which parameter, so it is only given
+ * what looks right. */
 static int
 parse_size (const char *key, const char *value, uint64_t *result)
 {
-  int64_t r = nbdkit_parse_size (value);
+  size_t digits = strspn (value, "0123456789");
+  size_t suffix = strspn (value + digits, "bBsSkKmMgGtTpPeE");
+  int64_t r;
 
-  if (r <= 0) {
+  if (digits == 0 || suffix > 1 || value[digits + suffix] != '\0' ||
+      strspn (value, "0") == digits) {
     nbdkit_error ("%s=%s: expected a size above 0, such as 64M", key, value);
     return -1;
   }
+  r = nbdkit_parse_size (value);
+  if (r == -1) /* it is too large, and nbdkit has said so */
+    return -1;
   *result = r;
   return 0;
 }
