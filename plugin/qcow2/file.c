@@ -40,8 +40,10 @@ local_fd (const struct q_file *f)
   return ((const struct local_file *)f)->fd;
 }
 
+/* ALIGN is what a read may be continued at: where O_DIRECT stops short of that is the end of the
+ * file, and asking for the rest would be an error. */
 static int
-pread_full (int fd, void *buf, size_t len, uint64_t offset)
+pread_full (int fd, void *buf, size_t len, uint64_t offset, uint32_t align)
 {
   while (len > 0) {
     ssize_t n = pread (fd, buf, len, (off_t)offset);
@@ -51,13 +53,13 @@ pread_full (int fd, void *buf, size_t len, uint64_t offset)
         continue;
       return -errno;
     }
-    if (n == 0) { /* past the end of the file */
-      memset (buf, 0, len);
-      return 0;
-    }
     buf = (char *)buf + n;
     len -= (size_t)n;
     offset += (uint64_t)n;
+    if (n == 0 || (size_t)n % align != 0) { /* the end of the file */
+      memset (buf, 0, len);
+      len = 0;
+    }
   }
   return 0;
 }
@@ -106,10 +108,10 @@ direct_pread (struct local_file *f, void *buf, size_t len, uint64_t offset)
   int r;
 
   if (is_aligned (f, offset) && is_aligned (f, len) && is_aligned (f, (uintptr_t)buf))
-    return pread_full (f->fd, buf, len, offset);
+    return pread_full (f->fd, buf, len, offset, f->align);
   if (posix_memalign (&bounce, DIRECT_ALIGN, end - start) != 0)
     return -ENOMEM;
-  r = pread_full (f->fd, bounce, end - start, start);
+  r = pread_full (f->fd, bounce, end - start, start, f->align);
   if (r == 0)
     memcpy (buf, (char *)bounce + (offset - start), len);
   free (bounce);
@@ -154,9 +156,9 @@ direct_pwrite_bounced (struct local_file *f, const struct iovec *iov, int iovcnt
   else
     pthread_rwlock_wrlock (&f->direct_lock);
   if (start != offset)
-    r = pread_full (f->fd, bounce, f->align, start);
+    r = pread_full (f->fd, bounce, f->align, start, f->align);
   if (r == 0 && end != offset + len && (start == offset || last != start))
-    r = pread_full (f->fd, bounce + (last - start), f->align, last);
+    r = pread_full (f->fd, bounce + (last - start), f->align, last, f->align);
   if (r == 0) {
     for (i = 0, p = bounce + (offset - start); i < iovcnt; p += iov[i].iov_len, ++i)
       memcpy (p, iov[i].iov_base, iov[i].iov_len);
@@ -195,7 +197,8 @@ local_pread (struct q_file *f, void *buf, size_t len, uint64_t offset)
 {
   struct local_file *lf = (struct local_file *)f;
 
-  return lf->direct ? direct_pread (lf, buf, len, offset) : pread_full (lf->fd, buf, len, offset);
+  return lf->direct ? direct_pread (lf, buf, len, offset)
+                    : pread_full (lf->fd, buf, len, offset, 1);
 }
 
 static int
