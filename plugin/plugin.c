@@ -94,6 +94,9 @@ static int discard = true;
 static int cache = 0;
 static int lock = Q_LOCK_ON;
 
+static bool use_state = true;
+static char *state_dir; /* NULL: the engine's default */
+
 /* The parameters whose value is a word. */
 static const struct {
   const char *key;
@@ -162,6 +165,16 @@ plugin_config (const char *key, const char *value)
   for (size_t i = 0; i < sizeof choices / sizeof choices[0]; i++)
     if (strcmp (key, choices[i].key) == 0)
       return parse_word (key, value, choices[i].words, choices[i].value);
+  if (strcmp (key, "state-dir") == 0) {
+    free (state_dir);
+    state_dir = NULL;
+    use_state = strcmp (value, "off") != 0;
+    if (use_state) {
+      state_dir = nbdkit_absolute_path (value);
+      return state_dir ? 0 : -1;
+    }
+    return 0;
+  }
   if (strcmp (key, "l2-cache-size") == 0)
     return parse_size (key, value, &options.l2_cache_size);
   if (strcmp (key, "refcount-cache-size") == 0)
@@ -183,6 +196,8 @@ plugin_config_complete (void)
   options.discard = discard;
   options.cache = cache & CACHE_DIRECT ? Q_CACHE_DIRECT : Q_CACHE_BUFFERED;
   options.lock = lock;
+  if (use_state)
+    options.state_dir = state_dir ? state_dir : "";
   return 0;
 }
 
@@ -579,6 +594,7 @@ plugin_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
   "cache=MODE                       writeback (default), none, writethrough, directsync, "         \
   "unsafe.\n"                                                                                      \
   "lock=on|off                      Take QEMU's image locks (default on).\n"                       \
+  "state-dir=DIR|off                Where writes survive a killed nbdkit.\n"                       \
   "l2-cache-size=SIZE               Memory for mapping tables.\n"                                  \
   "refcount-cache-size=SIZE         Memory for reference counts."
 
