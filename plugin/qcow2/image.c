@@ -248,6 +248,10 @@ open_qcow2 (struct q_image *img, const struct q_open_options *opts, bool top, st
     r = q_snapshot_select (img, opts->snapshot, err);
   if (r == 0 && top && !img->read_only)
     r = prepare_writing (img, opts, err);
+  /* For q_check and q_close, which need nothing in memory: what is damaged must not keep them out.
+   */
+  if (r == 0 && opts->repair)
+    return 0;
   if (r == 0)
     r = q_l2_open (img, err);
   if (r == 0 && q_inflate_open (img) < 0)
@@ -395,7 +399,8 @@ q_close (struct q_image **pimg, struct q_error *err)
   *pimg = NULL;
   if (err)
     err->text[0] = '\0';
-  if (!img->read_only && (q_flush_is_due (img) || atomic_load (&img->sticky) == 0)) {
+  if (!img->read_only && (img->format == Q_FORMAT_RAW || atomic_load (&img->l1)) &&
+      (q_flush_is_due (img) || atomic_load (&img->sticky) == 0)) {
     img->closing = true;
     /* The first round frees what is in limbo, the second makes the lowered counts durable. */
     for (round = 0; r == 0 && round < 3; ++round)

@@ -20,6 +20,7 @@ enum {
 
 struct checking {
   const char *filename;
+  const char *state_dir; /* of q_open_options */
   bool json, quiet;
   unsigned repair;
 };
@@ -106,13 +107,45 @@ exit_status (const struct q_check_result *r)
   return r->leaks ? EXIT_LEAKS : EXIT_SOUND;
 }
 
+/* Autoclear feature bit 63: a session of nbdcow's that was not closed, perhaps one that was killed.
+ * What that had acknowledged is still in its state directory, and would be lost by a repair; an
+ * ordinary open brings it into the image, and mends the refcounts on the way. */
+#define SESSION_BIT (1ull << 63)
+
+static void
+finish_killed_session (const struct checking *c, const struct q_open_options *opts)
+{
+  struct q_open_options o = *opts;
+  struct q_image_info info = { 0 };
+  struct q_image *img;
+  struct q_error err;
+
+  o.read_only = true;
+  o.lock = Q_LOCK_OFF;
+  if (q_open (&img, c->filename, &o, &err) < 0)
+    return; /* the caller's open says why */
+  q_get_info (img, &info);
+  q_close (&img, &err);
+  if (!(info.autoclear & SESSION_BIT) || info.dirty || info.corrupt || !c->state_dir)
+    return;
+
+  o = *opts;
+  o.repair = false;
+  o.state_dir = c->state_dir;
+  if (q_open (&img, c->filename, &o, &err) == 0)
+    q_close (&img, &err);
+}
+
 static int
 check (const struct checking *c, struct q_open_options *opts)
 {
   struct q_check_result result;
   struct q_error err = { "" };
-  struct q_image *img = img_open (c->filename, opts);
+  struct q_image *img;
 
+  if (c->repair)
+    finish_killed_session (c, opts);
+  img = img_open (c->filename, opts);
   if (!img)
     return EXIT_NOT_CHECKED;
   if (q_image_format (img) != Q_FORMAT_QCOW2) {
@@ -171,18 +204,19 @@ parse_cache (const char *text, enum q_cache *cache)
 static int
 run (int argc, char **argv)
 {
-  enum { OUTPUT = IMG_OPT_LONG, IMAGE_OPTS, OBJECT };
+  enum { OUTPUT = IMG_OPT_LONG, STATE_DIR, IMAGE_OPTS, OBJECT };
   static const struct option options[] = { { "format", required_argument, NULL, 'f' },
                                            { "cache", required_argument, NULL, 'T' },
                                            { "repair", required_argument, NULL, 'r' },
                                            { "output", required_argument, NULL, OUTPUT },
                                            { "quiet", no_argument, NULL, 'q' },
+                                           { "state-dir", required_argument, NULL, STATE_DIR },
                                            { "force-share", no_argument, NULL, 'U' },
                                            { "image-opts", no_argument, NULL, IMAGE_OPTS },
                                            { "object", required_argument, NULL, OBJECT },
                                            IMG_COMMON_OPTIONS };
   struct q_open_options opts;
-  struct checking c = { 0 };
+  struct checking c = { .state_dir = "" };
   int status = 0, letter;
 
   q_open_options_init (&opts);
@@ -208,6 +242,11 @@ run (int argc, char **argv)
     case 'q':
       c.quiet = true;
       break;
+    case STATE_DIR:
+      if (optarg[0] != '/' && strcmp (optarg, "off") != 0)
+        return img_error ("check: --state-dir '%s' is neither an absolute name nor off", optarg);
+      c.state_dir = optarg[0] == '/' ? optarg : NULL;
+      break;
     case 'U':
       opts.lock = Q_LOCK_OFF;
       break;
@@ -232,7 +271,8 @@ const struct img_command img_check_command = {
   .name = "check",
   .run = run,
   .summary = "Check an image, and mend it",
-  .synopsis = "[-f FORMAT] [-r leaks|all] [--output=human|json] [-T CACHE] [-q] [-U] FILE",
+  .synopsis = "[-f FORMAT] [-r leaks|all] [--output=human|json] [-T CACHE] [-q] [-U] "
+              "[--state-dir=DIR] FILE",
   .help =
       "  -f, --format=FORMAT   qcow2 (default: what the file begins with)\n"
       "  -r, --repair=WHAT     leaks: give back what nothing refers to; all: also correct errors\n"

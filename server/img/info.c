@@ -41,8 +41,42 @@ snapshots_json (const struct q_image *img)
   return list;
 }
 
+/* What QEMU calls a bitmap's flags. */
+struct flag {
+  const char *name;
+  bool set;
+};
+#define N_FLAGS 2
+
+static void
+bitmap_flags (const struct q_bitmap_info *b, struct flag flags[N_FLAGS])
+{
+  flags[0] = (struct flag){ "in-use", b->in_use };
+  flags[1] = (struct flag){ "auto", b->automatic };
+}
+
 static json_t *
-specific_json (const struct q_image_info *info)
+bitmaps_json (struct q_image *img)
+{
+  json_t *list = json_array ();
+  struct q_bitmap_info b;
+
+  for (unsigned i = 0; q_get_bitmap (img, i, &b, NULL) == 0; i++) {
+    json_t *names = json_array ();
+    struct flag flags[N_FLAGS];
+
+    bitmap_flags (&b, flags);
+    for (unsigned k = 0; k < N_FLAGS; k++)
+      if (flags[k].set)
+        json_array_append_new (names, json_string (flags[k].name));
+    json_array_append_new (list, json_pack ("{s:o, s:s, s:I}", "flags", names, "name", b.name,
+                                            "granularity", (json_int_t)b.granularity));
+  }
+  return list;
+}
+
+static json_t *
+specific_json (struct q_image *img, const struct q_image_info *info)
 {
   json_t *data = json_object ();
 
@@ -50,6 +84,8 @@ specific_json (const struct q_image_info *info)
   json_object_set_new (data, "compression-type", json_string (info->compression_type));
   if (info->version >= 3) {
     json_object_set_new (data, "lazy-refcounts", json_boolean (info->lazy_refcounts));
+    if (info->nb_bitmaps)
+      json_object_set_new (data, "bitmaps", bitmaps_json (img));
     json_object_set_new (data, "refcount-bits", json_integer (info->refcount_bits));
     json_object_set_new (data, "corrupt", json_boolean (info->corrupt));
     json_object_set_new (data, "extended-l2", json_boolean (info->extended_l2));
@@ -65,7 +101,7 @@ specific_json (const struct q_image_info *info)
 }
 
 static json_t *
-layer_json (const struct q_image *img)
+layer_json (struct q_image *img)
 {
   json_t *j = json_object ();
   struct q_image_info info;
@@ -93,7 +129,7 @@ layer_json (const struct q_image *img)
   }
   if (info.nb_snapshots)
     json_object_set_new (j, "snapshots", snapshots_json (img));
-  json_object_set_new (j, "format-specific", specific_json (&info));
+  json_object_set_new (j, "format-specific", specific_json (img, &info));
   return j;
 }
 
@@ -104,7 +140,7 @@ print_snapshots (const struct q_image *img)
 {
   struct q_snapshot_info s;
 
-  printf ("Snapshot list:\n%-8s  %-16s %12s %21s %16s %10s\n", "ID", "TAG", "VM SIZE", "DATE",
+  printf ("Snapshot list:\n%-9s %-16s %8s %19s %12s %10s\n", "ID", "TAG", "VM SIZE", "DATE",
           "VM CLOCK", "ICOUNT");
   for (unsigned i = 0; q_get_snapshot (img, i, &s) == 0; i++) {
     uint64_t clock = s.vm_clock_nsec / 1000000000;
@@ -116,7 +152,7 @@ print_snapshots (const struct q_image *img)
       strftime (when, sizeof when, "%Y-%m-%d %H:%M:%S", &tm);
     if (s.icount != -1)
       snprintf (icount, sizeof icount, "%lld", (long long)s.icount);
-    printf ("%-8s  %-16s %12s %21s    %02u:%02u:%02u.%03u %10s\n", s.id, s.name,
+    printf ("%-9s %-16s %8s %19s %02u:%02u:%02u.%03u %10s\n", s.id, s.name,
             img_size_text (s.vm_state_size, size), when, (unsigned)(clock / 3600),
             (unsigned)(clock / 60 % 60), (unsigned)(clock % 60),
             (unsigned)(s.vm_clock_nsec / 1000000 % 1000), icount);
@@ -130,7 +166,27 @@ yes_no (bool b)
 }
 
 static void
-print_specific (const struct q_image_info *info)
+print_bitmaps (struct q_image *img)
+{
+  struct q_bitmap_info b;
+
+  printf ("    bitmaps:\n");
+  for (unsigned i = 0; q_get_bitmap (img, i, &b, NULL) == 0; i++) {
+    struct flag flags[N_FLAGS];
+    unsigned n = 0;
+
+    bitmap_flags (&b, flags);
+    printf ("        [%u]:\n            flags:\n", i);
+    for (unsigned k = 0; k < N_FLAGS; k++)
+      if (flags[k].set)
+        printf ("                [%u]: %s\n", n++, flags[k].name);
+    printf ("            name: %s\n            granularity: %llu\n", b.name,
+            (unsigned long long)b.granularity);
+  }
+}
+
+static void
+print_specific (struct q_image *img, const struct q_image_info *info)
 {
   printf ("Format specific information:\n"
           "    compat: %s\n"
@@ -138,6 +194,8 @@ print_specific (const struct q_image_info *info)
           info->version == 2 ? "0.10" : "1.1", info->compression_type);
   if (info->version >= 3)
     printf ("    lazy refcounts: %s\n", yes_no (info->lazy_refcounts));
+  if (info->nb_bitmaps)
+    print_bitmaps (img);
   printf ("    refcount bits: %u\n", info->refcount_bits);
   if (info->version >= 3)
     printf ("    corrupt: %s\n", yes_no (info->corrupt));
@@ -150,7 +208,7 @@ print_specific (const struct q_image_info *info)
 }
 
 static void
-print_layer (const struct q_image *img)
+print_layer (struct q_image *img)
 {
   struct q_image_info info;
   char text[32];
@@ -178,7 +236,7 @@ print_layer (const struct q_image *img)
   }
   if (info.nb_snapshots)
     print_snapshots (img);
-  print_specific (&info);
+  print_specific (img, &info);
 }
 
 /* ---- the chain ------------------------------------------------------------------------------- */
