@@ -111,7 +111,7 @@ nbdcow_tcp ()
     port=$((20000 + $(od -An -N2 -tu2 /dev/urandom) % 10000))
     rm -f "$tmp/pid-tcp"
     "$NBDCOW" --persistent --shared=0 --bind=127.0.0.1 --port="$port" --pid-file="$tmp/pid-tcp" \
-      --export-name='disk one' --description='the first disk' --discard=unmap -- other.qcow2 \
+      --export-name='disk one' --description='the first disk' --discard=unmap --allocation-depth -- other.qcow2 \
       >"$tmp/server-tcp.log" 2>&1 </dev/null &
     SERVER_PID=$!
     track "$SERVER_PID"
@@ -136,7 +136,7 @@ make_psk ()
 
 case $SERVER in
 nbdcow)
-  ours nbdcow
+  ours nbdcow arg=--allocation-depth
   shutdowns 'simple structured extended'
   nbdcow_tcp
   if make_psk && "$NBDCOW" --help | grep -q -e --tls-creds; then

@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Bugs of other engines: what a power cut, or a backing file, brings back.
+ */
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bugs.h"
+
+/* ---- a cluster freed before its L2 update reaches the disk ----------------------------------- */
+
+static void
+record_done (void *opaque, const struct mem_call *call)
+{
+  rec_done (opaque, call);
+}
+
+void
+test_free_last (void)
+{
+  static const struct workload image = { .name = "empty", .fill = 60, SMALL_IMAGE };
+  struct states_options o = { .each = 12 };
+  struct states_counts n = { 0 };
+  struct mem_tap tap = { .done = record_done };
+  struct recorder rec;
+  struct guest g;
+  struct run run;
+  uint64_t freed[16];
+
+  open_run (&run, &image);
+  guest_init (&g, &run, 0, 0, run.size);
+  guest_write (&g, 0, 16 * 4096);
+  flush (&run);
+  rec_init (&rec, run.top);
+  /* From here on the recording; what the disk holds now is what it began with. */
+  check (q_pread (run.img, run.contents, 0, run.size) == 0, "reading failed");
+  tap.opaque = &rec;
+  run.top->tap = &tap;
+  run.rec = &rec;
+  for (int i = 0; i < 16; ++i)
+    freed[i] = host_of (&run, (uint64_t)i * 4096);
+  guest_discard (&g, 0, 16 * 4096);
+  for (uint64_t at = 20; at < 60; ++at) {
+    guest_write (&g, at * 4096, 4096);
+    for (int i = 0; i < 16; ++i)
+      check (host_of (&run, at * 4096) != freed[i], "a cluster is reused before a flush");
+  }
+  flush (&run);
+  for (uint64_t at = 0; at < 8; ++at)
+    guest_write (&g, at * 4096, 4096);
+  flush (&run);
+  guest_free (&g);
+  check (workload_close (&run, NULL) == 0, "close failed");
+  run.top->tap = NULL;
+  check (states_try (&run, &rec, &o, &n), "%s", run.failure);
+  rec_free (&rec);
+  workload_free (&run);
+}
+
+/* ---- discard and zeroes over a backing file -----------------------------------------------------
+ */
+
+static void
+uncover (const struct workload *w)
+{
+  struct guest g;
+  struct run run;
+
+  open_run (&run, w);
+  guest_init (&g, &run, 0, 0, run.size);
+  /* The guest's own checks are the test: after a discard there is what was there, or zeros. */
+  for (int round = 0; round < 2; ++round) {
+    guest_write (&g, 3 * 4096, 4 * 4096);
+    guest_discard (&g, 4 * 4096, 4096);
+    guest_zero (&g, 5 * 4096, 4096, Q_ZERO_UNMAP);
+    guest_zero (&g, 9 * 4096, 2 * 4096, Q_ZERO_UNMAP); /* never allocated here */
+    guest_discard (&g, 12 * 4096, 2 * 4096);
+    guest_write (&g, 9 * 4096 + 10, 100); /* copies zeros, not the backing file */
+    guest_zero (&g, run.size - 5000, 5000, Q_ZERO_UNMAP);
+    guest_read (&g, 0, run.size);
+    flush (&run);
+    guest_read (&g, 0, run.size);
+  }
+  guest_free (&g);
+  end_run (&run);
+}
+
+void
+test_uncovered_backing (void)
+{
+  static const struct workload v2 = { .name = "overlay-v2",
+                                      .image = IMAGE_OVERLAY,
+                                      .version = 2,
+                                      .cluster_bits = 12,
+                                      .clusters = 64,
+                                      .threads = 1,
+                                      .operations = 200 };
+  static const struct workload v3 = { .name = "overlay", .image = IMAGE_OVERLAY, SMALL_IMAGE };
+
+  uncover (&v2);
+  uncover (&v3);
+}
+
+/* ---- cloud-hypervisor 8721: an L2 table is in the L1 table before it is counted -----------------
+ */
+
+void
+test_tables_counted_first (void)
+{
+  /* Clusters of 512 bytes: an L2 table covers 32 KiB, so that most writes make one. */
+  static const struct workload image = { .name = "tables",
+                                         .version = 3,
+                                         .cluster_bits = 9,
+                                         .refcount_bits = 16,
+                                         .clusters = 2048,
+                                         .threads = 1,
+                                         .operations = 40,
+                                         .mix = { .small = 60, .discard = 20, .flush = 20 } };
+  struct states_options o = { .each = 8, .qemu_one_in = 300 };
+  struct states_counts n = { 0 };
+  struct mem_tap tap = { .done = record_done };
+  struct recorder rec;
+  struct run run;
+
+  open_run (&run, &image);
+  rec_init (&rec, run.top);
+  tap.opaque = &rec;
+  run.top->tap = &tap;
+  run.rec = &rec;
+  workload_run (&run);
+  check (workload_close (&run, NULL) == 0, "close failed");
+  run.top->tap = NULL;
+  check (states_try (&run, &rec, &o, &n), "%s", run.failure);
+  rec_free (&rec);
+  workload_free (&run);
+}
+
+/* ---- a name where an extension is expected -----------------------------------------------------
+ *
+ * Writers of long ago put the backing file name directly behind the header, without extensions and
+ * without an end marker.  When we add an extension, nobody may ever take the name for one. */
+
+static void
+put_be (uint8_t *p, uint64_t v, unsigned bytes)
+{
+  while (bytes-- > 0) {
+    p[bytes] = (uint8_t)v;
+    v >>= 8;
+  }
+}
+
+static void
+add_behind_name (unsigned version, const char *name)
+{
+  const struct workload image = { .name = "old",
+                                  .image = IMAGE_OVERLAY,
+                                  .version = version,
+                                  .cluster_bits = 12,
+                                  .refcount_bits = 16,
+                                  .clusters = 16,
+                                  .threads = 1,
+                                  .operations = 8,
+                                  .mix = { .small = 3, .flush = 1 } };
+  struct states_options o = { .each = 20 };
+  struct states_counts n = { 0 };
+  struct mem_tap tap = { .done = record_done };
+  struct mem_file *base;
+  struct recorder rec;
+  struct q_error err;
+  struct run run;
+  uint8_t *header;
+  unsigned length = version == 2 ? 72 : 104;
+
+  check (workload_prepare (&run, &image, bugs_seed), "cannot make an image");
+  base = mem_find (&run.store, "base");
+  if (!mem_find (&run.store, name))
+    mem_set (mem_add (&run.store, name), base->data, base->size);
+  header = run.top->data;
+  memset (header + length, 0, 4096 - length);
+  memcpy (header + length, name, strlen (name));
+  put_be (header + 8, length, 8);
+  put_be (header + 16, strlen (name), 4);
+  if (version == 3)
+    put_be (header + 100, length, 4);
+  run.opts.backing = Q_BACKING_PROBE;
+  rec_init (&rec, run.top);
+  tap.opaque = &rec;
+  run.top->tap = &tap;
+  run.rec = &rec;
+  check (workload_open (&run, &err) == 0, "version %u, name '%s': %s", version, name, err.text);
+  workload_run (&run);
+  check (workload_close (&run, NULL) == 0, "close failed");
+  run.top->tap = NULL;
+  check (!run.failure[0] && states_try (&run, &rec, &o, &n), "version %u, name '%s': %s", version,
+         name, run.failure);
+  rec_free (&rec);
+  workload_free (&run);
+}
+
+void
+test_name_behind_header (void)
+{
+  for (unsigned version = 2; version <= 3; ++version) {
+    add_behind_name (version, "b");
+    add_behind_name (version, "base");
+    add_behind_name (version, "base-with-a-name-of-more-than-a-few-dozen-letters.qcow2");
+  }
+}

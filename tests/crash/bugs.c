@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Bugs that corrupted images in other engines, or in ours, each as a test by name.
+ *
+ *     bugs [-s SEED] [-n OPERATIONS] [-l] [NAME...]
+ *
+ * Without names all are run.  -n is for the soak, which can be made as long as one likes.
+ */
+
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bugs.h"
+
+uint64_t bugs_seed = 1;
+unsigned long bugs_operations = 6000;
+
+static const struct {
+  const char *name;
+  void (*fn) (void);
+} tests[] = {
+  { "discard-during-allocating-write", test_discard_during_write },
+  { "discard-during-overwrite", test_discard_during_overwrite },
+  { "zeroes-beside-write-in-flight", test_zeroes_beside_write },
+  { "freed-before-l2-update-is-durable", test_free_last },
+  { "block-status-while-tables-change", test_status_while_changing },
+  { "abort-after-eio", test_abort_after_eio },
+  { "discard-uncovers-backing-file", test_uncovered_backing },
+  { "late-punch-into-reused-cluster", test_late_punch },
+  { "several-queues-over-backing-file", test_queues_over_backing },
+  { "failed-l2-relocation", test_failed_l2_relocation },
+  { "failed-write-frees-nothing-live", test_failed_write },
+  { "l2-table-counted-before-published", test_tables_counted_first },
+  { "full-disk-can-be-flushed", test_full_disk },
+  { "name-taken-for-an-extension", test_name_behind_header },
+  { "flushes-strand-refcount-blocks", test_flushes_do_not_grow },
+  { "soak", test_soak },
+};
+#define N_TESTS (sizeof tests / sizeof tests[0])
+
+static void
+quiet (void *opaque, enum q_log_level level, const char *text)
+{
+  (void)opaque;
+  (void)level;
+  (void)text;
+}
+
+int
+main (int argc, char **argv)
+{
+  unsigned run = 0;
+  int c;
+
+  while ((c = getopt (argc, argv, "s:n:l")) != -1)
+    switch (c) {
+    case 's':
+      bugs_seed = strtoull (optarg, NULL, 0);
+      break;
+    case 'n':
+      bugs_operations = strtoul (optarg, NULL, 0);
+      break;
+    case 'l':
+      for (size_t i = 0; i < N_TESTS; ++i)
+        puts (tests[i].name);
+      return 0;
+    default:
+      return 2;
+    }
+  q_set_log (quiet, NULL);
+  atexit (workload_cleanup);
+  for (size_t i = 0; i < N_TESTS; ++i) {
+    bool wanted = optind == argc;
+
+    for (int a = optind; a < argc; ++a)
+      wanted = wanted || strcmp (argv[a], tests[i].name) == 0;
+    if (!wanted)
+      continue;
+    printf ("%s\n", tests[i].name);
+    fflush (stdout);
+    tests[i].fn ();
+    ++run;
+  }
+  if (run == 0) {
+    fprintf (stderr, "bugs: no such test; -l lists them\n");
+    return 2;
+  }
+  return 0;
+}

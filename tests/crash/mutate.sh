@@ -1,0 +1,201 @@
+#!/bin/sh
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# Takes the engine's ordering rules out, one at a time, in a copy of the sources, and demands that
+# some test notices.  Prints a table: the rule, the test that failed, and after how many seconds.
+#
+#     mutate.sh [-s SECONDS] [-k] [NAME...]
+#
+# -s: how long each test may look for it (default 20).  -k: keep the copy.  NAME: only these.
+# Exits with 1 if a mutation went unnoticed or no longer applies to the sources: then the mutation here has to
+# follow the code.
+
+set -eu
+
+seconds=20 keep=
+while getopts s:k option; do
+  case $option in
+  s) seconds=$OPTARG ;;
+  k) keep=1 ;;
+  *) exit 2 ;;
+  esac
+done
+shift $((OPTIND - 1))
+wanted=" $* "
+
+top=$(cd "$(dirname "$0")/../.." && pwd)
+work=$(mktemp -d "${TMPDIR:-/tmp}/nbdcow-mutate-XXXXXX")
+trap '[ -n "$keep" ] || rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM
+
+# copy: the sources as they are.
+copy ()
+{
+  for part in CMakeLists.txt plugin server tests; do
+    cp -r "$top/$part" "$work/tree/"
+  done
+}
+
+build ()
+{
+  cmake --build "$work/build" --target crash faults bugs model >"$work/build.log" 2>&1
+}
+
+mkdir "$work/tree"
+copy
+cmake -S "$work/tree" -B "$work/build" -DCMAKE_BUILD_TYPE=Release -DNBDCOW_PROBES=ON \
+  >"$work/build.log" 2>&1 || {
+  cat "$work/build.log" >&2
+  exit 1
+}
+tests=$work/build/tests
+
+# run_model: the model test with several threads on an image of small clusters, over and over.
+run_model ()
+{
+  end=$(($(date +%s) + $1)) seed=1
+  while [ "$(date +%s)" -lt $end ]; do
+    rm -f "$work/model.qcow2"
+    qemu-img create -q -f qcow2 -o cluster_size=4096 "$work/model.qcow2" 3M
+    timeout 60 "$tests/model/model" -s $seed -t 6 -n 600 "$work/model.qcow2" || return 1
+    qemu-img check -q "$work/model.qcow2" || [ $? = 3 ] || return 1
+    seed=$((seed + 1))
+  done
+}
+
+# look: runs one test after the other; NOTICED is the one that failed, or empty.
+look ()
+{
+  NOTICED=
+  for test in "bugs" "crash -d $seconds" "faults -d $seconds" "model"; do
+    case $test in
+    model) command="run_model $seconds" ;;
+    *) command="timeout $((seconds * 3 + 60)) $tests/crash/$test" ;;
+    esac
+    $command >"$work/test.log" 2>&1 || {
+      NOTICED=${test%% *}
+      return
+    }
+  done
+}
+
+# report RULE RESULT
+report ()
+{
+  printf '%-28s %s\n' "$1" "$2"
+}
+
+failed=0
+start=$(date +%s)
+build || {
+  tail -n 30 "$work/build.log" >&2
+  exit 1
+}
+look
+if [ -n "$NOTICED" ]; then
+  report "(nothing taken out)" "FAILS: $NOTICED"
+  tail -n 5 "$work/test.log" >&2
+  exit 1
+fi
+report "(nothing taken out)" "passes, $(($(date +%s) - start)) s"
+
+# without NAME FILE PROGRAM: PROGRAM is perl, on the whole file as $_; it must change it.
+without ()
+{
+  case $wanted in
+  "  " | *" $1 "*) ;;
+  *) return 0 ;;
+  esac
+  file=$work/tree/plugin/qcow2/$2
+  perl -0777 -pe "$3" "$top/plugin/qcow2/$2" >"$work/mutated"
+  if cmp -s "$work/mutated" "$top/plugin/qcow2/$2"; then
+    report "$1" "DOES NOT APPLY to $2 any more: change mutate.sh"
+    failed=1
+    return 0
+  fi
+  cp "$work/mutated" "$file"
+  if build; then
+    start=$(date +%s)
+    look
+    if [ -n "$NOTICED" ]; then
+      report "$1" "noticed by $NOTICED, $(($(date +%s) - start)) s"
+    else
+      report "$1" "UNNOTICED"
+      failed=1
+    fi
+  else
+    report "$1" "DOES NOT COMPILE: change mutate.sh"
+    tail -n 5 "$work/build.log" >&2
+    failed=1
+  fi
+  cp "$top/plugin/qcow2/$2" "$file"
+}
+
+# ---- the syncs of a round ------------------------------------------------------------------------
+
+without sync-before-counts flush.c \
+  's/(write_phase \(img, round, PHASE_UNREFERENCED\);)\s*if \(r == 0\)\s*r = sync_file \(img, round\);/$1/'
+without sync-before-references flush.c \
+  's/if \(r == 0 && \(round->wrote \|\| round->list\[PHASE_REFERENCES\]\)\)\s*r = sync_file \(img, round\);//'
+without sync-after-references flush.c \
+  's/if \(r == 0 && round->wrote\)\s*r = sync_file \(img, round\);//'
+without sync-of-data-alone flush.c \
+  's/return data \? sync_file \(img, &round\) : 0;/return 0;/'
+without sync-of-added-header header.c \
+  's/(r = q_file_pwrite \(img->file, tail, [^;]*;)\s*if \(r == 0\)\s*r = q_file_sync \(img->file\);/$1/'
+
+# ---- what goes in which phase --------------------------------------------------------------------
+
+without fresh-l2-before-its-entry flush.c \
+  's/t->fresh \? \(kind == Q_TABLE_L2 \? PHASE_COUNTS : PHASE_UNREFERENCED\)/t->fresh ? (kind == Q_TABLE_L2 ? PHASE_REFERENCES : PHASE_UNREFERENCED)/'
+without fresh-block-before-its-entry flush.c \
+  's/PHASE_COUNTS : PHASE_UNREFERENCED\)/PHASE_COUNTS : PHASE_COUNTS)/'
+without fresh-reftable-before-header flush.c \
+  's/img->reftable->fresh \? PHASE_UNREFERENCED : PHASE_COUNTS/PHASE_COUNTS/'
+without old-tables-stay-referenced flush.c \
+  's/: \(kind == Q_TABLE_L2 \? PHASE_REFERENCES : PHASE_COUNTS\)/: PHASE_COUNTS/'
+without fresh-only-once flush.c \
+  's/p->table->fresh = false;/(void) p;/'
+without references-copied-first flush.c \
+  's/(l1 = atomic_load \(&img->l1\);\s*if \(atomic_load \(&l1->table->listed\)\)\s*r = copy_listed \(round, l1->table, PHASE_REFERENCES\);)/list = take_dirty_list (img); q_alloc_lock (img); r = copy_counts (img, round, &list); q_alloc_unlock (img); put_back (img, list); Q_PROBE ("L2 copied"); $1/; s/r = copy_counts \(img, round, &list\);\s*q_alloc_unlock \(img\);\s*\}\s*put_back/q_alloc_unlock (img); } put_back/'
+
+# ---- content before reference --------------------------------------------------------------------
+
+without content-before-publishing write.c \
+  's/r = q_write_data \(&plan, buf\);\s*if \(r == 0\)\s*q_write_commit \(&plan\);\s*else\s*q_write_abort \(&plan\);\s*\}\s*q_unpin/{ struct q_write_plan copy = plan; q_write_commit (&plan); copy.table = NULL; r = q_write_data (&copy, buf); } } q_unpin/'
+without copied-neighbours write.c \
+  's/plan->copy_head = r == 0;/plan->copy_head = false;/'
+without zeros-in-reused-clusters alloc.c \
+  's/\*fresh =\s*img->file->holes_are_zero && [^;]*;/*fresh = true;/'
+without zeros-on-devices alloc.c \
+  's/\*fresh =\s*img->file->holes_are_zero && /*fresh = /'
+
+# ---- claims, limbo and pins ------------------------------------------------------------------------
+
+without claim claim.c \
+  's/return true;/return false;/'
+without limbo-waits-for-flush alloc.c \
+  's/release_list \(img, &img->limbo, img->limbo\.n_durable\)/release_list (img, &img->limbo, img->limbo.n)/'
+without limbo-waits-for-pins alloc.c \
+  's/\(img->closing \|\| q_grace_passed \(l->entry\[n\]\.stamp\)\)/true/'
+without limbo-at-all write.c \
+  's/q_limbo_add \(&img->limbo, cluster, count\);/{ --img->limbo.reserved; for (uint64_t k = 0; k < count; ++k) { uint64_t now = 1; q_refcount_get (img, cluster + k, 0, &now); q_refcount_set (img, cluster + k, 0, now - 1); } if (cluster < img->free_hint) img->free_hint = cluster; }/'
+without counts-during-punch alloc.c \
+  's/(q_file_zero \(img->file, c << img->cluster_bits, run << img->cluster_bits, true\);)/for (uint64_t k = 0; k < run; ++k) { q_alloc_lock (img); q_refcount_set (img, c + k, 0, 0); q_alloc_unlock (img); } img->free_hint = c; $1/'
+without eviction-spares-the-dirty l2.c \
+  's/ && !q_table_is_dirty \(t\)//'
+
+# ---- errors ----------------------------------------------------------------------------------------
+
+without sticky-errors error.c \
+  's/if \(atomic_compare_exchange_strong \(&img->sticky, &expected, code\)\)/if (expected == 0)/'
+without full-disk-is-not-sticky flush.c \
+  's/if \(r != -ENOSPC && r != -ENOMEM\)\s*q_stick \(img, r, "writing metadata failed"\);/q_stick (img, r, "writing metadata failed");/'
+without failed-round-is-redone flush.c \
+  's/if \(again\)/if (false)/'
+without room-reserved-for-tables alloc.c \
+  's/(r = q_file_allocate \(img->file, [^;]*;)/r = 0;/'
+without abort-forgets-nothing write.c \
+  's/q_write_abort \(struct q_write_plan \*plan\)\s*\{/q_write_abort (struct q_write_plan *plan)\n{\n  if (plan->allocates) { q_write_commit (plan); return; }\n/'
+
+exit $failed

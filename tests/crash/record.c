@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The recorder and the replay: see record.h.
+ */
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "record.h"
+
+/* ---- recording ------------------------------------------------------------------------------- */
+
+void
+rec_init (struct recorder *r, const struct mem_file *f)
+{
+  *r = (struct recorder){ .start = xalloc (f->size), .start_size = f->size };
+  if (f->size > 0)
+    memcpy (r->start, f->data, f->size);
+  pthread_mutex_init (&r->lock, NULL);
+}
+
+void
+rec_free (struct recorder *r)
+{
+  for (size_t i = 0; i < r->n; ++i)
+    free (r->entry[i].data);
+  free (r->entry);
+  free (r->start);
+  pthread_mutex_destroy (&r->lock);
+}
+
+static void
+append (struct recorder *r, struct rec_entry e)
+{
+  pthread_mutex_lock (&r->lock);
+  if (r->n == r->capacity) {
+    r->capacity = r->capacity ? 2 * r->capacity : 256;
+    r->entry = realloc (r->entry, r->capacity * sizeof *r->entry);
+    if (!r->entry)
+      die ("out of memory");
+  }
+  r->entry[r->n++] = e;
+  pthread_mutex_unlock (&r->lock);
+}
+
+void
+rec_done (struct recorder *r, const struct mem_call *call)
+{
+  struct rec_entry e = { .kind = call->kind, .offset = call->offset, .len = call->len };
+
+  if (call->data) {
+    e.data = xalloc (call->len);
+    memcpy (e.data, call->data, call->len);
+  }
+  append (r, e);
+}
+
+void
+rec_mark (struct recorder *r, unsigned mark, size_t subject)
+{
+  append (r, (struct rec_entry){ .kind = REC_MARK, .mark = mark, .subject = subject });
+}
+
+/* ---- replay ---------------------------------------------------------------------------------- */
+
+const char *
+cut_name (enum cut cut)
+{
+  static const char *const name[CUTS] = { "everything",  "only what was synced",
+                                          "all but one", "one alone",
+                                          "some writes", "some writes, one torn",
+                                          "some sectors" };
+
+  return name[cut];
+}
+
+void
+replay_init (struct replay *p, const struct recorder *r)
+{
+  *p = (struct replay){ .rec = r };
+  p->stable.name = (char *)"replay";
+  mem_set (&p->stable, r->start, r->start_size);
+}
+
+void
+replay_free (struct replay *p)
+{
+  free (p->stable.data);
+  free (p->pending);
+  free (p->lost);
+}
+
+/* Does the bytes [from, to) of what E did. */
+static void
+apply_part (struct mem_file *f, const struct rec_entry *e, uint64_t from, uint64_t to)
+{
+  uint64_t end;
+
+  switch (e->kind) {
+  case MEM_WRITE:
+    if (to > f->size)
+      mem_resize (f, to);
+    memcpy (f->data + from, e->data + (from - e->offset), to - from);
+    break;
+  case MEM_ZERO:
+    end = to < f->size ? to : f->size;
+    if (from < end)
+      memset (f->data + from, 0, end - from);
+    break;
+  case MEM_ALLOCATE:
+    if (to > f->size)
+      mem_resize (f, to);
+    break;
+  default:
+    mem_resize (f, e->len);
+  }
+}
+
+static void
+apply (struct mem_file *f, const struct rec_entry *e)
+{
+  apply_part (f, e, e->offset, e->offset + e->len);
+}
+
+static void
+settle (struct replay *p)
+{
+  size_t kept = 0;
+
+  for (size_t i = 0; i < p->n_pending; ++i) {
+    if (i >= p->sync_covers) {
+      p->pending[kept] = p->pending[i];
+      p->lost[kept++] = p->lost[i];
+    } else if (!p->lost[i])
+      apply (&p->stable, &p->rec->entry[p->pending[i]]);
+  }
+  p->n_pending = kept;
+  p->sync_covers = 0;
+}
+
+const struct rec_entry *
+replay_step (struct replay *p)
+{
+  const struct rec_entry *e;
+
+  if (p->next == p->rec->n)
+    return NULL;
+  e = &p->rec->entry[p->next];
+  switch (e->kind) {
+  case MEM_WRITE:
+  case MEM_ZERO:
+  case MEM_ALLOCATE:
+  case MEM_TRUNCATE:
+    if (p->n_pending == p->capacity) {
+      p->capacity = p->capacity ? 2 * p->capacity : 64;
+      p->pending = realloc (p->pending, p->capacity * sizeof *p->pending);
+      p->lost = realloc (p->lost, p->capacity * sizeof *p->lost);
+      if (!p->pending || !p->lost)
+        die ("out of memory");
+    }
+    p->lost[p->n_pending] = false;
+    p->pending[p->n_pending++] = p->next;
+    break;
+  case MEM_SYNC:
+    p->sync_covers = p->n_pending;
+    break;
+  case MEM_SYNCED:
+    settle (p);
+    break;
+  case MEM_SYNC_FAILED:
+    memset (p->lost, true, p->n_pending * sizeof *p->lost);
+    break;
+  }
+  ++p->next;
+  return e;
+}
+
+static void
+apply_sectors (struct mem_file *f, const struct rec_entry *e, uint64_t percent, uint64_t *random)
+{
+  uint64_t end = e->offset + e->len;
+
+  if (e->kind == MEM_TRUNCATE) {
+    if (random_below (random, 100) < percent)
+      apply (f, e);
+    return;
+  }
+  for (uint64_t from = e->offset; from < end;) {
+    uint64_t to = (from / SECTOR + 1) * SECTOR;
+
+    to = to < end ? to : end;
+    if (random_below (random, 100) < percent)
+      apply_part (f, e, from, to);
+    from = to;
+  }
+}
+
+static void
+apply_torn (struct mem_file *f, const struct rec_entry *e, uint64_t *random)
+{
+  uint64_t sectors = (e->offset + e->len) / SECTOR - e->offset / SECTOR;
+  uint64_t to = (e->offset / SECTOR + random_below (random, sectors + 1)) * SECTOR;
+
+  if (to > e->offset && e->kind != MEM_TRUNCATE)
+    apply_part (f, e, e->offset, to);
+}
+
+void
+replay_cut (const struct replay *p, enum cut cut, uint64_t *random, struct mem_file *f)
+{
+  static const uint64_t percents[] = { 15, 50, 85 };
+  uint64_t percent = percents[random_below (random, 3)];
+  size_t one = random_below (random, p->n_pending);
+
+  mem_set (f, p->stable.data, p->stable.size);
+  for (size_t i = 0; i < p->n_pending && cut != CUT_NONE; ++i) {
+    const struct rec_entry *e = &p->rec->entry[p->pending[i]];
+    bool some = random_below (random, 100) < percent;
+
+    switch (cut) {
+    case CUT_SECTORS:
+      apply_sectors (f, e, percent, random);
+      break;
+    case CUT_TORN:
+      if (i == one)
+        apply_torn (f, e, random);
+      else if (some)
+        apply (f, e);
+      break;
+    default:
+      if (cut == CUT_ALL || (cut == CUT_MISSING && i != one) || (cut == CUT_ONLY && i == one) ||
+          (cut == CUT_SUBSET && some))
+        apply (f, e);
+    }
+  }
+}

@@ -1,0 +1,595 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Workloads: see workload.h.
+ */
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "images.h"
+
+#define MAX_IO (256u << 10)
+
+/* No disk is larger, so that a state can be made and looked at in a millisecond. */
+#define MAX_DISK (1u << 20)
+
+#define MIXED                                                                                      \
+  {                                                                                                \
+    .small = 30, .cluster = 15, .large = 5, .zero = 12, .discard = 12, .read = 10, .flush = 16     \
+  }
+
+const struct workload workloads[] = {
+  { .name = "fresh",
+    .version = 3,
+    .clusters = 300,
+    .threads = 1,
+    .operations = 50,
+    .mix = { .small = 40, .cluster = 20, .large = 10, .read = 10, .flush = 20 } },
+  { .name = "fresh-v2",
+    .version = 2,
+    .clusters = 300,
+    .threads = 1,
+    .operations = 50,
+    .mix = MIXED },
+  { .name = "overwrite",
+    .version = 3,
+    .clusters = 100,
+    .threads = 1,
+    .operations = 50,
+    .fill = 120,
+    .mix = { .small = 50, .cluster = 20, .large = 5, .read = 10, .flush = 15 } },
+  { .name = "overlay",
+    .image = IMAGE_OVERLAY,
+    .version = 3,
+    .clusters = 100,
+    .threads = 1,
+    .operations = 50,
+    .mix = MIXED },
+  { .name = "overlay-v2",
+    .image = IMAGE_OVERLAY,
+    .version = 2,
+    .clusters = 100,
+    .threads = 1,
+    .operations = 50,
+    .mix = MIXED },
+  { .name = "snapshot",
+    .image = IMAGE_SNAPSHOT,
+    .version = 3,
+    .clusters = 200,
+    .threads = 1,
+    .operations = 50,
+    .mix = MIXED },
+  { .name = "snapshot-v2",
+    .image = IMAGE_SNAPSHOT,
+    .version = 2,
+    .cluster_bits = 9,
+    .clusters = 400,
+    .threads = 1,
+    .operations = 50,
+    .mix = MIXED },
+  { .name = "compressed",
+    .image = IMAGE_COMPRESSED,
+    .version = 3,
+    .clusters = 200,
+    .threads = 1,
+    .operations = 50,
+    .mix = MIXED },
+  { .name = "discard",
+    .version = 3,
+    .clusters = 100,
+    .threads = 1,
+    .operations = 60,
+    .fill = 60,
+    .mix = { .small = 15, .cluster = 30, .large = 3, .zero = 10, .discard = 25, .flush = 17 } },
+  { .name = "zero",
+    .image = IMAGE_OVERLAY,
+    .version = 3,
+    .clusters = 100,
+    .threads = 1,
+    .operations = 60,
+    .fill = 60,
+    .mix = { .small = 25, .cluster = 15, .zero = 40, .discard = 3, .flush = 17 } },
+  { .name = "growth",
+    .version = 3,
+    .cluster_bits = 9,
+    .refcount_bits = 64,
+    .clusters = 9000,
+    .threads = 1,
+    .operations = 30,
+    .fill = 38,
+    .mix = { .large = 60, .small = 10, .discard = 5, .flush = 25 } },
+  { .name = "growth-threads",
+    .version = 3,
+    .cluster_bits = 9,
+    .refcount_bits = 64,
+    .clusters = 9000,
+    .threads = 3,
+    .operations = 20,
+    .fill = 38,
+    .mix = { .large = 60, .small = 10, .discard = 5, .flush = 25 } },
+  { .name = "header",
+    .image = IMAGE_FOREIGN_OVERLAY,
+    .version = 3,
+    .clusters = 100,
+    .threads = 1,
+    .operations = 12,
+    .mix = MIXED },
+  { .name = "header-v2",
+    .image = IMAGE_FOREIGN,
+    .version = 2,
+    .clusters = 100,
+    .threads = 1,
+    .operations = 12,
+    .mix = MIXED },
+  { .name = "lazy",
+    .image = IMAGE_FOREIGN,
+    .version = 3,
+    .clusters = 100,
+    .threads = 1,
+    .operations = 40,
+    .lazy = true,
+    .mix = MIXED },
+  { .name = "dirty",
+    .image = IMAGE_DIRTY,
+    .version = 3,
+    .cluster_bits = 12,
+    .refcount_bits = 16,
+    .clusters = 100,
+    .threads = 1,
+    .operations = 10,
+    .lazy = true,
+    .mix = MIXED },
+  { .name = "device",
+    .version = 3,
+    .clusters = 100,
+    .threads = 1,
+    .operations = 40,
+    .device = true,
+    .mix = MIXED },
+  { .name = "plain",
+    .image = IMAGE_OVERLAY,
+    .version = 3,
+    .clusters = 100,
+    .threads = 1,
+    .operations = 40,
+    .plain = true,
+    .mix = MIXED },
+  { .name = "threads",
+    .version = 3,
+    .clusters = 200,
+    .threads = 4,
+    .operations = 25,
+    .mix = MIXED },
+  { .name = "overlay-threads",
+    .image = IMAGE_OVERLAY,
+    .version = 3,
+    .clusters = 60,
+    .threads = 4,
+    .operations = 25,
+    .mix = MIXED },
+  { .name = "snapshot-threads",
+    .image = IMAGE_SNAPSHOT,
+    .version = 3,
+    .clusters = 150,
+    .threads = 4,
+    .operations = 25,
+    .mix = MIXED },
+};
+const size_t n_workloads = sizeof workloads / sizeof workloads[0];
+
+/* ---- before and after ------------------------------------------------------------------------ */
+
+static void
+choose_geometry (struct run *run, uint64_t *random)
+{
+  static const unsigned cluster_bits[] = { 9, 9, 10, 12, 12, 14, 16 };
+  static const unsigned refcount_bits[] = { 1, 2, 4, 8, 16, 16, 32, 64 };
+  const struct workload *w = run->w;
+  uint64_t clusters = w->clusters, most;
+  unsigned from = w->image == IMAGE_SNAPSHOT ? 2 : w->image == IMAGE_COMPRESSED ? 4 : 0;
+
+  run->cluster_bits = w->cluster_bits ? w->cluster_bits : cluster_bits[random_below (random, 7)];
+  run->refcount_bits = w->version == 2    ? 16
+                       : w->refcount_bits ? w->refcount_bits
+                                          : refcount_bits[from + random_below (random, 8 - from)];
+  most = MAX_DISK >> run->cluster_bits;
+  if (!w->cluster_bits && clusters > most)
+    clusters = most;
+  /* The disk ends inside its last cluster. */
+  run->size = (clusters << run->cluster_bits) - (run->cluster_bits > 9 ? 512 : 0);
+  run->opts.l2_cache_size = (uint64_t)(random_below (random, 3) * 4) << run->cluster_bits;
+  run->opts.refcount_cache_size = (uint64_t)(random_below (random, 3) * 2) << run->cluster_bits;
+  if (w->version >= 3 && run->seed % 2 == 0)
+    workload_keep_state (run);
+}
+
+void
+workload_keep_state (struct run *run)
+{
+  run->opts.state_dir = images_state_directory ();
+  /* It reserves room for all that the caches may hold. */
+  if (run->opts.l2_cache_size == 0)
+    run->opts.l2_cache_size = 16ull << run->cluster_bits;
+  if (run->opts.refcount_cache_size == 0)
+    run->opts.refcount_cache_size = 8ull << run->cluster_bits;
+}
+
+bool
+workload_prepare (struct run *run, const struct workload *w, uint64_t seed)
+{
+  uint64_t random = random_seed (seed * 31 + strlen (w->name) + w->clusters);
+
+  *run = (struct run){ .w = w, .seed = seed };
+  mem_store_init (&run->store);
+  run->top = mem_add (&run->store, "top");
+  q_open_options_init (&run->opts);
+  run->opts.discard = true;
+  run->opts.opener = &run->store.opener;
+  choose_geometry (run, &random);
+  run->contents = xalloc (run->size);
+  if (!images_make (run)) {
+    mem_store_free (&run->store);
+    free (run->contents);
+    return false;
+  }
+  pthread_mutex_init (&run->lock, NULL);
+  expect_init (&run->live, run->contents, run->size);
+  run->op = xalloc ((size_t)w->threads * w->operations * sizeof *run->op);
+  return true;
+}
+
+void
+workload_free (struct run *run)
+{
+  for (size_t i = 0; i < run->n_ops; ++i)
+    free (run->op[i].zeroed);
+  free (run->op);
+  free (run->contents);
+  expect_free (&run->live);
+  mem_store_free (&run->store);
+  pthread_mutex_destroy (&run->lock);
+}
+
+int
+workload_open (struct run *run, struct q_error *err)
+{
+  if (run->opts.state_dir)
+    images_lose_state ();
+  return q_open (&run->img, "top", &run->opts, err);
+}
+
+static void
+mark (struct run *run, enum workload_mark m, size_t subject)
+{
+  if (run->rec)
+    rec_mark (run->rec, m, subject);
+}
+
+int
+workload_close (struct run *run, struct q_error *err)
+{
+  int r = q_close (&run->img, err);
+
+  if (r == 0)
+    mark (run, MARK_CLOSED, run->now);
+  return r;
+}
+
+void
+workload_fail (struct run *run, const char *fmt, ...)
+{
+  va_list ap;
+
+  pthread_mutex_lock (&run->lock);
+  if (!run->failure[0]) {
+    va_start (ap, fmt);
+    vsnprintf (run->failure, sizeof run->failure, fmt, ap);
+    va_end (ap);
+  }
+  pthread_mutex_unlock (&run->lock);
+}
+
+/* ---- one operation --------------------------------------------------------------------------- */
+
+static int
+check_error (struct guest *g, const char *what, int r)
+{
+  const struct run *run = g->run;
+
+  if (r < 0 && (run->storm == 0 || (r != -run->storm && !(r == -EROFS && run->may_stick))))
+    workload_fail (g->run, "%s: %s", what, strerror (-r));
+  return r;
+}
+
+static struct guest_op *
+begin (struct guest *g, enum guest_kind kind, uint64_t offset, uint64_t len)
+{
+  struct run *run = g->run;
+  struct guest_op *op;
+
+  pthread_mutex_lock (&run->lock);
+  op = &run->op[run->n_ops++];
+  *op = (struct guest_op){ .kind = kind, .offset = offset, .len = len, .seed = g->random };
+  expect_begin (&run->live, op);
+  mark (run, MARK_BEGUN, (size_t)(op - run->op));
+  pthread_mutex_unlock (&run->lock);
+  return op;
+}
+
+static void
+done (struct guest *g, struct guest_op *op)
+{
+  struct run *run = g->run;
+
+  pthread_mutex_lock (&run->lock);
+  op->when = ++run->now;
+  expect_done (&run->live, op);
+  expect_settle_op (&run->live, op);
+  mark (run, MARK_DONE, (size_t)(op - run->op));
+  pthread_mutex_unlock (&run->lock);
+}
+
+/* As a server's loop does it: what needs no waiting by steps, the rest by the blocking call. */
+static int
+write_in_steps (struct guest *g, const uint8_t *buf, uint64_t offset, uint64_t len)
+{
+  while (len > 0) {
+    struct q_write_plan plan;
+    q_pin_t pin = q_pin ();
+    int r = q_write_begin (g->run->img, offset, len, Q_NOWAIT, &plan);
+
+    if (r == 0 && random_below (&g->random, 8) == 0) {
+      q_write_abort (&plan); /* a client that went away: nothing has changed */
+      q_unpin (pin);
+      continue;
+    }
+    if (r == 0) {
+      r = q_write_data (&plan, buf);
+      if (r == 0)
+        q_write_commit (&plan);
+      else
+        q_write_abort (&plan);
+    }
+    q_unpin (pin);
+    if (r == -EAGAIN)
+      return q_pwrite (g->run->img, buf, offset, len);
+    if (r < 0)
+      return r;
+    buf += plan.len;
+    offset += plan.len;
+    len -= plan.len;
+  }
+  return 0;
+}
+
+int
+guest_write (struct guest *g, uint64_t offset, uint64_t len)
+{
+  struct guest_op *op = begin (g, GUEST_WRITE, offset, len);
+  int r;
+
+  guest_fill (op->seed, offset, len, g->buf);
+  r = g->steps && random_below (&g->random, 3) == 0 ? write_in_steps (g, g->buf, offset, len)
+                                                    : q_pwrite (g->run->img, g->buf, offset, len);
+  if (r == 0)
+    done (g, op);
+  return check_error (g, "write", r);
+}
+
+int
+guest_zero (struct guest *g, uint64_t offset, uint64_t len, unsigned flags)
+{
+  struct guest_op *op = begin (g, GUEST_ZERO, offset, len);
+  int r = q_zero (g->run->img, offset, len, flags | Q_ZERO_FAST);
+
+  if (r == -ENOTSUP)
+    r = q_zero (g->run->img, offset, len, flags);
+  if (r == 0)
+    done (g, op);
+  return check_error (g, "write zeroes", r);
+}
+
+int
+guest_read (struct guest *g, uint64_t offset, uint64_t len)
+{
+  struct run *run = g->run;
+  uint64_t bad;
+  bool good;
+  int r = q_pread (run->img, g->buf, offset, len);
+
+  if (r < 0)
+    return check_error (g, "read", r);
+  pthread_mutex_lock (&run->lock);
+  good = expect_check (&run->live, offset, len, g->buf, &bad);
+  pthread_mutex_unlock (&run->lock);
+  if (!good)
+    workload_fail (run, "while running: byte %llu reads as %#x", (unsigned long long)bad,
+                   g->buf[bad - offset]);
+  return 0;
+}
+
+/* What a discard does is the engine's choice: it is what is read after it. */
+int
+guest_discard (struct guest *g, uint64_t offset, uint64_t len)
+{
+  struct guest_op *op = begin (g, GUEST_DISCARD, offset, len);
+  uint64_t first = offset / BLOCK, blocks = (offset + len - 1) / BLOCK - first + 1;
+  int r = q_discard (g->run->img, offset, len);
+
+  if (r == 0)
+    r = q_pread (g->run->img, g->buf, offset, len);
+  if (r < 0)
+    return check_error (g, "discard", r);
+  op->zeroed = xalloc (blocks);
+  memset (op->zeroed, 1, blocks);
+  for (uint64_t i = 0; i < len; ++i)
+    if (g->buf[i] != 0)
+      op->zeroed[(offset + i) / BLOCK - first] = 0;
+  done (g, op);
+  /* Whatever it left, it must be something that was there. */
+  return guest_read (g, offset, len);
+}
+
+int
+workload_flush (struct run *run)
+{
+  uint64_t asked;
+  int r;
+
+  pthread_mutex_lock (&run->lock);
+  asked = run->now;
+  pthread_mutex_unlock (&run->lock);
+  r = q_flush (run->img);
+  if (r == 0)
+    mark (run, MARK_FLUSHED, asked);
+  return r;
+}
+
+/* ---- many ------------------------------------------------------------------------------------ */
+
+static void
+choose_range (struct guest *g, uint64_t max, bool aligned, uint64_t *offset, uint64_t *len)
+{
+  uint64_t space = g->to - g->from, cluster = 1ull << g->run->cluster_bits;
+
+  max = max < space ? max : space;
+  max = max < MAX_IO ? max : MAX_IO;
+  *len = 1 + random_below (&g->random, max);
+  *offset = g->from + random_below (&g->random, space - *len + 1);
+  if (aligned) {
+    uint64_t start = *offset / cluster * cluster;
+
+    *offset = start >= g->from ? start : *offset;
+    *len = (*len + cluster - 1) / cluster * cluster;
+    if (*len > g->to - *offset)
+      *len = g->to - *offset;
+    if (*len > MAX_IO)
+      *len = MAX_IO;
+  }
+}
+
+void
+guest_operate (struct guest *g)
+{
+  const struct workload_mix *m = &g->run->w->mix;
+  uint64_t total = m->small + m->cluster + m->large + m->zero + m->discard + m->read + m->flush;
+  uint64_t pick = random_below (&g->random, total), cluster = 1ull << g->run->cluster_bits;
+  uint64_t offset, len;
+  bool aligned = random_below (&g->random, 3) > 0;
+
+  if (pick < m->small) {
+    choose_range (g, 4096, false, &offset, &len);
+    guest_write (g, offset, len);
+  } else if ((pick -= m->small) < m->cluster) {
+    choose_range (g, 4 * cluster, true, &offset, &len);
+    guest_write (g, offset, len);
+  } else if ((pick -= m->cluster) < m->large) {
+    choose_range (g, MAX_IO, aligned, &offset, &len);
+    guest_write (g, offset, len);
+  } else if ((pick -= m->large) < m->zero) {
+    choose_range (g, 8 * cluster, aligned, &offset, &len);
+    guest_zero (g, offset, len, random_below (&g->random, 2) ? Q_ZERO_UNMAP : 0);
+  } else if ((pick -= m->zero) < m->discard) {
+    choose_range (g, 8 * cluster, true, &offset, &len);
+    guest_discard (g, offset, len);
+  } else if ((pick -= m->discard) < m->read) {
+    choose_range (g, MAX_IO, false, &offset, &len);
+    guest_read (g, offset, len);
+  } else
+    check_error (g, "flush", workload_flush (g->run));
+}
+
+static bool
+has_failed (struct run *run)
+{
+  bool failed;
+
+  pthread_mutex_lock (&run->lock);
+  failed = run->failure[0] != '\0';
+  pthread_mutex_unlock (&run->lock);
+  return failed;
+}
+
+static void *
+work (void *opaque)
+{
+  struct guest *g = opaque;
+
+  for (unsigned i = 0; i < g->run->w->operations && !has_failed (g->run); ++i)
+    guest_operate (g);
+  return NULL;
+}
+
+void
+guest_init (struct guest *g, struct run *run, unsigned index, uint64_t from, uint64_t to)
+{
+  *g = (struct guest){
+    .run = run,
+    .from = from,
+    .to = to,
+    .random = random_seed (run->seed * 64 + index),
+    .steps = true,
+    .buf = xalloc (run->size < MAX_IO ? MAX_IO : run->size),
+  };
+}
+
+void
+guest_free (struct guest *g)
+{
+  free (g->buf);
+}
+
+void
+workload_run (struct run *run)
+{
+  unsigned n = run->w->threads;
+  struct guest *g = xalloc (n * sizeof *g);
+  pthread_t *id = xalloc (n * sizeof *id);
+
+  for (unsigned i = 0; i < n; ++i)
+    guest_init (&g[i], run, i, i == 0 ? 0 : run->size / n * i + 333,
+                i + 1 == n ? run->size : run->size / n * (i + 1) + 333);
+  if (n == 1)
+    work (&g[0]);
+  else {
+    for (unsigned i = 0; i < n; ++i)
+      if (pthread_create (&id[i], NULL, work, &g[i]) != 0)
+        die ("cannot start a thread");
+    for (unsigned i = 0; i < n; ++i)
+      pthread_join (id[i], NULL);
+  }
+  for (unsigned i = 0; i < n; ++i)
+    guest_free (&g[i]);
+  free (id);
+  free (g);
+}
+
+bool
+workload_compare (struct q_image *img, const struct expect *x, uint64_t *bad, uint8_t *byte)
+{
+  uint8_t *buf = xalloc (MAX_IO);
+  bool good = true;
+
+  for (uint64_t at = 0; good && at < x->size; at += MAX_IO) {
+    uint64_t n = x->size - at < MAX_IO ? x->size - at : MAX_IO;
+    int r = q_pread (img, buf, at, n);
+
+    if (r < 0)
+      die ("read of %llu bytes at %llu: %s", (unsigned long long)n, (unsigned long long)at,
+           strerror (-r));
+    good = expect_check (x, at, n, buf, bad);
+    if (!good)
+      *byte = buf[*bad - at];
+  }
+  free (buf);
+  return good;
+}
+
+void
+workload_cleanup (void)
+{
+  images_cleanup ();
+}

@@ -1,0 +1,132 @@
+#!/bin/sh
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# The model test on images that qemu-img makes: version, cluster size, refcount width, lazy refcounts,
+# compression, what is below, internal snapshots, cache size and threads are all drawn from SEED.
+# Afterwards qemu-img check finds nothing, QEMU reads the same contents as the engine, and snapshots and
+# backing files are what they were.
+#
+# NBDCOW_MODEL_RUNS says how many images (default 24); run I of seed S is run 0 of seed S + I.
+
+. "${SRCDIR:-$(dirname "$0")}/functions.sh"
+requires qemu-img qemu-io
+requires_file "${BUILDDIR:-}/model/model" model
+use_seed
+runs=${NBDCOW_MODEL_RUNS:-24}
+
+# pick N: sets PICK to a number below N.
+pick ()
+{
+  state=$(((state * 1103515245 + 12345) & 0x7fffffff))
+  PICK=$(((state >> 8) % $1))
+}
+
+# text FIRST SIZE FILE: bytes that differ everywhere and can be compressed.
+text ()
+{
+  { seq $(($1 % 1000000)) 99999999 2>/dev/null || :; } | head -c "$2" >"$3"
+}
+
+# choose_options: sets options, cluster, bits and size.
+choose_options ()
+{
+  pick 13
+  cluster=$((512 << PICK))
+  pick 7
+  bits=$((1 << PICK))
+  pick 4
+  if [ "$PICK" = 0 ]; then
+    bits=16 options=compat=0.10
+  else
+    options=compat=1.1,refcount_bits=$bits
+    pick 3
+    [ "$PICK" != 0 ] || options=$options,lazy_refcounts=on
+    pick 3
+    [ "$PICK" != 0 ] || options=$options,compression_type=zstd
+  fi
+  options=$options,cluster_size=$cluster
+  pick 24576
+  size=$(((PICK + 10) * 512))
+  [ "$cluster" -ge 4096 ] || size=$((size / 2048 * 512 + 1536))
+}
+
+# make_image: disk.qcow2 with contents of some kind, and what it stands on.
+make_image ()
+{
+  pick 6
+  content=$PICK
+  below=
+  case $content in
+  0 | 1)
+    pick 3
+    text "$seed" $((size * (PICK + 1) / 2 / 512 * 512)) base.raw
+    if [ "$content" = 0 ]; then
+      below="-b base.raw -F raw"
+    else
+      qemu-img convert -c -f raw -O qcow2 base.raw base.qcow2
+      qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 -o cluster_size=4096 mid.qcow2
+      qemu-io -f qcow2 -c "write -P 77 0 1536" mid.qcow2 >/dev/null
+      below="-b mid.qcow2 -F qcow2"
+    fi
+    ;;
+  2)
+    text "$seed" "$size" content.raw
+    qemu-img convert -c -f raw -O qcow2 -o "$options" content.raw disk.qcow2
+    return
+    ;;
+  esac
+  # shellcheck disable=SC2086 # two options
+  qemu-img create -q -f qcow2 -o "$options" $below disk.qcow2 "$size"
+  if [ "$content" = 3 ] && [ "$bits" -gt 1 ]; then
+    qemu-io -f qcow2 -c "write -P 7 0 $((size / 1024 * 512))" disk.qcow2 >/dev/null
+    qemu-img snapshot -c before disk.qcow2
+    qemu-img convert -f qcow2 -l before -O raw disk.qcow2 before.raw
+  fi
+}
+
+run ()
+{
+  state=$((seed & 0x7fffffff))
+  choose_options
+  rm -f ./*.raw ./*.qcow2
+  make_image
+  set -- -s "$seed"
+  pick 3
+  [ "$PICK" != 0 ] || set -- "$@" -l $((cluster * 3))
+  pick 4
+  [ "$PICK" != 0 ] || set -- "$@" -d
+  pick 2
+  if [ "$PICK" = 0 ]; then
+    set -- "$@" -c -t 1 -n 300
+  else
+    set -- "$@" -t 6 -n 600
+  fi
+  what="seed $seed: $options, $size bytes, contents $content, model $*"
+  for file in base.raw mid.qcow2; do
+    [ ! -e $file ] || digest $file >"sum.$file"
+  done
+
+  timeout 120 "$BUILDDIR/model/model" "$@" disk.qcow2 >log 2>&1 || {
+    status=$?
+    tail -n 20 log >&2
+    fail "$what: status $status"
+  }
+  check_image disk.qcow2 || fail "$what"
+  "$BUILDDIR/model/contents" disk.qcow2 contents.raw || fail "$what"
+  same_contents disk.qcow2 qcow2 contents.raw raw || fail "$what"
+  for file in base.raw mid.qcow2; do
+    [ ! -e $file ] || unchanged "$(cat "sum.$file")" $file || fail "$what"
+  done
+  if [ -e before.raw ]; then
+    qemu-img convert -f qcow2 -l before -O raw disk.qcow2 after.raw
+    cmp before.raw after.raw || fail "$what: the snapshot's contents were changed"
+  fi
+}
+
+i=0
+while [ $i -lt "$runs" ]; do
+  seed=$((SEED + i))
+  run
+  i=$((i + 1))
+done
+echo "$test_name: $runs images"
