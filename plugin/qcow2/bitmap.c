@@ -32,28 +32,11 @@ struct q_bitmap {
 
 /* ---- the directory -------------------------------------------------------------------------- */
 
+/* The entry at *POS of the directory; moves *POS to the next. */
 static int
-read_directory (struct q_image *img, uint8_t **buf, struct q_error *err)
+parse_entry (struct q_image *img, uint64_t *pos, struct entry *e, struct q_error *err)
 {
-  int r;
-
-  *buf = malloc (img->bitmap_dir_size);
-  if (!*buf)
-    return q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
-  r = q_file_pread (img->file, *buf, img->bitmap_dir_size, img->bitmap_dir_offset);
-  if (r < 0) {
-    q_fail (err, r, "%s: cannot read the bitmap directory: %s", img->filename, strerror (-r));
-    free (*buf);
-    *buf = NULL;
-  }
-  return r;
-}
-
-/* The entry at *POS of the directory in BUF; moves *POS to the next. */
-static int
-parse_entry (struct q_image *img, const uint8_t *buf, uint64_t *pos, struct entry *e,
-             struct q_error *err)
-{
+  const uint8_t *buf = img->bitmap_dir;
   uint64_t left = img->bitmap_dir_size - *pos, length;
   struct qcow2_bitmap d;
 
@@ -79,20 +62,63 @@ parse_entry (struct q_image *img, const uint8_t *buf, uint64_t *pos, struct entr
   return 0;
 }
 
+/* bitmap_lock held. */
+static int
+read_directory (struct q_image *img, struct q_error *err)
+{
+  uint64_t pos = 0;
+  struct entry e;
+  int r = 0;
+
+  if (img->bitmap_entry || img->nb_bitmaps == 0)
+    return 0;
+  img->bitmap_dir = malloc (img->bitmap_dir_size);
+  img->bitmap_entry = calloc (img->nb_bitmaps, sizeof *img->bitmap_entry);
+  if (!img->bitmap_dir || !img->bitmap_entry)
+    r = q_fail (err, -ENOMEM, "%s: out of memory for the bitmap directory", img->filename);
+  if (r == 0) {
+    r = q_file_pread (img->file, img->bitmap_dir, img->bitmap_dir_size, img->bitmap_dir_offset);
+    if (r < 0)
+      q_fail (err, r, "%s: cannot read the bitmap directory: %s", img->filename, strerror (-r));
+  }
+  for (unsigned i = 0; r == 0 && i < img->nb_bitmaps; ++i) {
+    img->bitmap_entry[i] = (uint32_t)pos;
+    r = parse_entry (img, &pos, &e, err);
+  }
+  if (r < 0) {
+    free (img->bitmap_dir);
+    free (img->bitmap_entry);
+    img->bitmap_dir = NULL;
+    img->bitmap_entry = NULL;
+  }
+  return r;
+}
+
+static int
+get_entry (struct q_image *img, unsigned index, struct entry *e, struct q_error *err)
+{
+  uint64_t pos;
+  int r;
+
+  pthread_mutex_lock (&img->bitmap_lock);
+  r = read_directory (img, err);
+  if (r == 0) {
+    pos = img->bitmap_entry[index];
+    r = parse_entry (img, &pos, e, err);
+  }
+  pthread_mutex_unlock (&img->bitmap_lock);
+  return r;
+}
+
 int
 q_get_bitmap (struct q_image *img, unsigned index, struct q_bitmap_info *info, struct q_error *err)
 {
   struct entry e;
-  uint64_t pos = 0;
-  uint8_t *buf;
   int r;
 
   if (index >= img->nb_bitmaps)
     return -ENOENT;
-  r = read_directory (img, &buf, err);
-  for (unsigned i = 0; r == 0 && i <= index; ++i)
-    r = parse_entry (img, buf, &pos, &e, err);
-  free (buf);
+  r = get_entry (img, index, &e, err);
   if (r == 0) {
     *info = (struct q_bitmap_info){ .granularity = 1ull << (e.granularity_bits & 63),
                                     .in_use = e.flags & Q_BITMAP_IN_USE,
@@ -105,19 +131,13 @@ q_get_bitmap (struct q_image *img, unsigned index, struct q_bitmap_info *info, s
 static int
 find_entry (struct q_image *img, const char *name, struct entry *e, struct q_error *err)
 {
-  uint64_t pos = 0;
-  uint8_t *buf = NULL;
-  bool found = false;
-  int r = img->nb_bitmaps > 0 ? read_directory (img, &buf, err) : 0;
+  for (unsigned i = 0; i < img->nb_bitmaps; ++i) {
+    int r = get_entry (img, i, e, err);
 
-  for (unsigned i = 0; r == 0 && !found && i < img->nb_bitmaps; ++i) {
-    r = parse_entry (img, buf, &pos, e, err);
-    found = r == 0 && strcmp (e->name, name) == 0;
+    if (r < 0 || strcmp (e->name, name) == 0)
+      return r;
   }
-  free (buf);
-  if (r == 0 && !found)
-    r = q_fail (err, -ENOENT, "%s: has no bitmap '%s'", img->filename, name);
-  return r;
+  return q_fail (err, -ENOENT, "%s: has no bitmap '%s'", img->filename, name);
 }
 
 /* ---- the bits ------------------------------------------------------------------------------- */

@@ -499,8 +499,12 @@ q_flush_frees_space (struct q_image *img)
 bool
 q_flush_is_due (struct q_image *img)
 {
-  return atomic_load (&img->needs_sync) ||
-         (img->format == Q_FORMAT_QCOW2 && has_dirty_metadata (img));
+  q_pin_t pin = q_pin (); /* the L1 table may be replaced */
+  bool due =
+      atomic_load (&img->needs_sync) || (img->format == Q_FORMAT_QCOW2 && has_dirty_metadata (img));
+
+  q_unpin (pin);
+  return due;
 }
 
 int

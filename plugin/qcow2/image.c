@@ -96,6 +96,8 @@ free_layer (struct q_image *img)
   q_snapshots_free (img);
   q_header_free (img);
   q_file_close (&img->file);
+  free (img->bitmap_dir);
+  free (img->bitmap_entry);
   free (img->limbo.entry);
   free (img->dropped.entry);
   for (int i = 0; i < Q_TABLE_STRIPES; ++i)
@@ -103,6 +105,7 @@ free_layer (struct q_image *img)
   pthread_mutex_destroy (&img->l2_cache_own.lock);
   pthread_mutex_destroy (&img->refblock_cache.lock);
   pthread_mutex_destroy (&img->resize_lock);
+  pthread_mutex_destroy (&img->bitmap_lock);
   pthread_mutex_destroy (&img->claim_lock);
   pthread_cond_destroy (&img->claim_released);
   pthread_mutex_destroy (&img->alloc_lock);
@@ -125,6 +128,7 @@ new_layer (const char *filename)
   pthread_mutex_init (&img->l2_cache_own.lock, NULL);
   pthread_mutex_init (&img->refblock_cache.lock, NULL);
   pthread_mutex_init (&img->resize_lock, NULL);
+  pthread_mutex_init (&img->bitmap_lock, NULL);
   pthread_mutex_init (&img->claim_lock, NULL);
   pthread_cond_init (&img->claim_released, NULL);
   pthread_mutex_init (&img->alloc_lock, NULL);
@@ -310,9 +314,6 @@ open_layer (struct q_image **layer, const char *filename, enum q_format format,
     r = find_format (img, format, top && opts->backing == Q_BACKING_PROBE, err);
   if (r == 0)
     r = img->format == Q_FORMAT_RAW ? open_raw (img, err) : open_qcow2 (img, opts, !top, err);
-  /* Writers flush when half of the tables that may be in memory are dirty. */
-  img->dirty_max = (img->l2_cache_own.max_bytes >> img->cluster_bits) / 2;
-  img->dirty_max = img->dirty_max < 4 ? 4 : img->dirty_max;
   if (r == 0 && img->backing_file)
     r = resolve_backing_name (img, err);
   if (r < 0) {
@@ -321,6 +322,9 @@ open_layer (struct q_image **layer, const char *filename, enum q_format format,
     free_layer (img);
     return r;
   }
+  /* Writers flush when half of the tables that may be in memory are dirty. */
+  img->dirty_max = (img->l2_cache_own.max_bytes >> img->cluster_bits) / 2;
+  img->dirty_max = img->dirty_max < 4 ? 4 : img->dirty_max;
   *layer = img;
   return 0;
 }
@@ -425,7 +429,8 @@ q_close (struct q_image **pimg, struct q_error *err)
 uint64_t
 q_size (const struct q_image *img)
 {
-  return atomic_load_explicit (&img->size, memory_order_relaxed);
+  /* Whoever sees a larger size sees the L1 table that goes with it (resize.c). */
+  return atomic_load_explicit (&img->size, memory_order_acquire);
 }
 
 uint32_t

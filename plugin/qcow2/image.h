@@ -178,6 +178,9 @@ struct q_image {
   char *data_file;
   uint32_t nb_bitmaps;
   uint64_t bitmap_dir_offset, bitmap_dir_size;
+  pthread_mutex_t bitmap_lock; /* the two below are made when first asked for (bitmap.c) */
+  uint8_t *bitmap_dir;         /* the directory as it is on disk */
+  uint32_t *bitmap_entry;      /* where each entry begins in it */
   uint64_t crypto_offset, crypto_length;
   struct q_snapshot *snapshots;
 
@@ -401,7 +404,8 @@ int q_limbo_release (struct q_image *img);
 void q_flush_hold (struct q_image *img);
 void q_flush_let_go (struct q_image *img);
 int q_flush_round (struct q_image *img);
-/* After -ENOSPC, holding nothing: true if a flush let go of clusters that may do for another try. */
+/* After -ENOSPC, holding nothing: true if a flush let go of clusters that may do for another try.
+ */
 bool q_flush_frees_space (struct q_image *img);
 /* Whether anything is not on stable storage yet. */
 bool q_flush_is_due (struct q_image *img);

@@ -107,20 +107,37 @@ open_file (struct q_image *img, const char *dir, struct q_error *err)
 
 /* ---- proof ---------------------------------------------------------------------------------- */
 
+static bool
+is_sane (const struct replay *p, const struct stat *st)
+{
+  const struct q_state_header *h = p->h;
+
+  return (uint64_t)st->st_size >= Q_STATE_SLOTS_OFFSET && h->magic == Q_STATE_MAGIC &&
+         h->version == Q_STATE_VERSION && h->file_bytes == (uint64_t)st->st_size &&
+         h->n_slots >= Q_STATE_FIRST &&
+         h->n_slots <= (h->file_bytes - Q_STATE_SLOTS_OFFSET) / sizeof (struct q_state_slot);
+}
+
+/* Whether there is anything that is not on disk. */
+static bool
+is_pending (const struct replay *p)
+{
+  for (uint32_t i = 0; i < p->h->n_slots; ++i)
+    if (atomic_load (&p->slot[i].in_use) &&
+        atomic_load (&p->slot[i].changed) != atomic_load (&p->slot[i].saved))
+      return true;
+  return false;
+}
+
 /* NULL, or why the file does not describe IMG. */
 static const char *
-disproof (const struct replay *p, const struct stat *st)
+disproof (const struct replay *p)
 {
   const struct q_state_header *h = p->h;
   struct qcow2_session session;
   int64_t changed;
   uint64_t disk_sequence;
 
-  if ((uint64_t)st->st_size < Q_STATE_SLOTS_OFFSET || h->magic != Q_STATE_MAGIC ||
-      h->version != Q_STATE_VERSION || h->file_bytes != (uint64_t)st->st_size ||
-      h->n_slots < Q_STATE_FIRST ||
-      h->n_slots > (h->file_bytes - Q_STATE_SLOTS_OFFSET) / sizeof (struct q_state_slot))
-    return "it is damaged";
   if (h->dev != p->img->file->dev || h->ino != p->img->file->ino)
     return "it belongs to another file";
   if (h->cluster_bits != p->img->cluster_bits || h->refcount_order != p->img->refcount_order)
@@ -432,7 +449,9 @@ try_replay (struct q_image *img, const struct stat *st, bool *replayed, struct q
   }
   if (p.mapped >= Q_STATE_SLOTS_OFFSET && !atomic_load (&p.h->valid))
     goto out; /* died before the session began */
-  wrong = disproof (&p, st);
+  wrong = is_sane (&p, st) ? disproof (&p) : "it is damaged";
+  if (wrong && is_sane (&p, st) && !is_pending (&p))
+    goto out; /* a server that had everything on disk: nothing to lose */
   if (!wrong)
     wrong = collect (&p);
   if (!wrong && p.n > 0)

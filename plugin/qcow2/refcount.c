@@ -212,9 +212,11 @@ set_in_block (struct q_image *img, struct q_table *t, uint64_t index, uint64_t c
   q_table_mark_dirty (t, (uint32_t)((index << img->refcount_order) >> 3), 1);
 }
 
-/* A fresh block for table index INDEX at host cluster CLUSTER, entered in the table. */
+/* A fresh block for table index INDEX at host cluster CLUSTER, entered in the table.  The first
+ * LEADING clusters of its range are counted before it is: the block's own cluster may be among
+ * them, and this process may be killed at any instant. */
 static struct q_table *
-new_block (struct q_image *img, uint64_t index, uint64_t cluster)
+new_block (struct q_image *img, uint64_t index, uint64_t cluster, uint64_t leading)
 {
   struct q_table *t = q_table_new (img, Q_TABLE_REFBLOCK, index, cluster << img->cluster_bits,
                                    (uint32_t)q_cluster_bytes (img));
@@ -222,6 +224,8 @@ new_block (struct q_image *img, uint64_t index, uint64_t cluster)
   if (!t)
     return NULL;
   t->fresh = true;
+  for (uint64_t i = 0; i < q_min (leading, q_refblock_entries (img)); ++i)
+    q_refblock_write (t->mem, img->refcount_order, i, 1);
   cache_insert (img, t);
   q_table_mark_dirty (t, 0, t->bytes);
   q_entry_set (img->reftable, (uint32_t)index, t->host);
@@ -288,7 +292,9 @@ grow_table (struct q_image *img, uint64_t index)
 
     img->reftable_entries = (uint32_t)entries;
     for (i = 0; i < blocks; ++i) {
-      struct q_table *b = new_block (img, old_index + i, first + i);
+      uint64_t left = blocks + table_clusters - i * per_block;
+      struct q_table *b = new_block (img, old_index + i, first + i,
+                                     i * per_block < blocks + table_clusters ? left : 0);
 
       if (!b) {
         /* Without its block the table's own clusters have no counts: take it all back. */
@@ -298,9 +304,6 @@ grow_table (struct q_image *img, uint64_t index)
         break;
       }
     }
-    if (r == 0)
-      for (i = 0; i < blocks + table_clusters; ++i)
-        set_in_block (img, refblock[old_index + i / per_block], i % per_block, 1);
   }
   if (r < 0)
     return q_stick (img, r, "growing the refcount table");
@@ -358,10 +361,9 @@ get_or_make_block (struct q_image *img, uint64_t index, unsigned flags, struct q
   r = q_alloc_reserve_space (img, cluster, 1);
   if (r < 0)
     return r;
-  *t = new_block (img, index, cluster);
+  *t = new_block (img, index, cluster, 1);
   if (!*t)
     return -ENOMEM;
-  set_in_block (img, *t, 0, 1);
   q_alloc_raise (img, cluster, 1);
   return 0;
 }
@@ -431,7 +433,6 @@ static int
 take_fresh_range (struct q_image *img, uint64_t count, uint64_t *cluster)
 {
   uint64_t per_block = q_refblock_entries (img), blocks = q_div_up (count, per_block - 1), index, i;
-  struct q_table *t;
   int r = 0;
 
   index = q_div_up (q_highest_offset (img) >> img->cluster_bits, per_block);
@@ -452,15 +453,8 @@ take_fresh_range (struct q_image *img, uint64_t count, uint64_t *cluster)
   *cluster = index * per_block + blocks;
   r = q_alloc_reserve_space (img, index * per_block, blocks + count);
   for (i = 0; r == 0 && i < blocks; ++i)
-    if (!new_block (img, index + i, index * per_block + i))
+    if (!new_block (img, index + i, index * per_block + i, blocks + count - i * per_block))
       r = q_stick (img, -ENOMEM, "making refcount blocks");
-  for (i = 0; r == 0 && i < blocks + count; ++i) {
-    uint64_t c = index * per_block + i;
-
-    r = get_block (img, c / per_block, 0, &t);
-    if (r == 0)
-      set_in_block (img, t, c % per_block, 1);
-  }
   if (r == 0)
     q_alloc_raise (img, index * per_block, blocks + count);
   return r;
