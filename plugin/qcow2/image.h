@@ -20,7 +20,7 @@
 #include "probe.h"
 #include "qcow2.h"
 
-#define Q_TABLE_STRIPES 64
+#define Q_TABLE_STRIPES 32
 
 /* ---- tables: cached metadata (table.c) ------------------------------------------------------ */
 
