@@ -56,7 +56,6 @@ check("size", h.get_size(), 8 * M)
 check("read only", h.is_read_only(), False)
 for flag in ("flush", "fua", "trim", "zero", "fast_zero", "cache", "multi_conn", "df"):
     check("can_" + flag, getattr(h, "can_" + flag)(), True)
-check("rotational", h.is_rotational(), False)
 check("structured replies", h.get_structured_replies_negotiated(), True)
 preferred = h.get_block_size(nbd.SIZE_PREFERRED)
 if preferred < 512 or preferred & preferred - 1:

@@ -302,6 +302,7 @@ try_instants (struct run *run, const struct watch *w, double until, struct count
   struct expect x;
 
   expect_init (&x, run->contents, run->size);
+  run->least = 0;
   for (i = 0; good && i < w->n && (until == 0 || monotonic () < until); ++i) {
     for (; at < w->instant[i].entries; ++at) {
       const struct rec_entry *e = &w->rec.entry[at];
@@ -311,7 +312,8 @@ try_instants (struct run *run, const struct watch *w, double until, struct count
       else if (e->kind == REC_MARK && e->mark == MARK_DONE) {
         expect_done (&x, &run->op[e->subject]);
         expect_settle_op (&x, &run->op[e->subject]);
-      }
+      } else if (e->kind == REC_MARK && e->mark == MARK_GROWN)
+        run->least = e->subject;
     }
     rebuild (&w->rec, at, f);
     ++n->instants;
@@ -400,7 +402,7 @@ main (int argc, char **argv)
       double now = monotonic (), share = seconds / (double)n_workloads;
       struct run run;
 
-      if (w->threads > 1 || w->version < 3 || w->image == IMAGE_DIRTY || w->clusters > 1000 ||
+      if (w->threads > 1 || w->version < 3 || w->image == IMAGE_DIRTY ||
           (only && strcmp (only, w->name) != 0) || now > start + seconds ||
           !workload_prepare (&run, w, seed))
         continue;

@@ -202,9 +202,11 @@ make_own (struct run *run)
     create (run, "base", size, NULL);
     fill (run, "base", size, 120, run->contents, run->seed * 3 + 1);
   }
-  create (run, "top", run->size, w->image == IMAGE_OVERLAY ? "base" : NULL);
+  create (run, "top", run->disk, w->image == IMAGE_OVERLAY ? "base" : NULL);
+  /* What the disk grows over is zeros, whatever is below. */
+  memset (run->contents + run->disk, 0, run->size - run->disk);
   if (w->fill || w->image == IMAGE_DIRTY)
-    fill (run, "top", run->size, w->fill ? w->fill : 80, run->contents, run->seed * 3 + 2);
+    fill (run, "top", run->disk, w->fill ? w->fill : 80, run->contents, run->seed * 3 + 2);
   if (w->image == IMAGE_DIRTY)
     make_dirty (run);
 }

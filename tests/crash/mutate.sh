@@ -7,8 +7,8 @@
 #     mutate.sh [-s SECONDS] [-k] [NAME...]
 #
 # -s: how long each test may look for it (default 20).  -k: keep the copy.  NAME: only these.
-# Exits with 1 if a mutation went unnoticed or no longer applies to the sources: then the mutation here has to
-# follow the code.
+# Exits with 1 if a mutation went unnoticed or no longer applies to the sources: then the mutation
+# here has to follow the code.
 
 set -eu
 
@@ -38,7 +38,7 @@ copy ()
 
 build ()
 {
-  cmake --build "$work/build" --target crash faults bugs model >"$work/build.log" 2>&1
+  cmake --build "$work/build" --target crash faults bugs deaths model >"$work/build.log" 2>&1
 }
 
 mkdir "$work/tree"
@@ -67,7 +67,7 @@ run_model ()
 look ()
 {
   NOTICED=
-  for test in "bugs" "crash -d $seconds" "faults -d $seconds" "model"; do
+  for test in "bugs" "crash -d $seconds" "faults -d $seconds" "deaths -d $seconds" "model"; do
     case $test in
     model) command="run_model $seconds" ;;
     *) command="timeout $((seconds * 3 + 60)) $tests/crash/$test" ;;
@@ -142,7 +142,9 @@ without sync-after-references flush.c \
 without sync-of-data-alone flush.c \
   's/return data \? sync_file \(img, &round\) : 0;/return 0;/'
 without sync-of-added-header header.c \
-  's/(r = q_file_pwrite \(img->file, tail, [^;]*;)\s*if \(r == 0\)\s*r = q_file_sync \(img->file\);/$1/'
+  's/(r = q_file_pwrite \(img->file, tail, [^;]*;)\s*if \(r == 0\)\s*r = sync_header \(img\);/$1/'
+without sync-of-moved-name header.c \
+  's/(r = q_file_pwrite \(img->file, img->backing_file, [^;]*;)\s*if \(r == 0\)\s*r = sync_header \(img\);/$1/'
 
 # ---- what goes in which phase --------------------------------------------------------------------
 
@@ -184,6 +186,19 @@ without counts-during-punch alloc.c \
   's/(q_file_zero \(img->file, c << img->cluster_bits, run << img->cluster_bits, true\);)/for (uint64_t k = 0; k < run; ++k) { q_alloc_lock (img); q_refcount_set (img, c + k, 0, 0); q_alloc_unlock (img); } img->free_hint = c; $1/'
 without eviction-spares-the-dirty l2.c \
   's/ && !q_table_is_dirty \(t\)//'
+
+# ---- what a killed process leaves ---------------------------------------------------------------
+
+without data-before-changed table.c \
+  's/if \(t->slot\)\s*atomic_fetch_add \(&t->slot->changed, 1\);//'
+without tables-retired-at-once table.c \
+  's/(q_table_retired \(struct q_table \*t\)\s*\{)/$1 if (t) return;/'
+without mark-of-the-session state.c \
+  's/img->autoclear \|= Q_AUTOCLEAR_SESSION;//'
+without number-of-the-flush state.c \
+  's/(q_state_write_sequence \(struct q_image \*img\)\s*\{)/$1 if (img) return 0;/'
+without proof-of-the-session recover.c \
+  's/memcmp \(session\.session, h->session, sizeof h->session\) != 0/false/'
 
 # ---- errors ----------------------------------------------------------------------------------------
 

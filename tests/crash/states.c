@@ -56,9 +56,14 @@ has_no_corruption (struct run *run, struct q_image *img, const char *when)
 static bool
 holds (struct run *run, struct q_image *img, const struct expect *x, const char *when)
 {
-  uint64_t bad;
-  uint8_t byte;
+  uint64_t bad = 0;
+  uint8_t byte = 0;
 
+  if (q_size (img) < run->least) {
+    workload_fail (run, "%s: the disk has %llu bytes; it had grown to %llu", when,
+                   (unsigned long long)q_size (img), (unsigned long long)run->least);
+    return false;
+  }
   if (workload_compare (img, x, &bad, &byte))
     return true;
   workload_fail (run, "%s: byte %llu is %#x; flushed was %#x", when, (unsigned long long)bad, byte,
@@ -87,11 +92,11 @@ go_on (struct run *run, struct q_image *img, uint8_t *disk, uint64_t *random)
   bool good = true;
 
   for (int i = 0; good && i < 12; ++i) {
-    uint64_t offset = random_below (random, run->size), len;
+    uint64_t size = q_size (img), offset = random_below (random, size), len;
     int r;
 
     len = 1 + random_below (random, (8ull << run->cluster_bits) - 1);
-    len = len < run->size - offset ? len : run->size - offset;
+    len = len < size - offset ? len : size - offset;
     switch (random_below (random, 5)) {
     case 0:
       memset (disk + offset, 0, len);
@@ -130,7 +135,7 @@ goes_on (struct run *run, struct q_image **img, const char *name, uint64_t *rand
   uint8_t *disk = xalloc (run->size);
   struct expect x;
   struct q_error err;
-  bool good = q_pread (*img, disk, 0, run->size) == 0 && go_on (run, *img, disk, random);
+  bool good = q_pread (*img, disk, 0, q_size (*img)) == 0 && go_on (run, *img, disk, random);
 
   expect_init (&x, disk, run->size);
   good = good && holds (run, *img, &x, "after recovery");
@@ -168,7 +173,7 @@ states_examine (struct run *run, const char *name, const struct expect *x, bool 
 /* ---- all of them ----------------------------------------------------------------------------- */
 
 static void
-follow (struct expect *x, const struct run *run, const struct rec_entry *e)
+follow (struct expect *x, struct run *run, const struct rec_entry *e)
 {
   switch (e->mark) {
   case MARK_BEGUN:
@@ -176,6 +181,9 @@ follow (struct expect *x, const struct run *run, const struct rec_entry *e)
     break;
   case MARK_DONE:
     expect_done (x, &run->op[e->subject]);
+    break;
+  case MARK_GROWN:
+    run->least = e->subject;
     break;
   default:
     expect_settle (x, e->subject);
@@ -266,6 +274,7 @@ states_try (struct run *run, const struct recorder *rec, const struct states_opt
   cut->plain = run->top->plain;
   replay_init (&p, rec);
   expect_init (&x, run->contents, run->size);
+  run->least = run->w->start ? 0 : run->size;
   while (good && (o->until == 0 || monotonic () < o->until)) {
     e = replay_step (&p);
     if (e && e->kind == REC_MARK)

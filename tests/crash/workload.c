@@ -110,6 +110,24 @@ const struct workload workloads[] = {
     .operations = 20,
     .fill = 38,
     .mix = { .large = 60, .small = 10, .discard = 5, .flush = 25 } },
+  { .name = "resize",
+    .image = IMAGE_OVERLAY,
+    .version = 3,
+    .cluster_bits = 9,
+    .clusters = 9000,
+    .threads = 1,
+    .operations = 40,
+    .start = 5,
+    .mix = { .small = 20, .cluster = 20, .discard = 10, .zero = 5, .grow = 20, .flush = 15 } },
+  { .name = "resize-v2",
+    .image = IMAGE_OVERLAY,
+    .version = 2,
+    .cluster_bits = 9,
+    .clusters = 6000,
+    .threads = 1,
+    .operations = 30,
+    .start = 30,
+    .mix = { .small = 20, .cluster = 20, .discard = 10, .zero = 5, .grow = 10, .flush = 15 } },
   { .name = "header",
     .image = IMAGE_FOREIGN_OVERLAY,
     .version = 3,
@@ -200,6 +218,8 @@ choose_geometry (struct run *run, uint64_t *random)
     clusters = most;
   /* The disk ends inside its last cluster. */
   run->size = (clusters << run->cluster_bits) - (run->cluster_bits > 9 ? 512 : 0);
+  run->disk = w->start ? run->size / 100 * w->start / 512 * 512 : run->size;
+  run->least = run->disk;
   run->opts.l2_cache_size = (uint64_t)(random_below (random, 3) * 4) << run->cluster_bits;
   run->opts.refcount_cache_size = (uint64_t)(random_below (random, 3) * 2) << run->cluster_bits;
   if (w->version >= 3 && run->seed % 2 == 0)
@@ -433,6 +453,28 @@ guest_discard (struct guest *g, uint64_t offset, uint64_t len)
   return guest_read (g, offset, len);
 }
 
+/* A disk that has grown has grown for good. */
+static int
+grow (struct guest *g)
+{
+  struct run *run = g->run;
+  uint64_t size = run->disk + 512 * (1 + random_below (&g->random, (run->size - run->disk) / 512));
+  struct q_error err;
+  int r;
+
+  if (run->disk + 512 > run->size)
+    return 0;
+  size = size < run->size ? size : run->size;
+  r = q_resize (run->img, size, &err);
+  if (r == 0) {
+    pthread_mutex_lock (&run->lock);
+    run->disk = g->to = size;
+    mark (run, MARK_GROWN, size);
+    pthread_mutex_unlock (&run->lock);
+  }
+  return check_error (g, "resize", r);
+}
+
 int
 workload_flush (struct run *run)
 {
@@ -475,7 +517,8 @@ void
 guest_operate (struct guest *g)
 {
   const struct workload_mix *m = &g->run->w->mix;
-  uint64_t total = m->small + m->cluster + m->large + m->zero + m->discard + m->read + m->flush;
+  uint64_t total =
+      m->small + m->cluster + m->large + m->zero + m->discard + m->read + m->flush + m->grow;
   uint64_t pick = random_below (&g->random, total), cluster = 1ull << g->run->cluster_bits;
   uint64_t offset, len;
   bool aligned = random_below (&g->random, 3) > 0;
@@ -498,7 +541,9 @@ guest_operate (struct guest *g)
   } else if ((pick -= m->discard) < m->read) {
     choose_range (g, MAX_IO, false, &offset, &len);
     guest_read (g, offset, len);
-  } else
+  } else if ((pick -= m->read) < m->grow)
+    grow (g);
+  else
     check_error (g, "flush", workload_flush (g->run));
 }
 
@@ -550,8 +595,8 @@ workload_run (struct run *run)
   pthread_t *id = xalloc (n * sizeof *id);
 
   for (unsigned i = 0; i < n; ++i)
-    guest_init (&g[i], run, i, i == 0 ? 0 : run->size / n * i + 333,
-                i + 1 == n ? run->size : run->size / n * (i + 1) + 333);
+    guest_init (&g[i], run, i, i == 0 ? 0 : run->disk / n * i + 333,
+                i + 1 == n ? run->disk : run->disk / n * (i + 1) + 333);
   if (n == 1)
     work (&g[0]);
   else {
@@ -571,10 +616,11 @@ bool
 workload_compare (struct q_image *img, const struct expect *x, uint64_t *bad, uint8_t *byte)
 {
   uint8_t *buf = xalloc (MAX_IO);
-  bool good = true;
+  uint64_t size = q_size (img);
+  bool good = size <= x->size;
 
-  for (uint64_t at = 0; good && at < x->size; at += MAX_IO) {
-    uint64_t n = x->size - at < MAX_IO ? x->size - at : MAX_IO;
+  for (uint64_t at = 0; good && at < size; at += MAX_IO) {
+    uint64_t n = size - at < MAX_IO ? size - at : MAX_IO;
     int r = q_pread (img, buf, at, n);
 
     if (r < 0)

@@ -27,6 +27,7 @@ enum workload_image {
 struct workload_mix {
   unsigned small, cluster, large; /* writes: of up to 4 KiB, of whole clusters, of many */
   unsigned zero, discard, read, flush;
+  unsigned grow; /* the disk */
 };
 
 struct workload {
@@ -39,6 +40,8 @@ struct workload {
   unsigned threads;
   unsigned operations; /* of each thread */
   bool lazy;
+  unsigned
+      start; /* percent of its size that the disk has at first; 0: all of it.  One thread only */
   unsigned fill; /* percent of the disk that are written before it is recorded */
   bool device;   /* the file is a block device full of old bytes */
   bool plain;    /* the file system can neither punch nor allocate */
@@ -52,6 +55,7 @@ extern const size_t n_workloads;
 enum workload_mark {
   MARK_BEGUN,   /* operation */
   MARK_DONE,    /* operation */
+  MARK_GROWN,   /* the new size */
   MARK_FLUSHED, /* the time of asking */
   MARK_CLOSED,  /* q_close has answered 0: the time */
 };
@@ -64,7 +68,9 @@ struct run {
   struct mem_file *top;
   struct q_open_options opts;
   uint8_t *contents; /* what the guest sees before the run */
-  uint64_t size;
+  uint64_t size;     /* of the disk, at its largest */
+  uint64_t disk;     /* at present */
+  uint64_t least;    /* that a state may show: the caller's */
 
   struct q_image *img;
   struct recorder *rec; /* or NULL */
@@ -91,8 +97,8 @@ void workload_run (struct run *run);
 int workload_close (struct run *run, struct q_error *err);
 /* One flush, with its marks. */
 int workload_flush (struct run *run);
-/* Reads the whole disk of IMG and compares it with X; false with *BAD and the byte read.  A read
- * error ends the test. */
+/* Reads the whole disk of IMG, as large as it is, and compares it with X; false with *BAD and the
+ * byte read.  A read error ends the test. */
 bool workload_compare (struct q_image *img, const struct expect *x, uint64_t *bad, uint8_t *byte);
 
 /* One thread of the guest: single operations, for tests that say what is to be done.  Each knows

@@ -1,0 +1,475 @@
+#!/bin/sh
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# TLS: X.509 and pre-shared keys, who is let in and who is not, per server and per export; reloading;
+# what comes in plain text where it must not; clients that are slow; many at once.  The clients are
+# libnbd's and QEMU's.
+
+. "${SRCDIR:-$(dirname "$0")}/functions.sh"
+requires_frontend
+requires certtool psktool qemu-img qemu-io nbdinfo nbdcopy
+requires_python_nbd
+"$NBDCOW" --help | grep -q -e --tls-creds || skip "nbdcow was built without TLS"
+"$PYTHON" -c 'import nbd; assert nbd.NBD().supports_tls()' || skip "libnbd was built without TLS"
+
+# ---- credentials -----------------------------------------------------------------------------
+
+# authority DIR: a new authority with its key in DIR.key.
+authority ()
+{
+  mkdir -p "$1"
+  certtool --generate-privkey --key-type=ecdsa --outfile "$1.key" 2>/dev/null
+  printf 'cn = Authority %s\nca\ncert_signing_key\nexpiration_days = 30\n' "$1" >ca.tmpl
+  certtool --generate-self-signed --load-privkey "$1.key" --template ca.tmpl \
+    --outfile "$1/ca-cert.pem" 2>/dev/null
+}
+
+# certificate DIR AUTHORITY server|client NAME [LINE...]: DIR/server-cert.pem or the like.
+certificate ()
+{
+  _dir=$1 _ca=$2 _for=$3 _cn=$4
+  shift 4
+  mkdir -p "$_dir"
+  [ "$_dir" = "$_ca" ] || cp "$_ca/ca-cert.pem" "$_dir"
+  {
+    printf 'cn = %s\norganization = Example\nsigning_key\ntls_www_%s\n' "$_cn" "$_for"
+    [ "$_for" = client ] || printf 'dns_name = localhost\nip_address = 127.0.0.1\n'
+    if [ $# -gt 0 ]; then printf '%s\n' "$@"; else echo 'expiration_days = 30'; fi
+  } >cert.tmpl
+  certtool --generate-privkey --key-type=ecdsa --outfile "$_dir/$_for-key.pem" 2>/dev/null
+  certtool --generate-certificate --load-ca-certificate "$_ca/ca-cert.pem" --load-ca-privkey "$_ca.key" \
+    --load-privkey "$_dir/$_for-key.pem" --template cert.tmpl --outfile "$_dir/$_for-cert.pem" 2>/dev/null
+}
+
+authority ours
+authority theirs
+certificate server ours server 'disks.example.com'
+certificate alice ours client alice
+certificate bob ours client bob
+certificate stranger theirs client alice
+cp ours/ca-cert.pem stranger/ca-cert.pem # it trusts us, and we do not trust it
+mkdir nobody
+cp ours/ca-cert.pem nobody
+mkdir psk wrong
+psktool -u qemu -p psk/keys.psk >/dev/null 2>&1
+psktool -u carol -p psk/keys.psk >/dev/null 2>&1
+psktool -u qemu -p wrong/keys.psk >/dev/null 2>&1
+
+# ---- clients ---------------------------------------------------------------------------------
+
+# The URI's host is the name that the server's certificate is to have.
+tls_uri ()
+{
+  echo "nbds+unix://localhost/${2:-}?socket=$SOCK&tls-certificates=$tmp/$1"
+}
+
+# client DIR [EXPORT]: connects with the certificates of DIR, writes and reads back.
+client ()
+{
+  timeout 60 "$PYTHON" -c '
+import nbd, os, sys
+sock, certificates, export = sys.argv[1:4]
+h = nbd.NBD()
+h.set_tls(nbd.TLS_REQUIRE)
+if os.path.exists(certificates + "/keys.psk"):
+    h.set_tls_psk_file(certificates + "/keys.psk")
+    h.set_tls_username(os.environ.get("TLS_USER", "qemu"))
+else:
+    h.set_tls_certificates(certificates)
+    h.set_tls_verify_peer(False) # a unix socket has no name to compare
+h.set_export_name(export)
+try:
+    h.connect_unix(sock)
+    assert h.get_tls_negotiated()
+    data = os.urandom(300001)
+    if not h.is_read_only():
+        h.pwrite(data, 12345)
+        h.flush()
+        assert h.pread(len(data), 12345) == data
+    h.pread(1 << 20, 0)
+    h.shutdown()
+except nbd.Error as e:
+    print(e.string)
+    sys.exit(1)' "$SOCK" "$tmp/$1" "${2:-}"
+}
+
+admitted ()
+{
+  client "$@" || fail "$* was not let in"
+}
+
+denied ()
+{
+  if client "$@" >denied.log; then
+    fail "$* was let in"
+  fi
+}
+
+# plain EXPORT: connects in plain text; prints the export's size.
+plain ()
+{
+  timeout 60 nbdinfo --size "nbd+unix:///${1:-}?socket=$SOCK" 2>/dev/null
+}
+
+x509="--object=tls-creds-x509,id=tls0,endpoint=server,dir=$tmp/server"
+
+qemu-img create -q -f qcow2 disk.qcow2 64M
+qemu-io -f qcow2 -c 'write -q -P 0x33 0 40M' disk.qcow2
+
+# ---- X.509 -----------------------------------------------------------------------------------
+
+echo "== server and client prove who they are"
+start_server disk.qcow2 "arg=$x509" arg=--tls-creds=tls0 arg=-v arg=--handshake-limit=2
+admitted alice
+grep -q 'identity .*CN=alice' "$SERVER_LOG" || fail "the log does not name the client"
+denied stranger
+denied nobody
+denied psk
+if plain; then fail "a client was let in without TLS"; fi
+timeout 60 nbdinfo "$(tls_uri alice)" | grep -q 'with TLS' || fail "nbdinfo speaks no TLS"
+
+echo "== QEMU"
+timeout 60 qemu-io --object "tls-creds-x509,id=c,endpoint=client,dir=$tmp/alice" --image-opts \
+  -c 'write -q -P 0x44 1M 9M' -c 'read -q -P 0x44 1M 9M' -c 'read -q -P 0x33 10M 30M' \
+  "driver=nbd,server.type=unix,server.path=$SOCK,tls-creds=c,tls-hostname=localhost" ||
+  fail "qemu-io cannot use it"
+if timeout 60 qemu-img info --object "tls-creds-x509,id=c,endpoint=client,dir=$tmp/stranger" --image-opts \
+  "driver=nbd,server.type=unix,server.path=$SOCK,tls-creds=c,tls-hostname=localhost" 2>/dev/null; then
+  fail "qemu-img with a stranger's certificate was let in"
+fi
+
+echo "== copies by several connections, and many clients at once"
+timeout 120 nbdcopy --connections=4 "$(tls_uri alice)" copy.raw
+timeout 120 nbdcopy --connections=4 copy.raw "$(tls_uri bob)"
+timeout 300 "$PYTHON" -c '
+import nbd, os, random, sys, threading
+sock, certificates = sys.argv[1:3]
+errors = []
+def work(n):
+    try:
+        rng = random.Random(n)
+        h = nbd.NBD()
+        h.set_tls(nbd.TLS_REQUIRE)
+        h.set_tls_certificates(certificates)
+        h.set_tls_verify_peer(False)
+        h.connect_unix(sock)
+        base = (41 << 20) + (n << 19)
+        for i in range(8):
+            size = rng.choice((1, 511, 4096, 65537, 500000))
+            data = rng.randbytes(size)
+            at = base + rng.randrange((1 << 19) - size)
+            # Several in flight.
+            buf = nbd.Buffer.from_bytearray(bytearray(data))
+            cookies = [h.aio_pwrite(buf, at) for _ in range(4)]
+            for c in cookies:
+                while not h.aio_command_completed(c):
+                    h.poll(-1)
+            reads = [(nbd.Buffer(size), None) for _ in range(4)]
+            cookies = [h.aio_pread(b, at) for b, _ in reads]
+            for c in cookies:
+                while not h.aio_command_completed(c):
+                    h.poll(-1)
+            for b, _ in reads:
+                assert b.to_bytearray() == data
+        h.shutdown()
+    except Exception as e:
+        errors.append(e)
+threads = [threading.Thread(target=work, args=(n,)) for n in range(40)]
+for t in threads: t.start()
+for t in threads: t.join()
+if errors:
+    sys.exit("%d clients of 40 failed: %s" % (len(errors), errors[0]))' "$SOCK" "$tmp/alice"
+
+echo "== plain text after STARTTLS, and handshakes that are none or never end"
+timeout 60 "$PYTHON" -c '
+import socket, struct, sys, time
+def connect():
+    s = socket.socket(socket.AF_UNIX)
+    s.settimeout(20)
+    s.connect(sys.argv[1])
+    assert len(s.recv(18, socket.MSG_WAITALL)) == 18
+    s.sendall(struct.pack(">I", 3))
+    return s
+def option(n, data=b""):
+    return b"IHAVEOPT" + struct.pack(">II", n, len(data)) + data
+STARTTLS, LIST, STRUCTURED = 5, 3, 8
+def rest(s):
+    got = b""
+    while True:
+        try:
+            b = s.recv(65536)
+        except ConnectionResetError:
+            b = b""
+        if not b:
+            return got
+        got += b
+ACK = struct.pack(">QIII", 0x3e889045565a9, STARTTLS, 1, 0)
+# In one piece with it: not even a whole option has to follow.
+for more in (b"\x16", option(LIST), option(STRUCTURED) + option(LIST), b"x" * 100000):
+    s = connect()
+    s.sendall(option(STARTTLS) + more)
+    got = rest(s)
+    assert got in (b"", ACK), got
+# After the answer.
+s = connect()
+s.sendall(option(STARTTLS))
+assert s.recv(20, socket.MSG_WAITALL) == ACK
+s.sendall(option(LIST))
+got = rest(s)
+assert got[:1] in (b"", b"\x15"), got
+# All but the last byte of a record header; then a byte now and then.
+slow = []
+for piece in (b"", b"\x16\x03\x01\x02"):
+    s = connect()
+    s.sendall(option(STARTTLS))
+    assert s.recv(20, socket.MSG_WAITALL) == ACK
+    s.sendall(piece)
+    slow.append(s)
+started = time.monotonic()
+for s in slow:
+    rest(s)
+took = time.monotonic() - started
+assert 1 < took < 15, "they were cut after %.1f seconds" % took
+' "$SOCK"
+grep -q 'plain text came after' "$SERVER_LOG" || fail "the log does not tell of the injection"
+admitted alice
+
+echo "== new credentials by SIGHUP; who is connected stays"
+cat >hold.py <<'END'
+import nbd, os, sys, time
+h = nbd.NBD()
+h.set_tls(nbd.TLS_REQUIRE)
+h.set_tls_certificates(sys.argv[2])
+h.set_tls_verify_peer(False)
+h.connect_unix(sys.argv[1])
+open("holding", "w").close()
+while not os.path.exists("release"):
+    h.pread(4096, 0)
+    time.sleep(0.02)
+h.pread(1 << 20, 0)
+h.shutdown()
+END
+timeout 100 "$PYTHON" hold.py "$SOCK" "$tmp/alice" &
+holder=$!
+track $holder
+wait_for 20 test -e holding || fail "no connection"
+reloaded () { [ "$(grep -c 'read again' "$SERVER_LOG")" = "$1" ]; }
+cp server/server-cert.pem good-cert.pem
+echo rubbish >server/server-cert.pem
+kill -HUP "$SERVER_PID"
+wait_for 20 grep -q 'the credentials in use stay' "$SERVER_LOG" || fail "no word of a failed reload"
+admitted alice
+cp good-cert.pem server/server-cert.pem
+certificate server theirs server 'disks.example.com'
+cp theirs/ca-cert.pem stranger/ca-cert.pem
+kill -HUP "$SERVER_PID"
+wait_for 20 reloaded 1 || fail "no reload"
+denied alice
+admitted stranger
+certificate server ours server 'disks.example.com'
+kill -HUP "$SERVER_PID"
+wait_for 20 reloaded 2 || fail "no second reload"
+admitted alice
+touch release
+wait $holder || fail "the reload disturbed a client"
+stop_server
+check_image disk.qcow2
+
+echo "== only the server proves who it is"
+start_server disk.qcow2 "arg=$x509,verify-peer=no" arg=--tls-creds=tls0
+admitted nobody
+admitted alice
+stop_server
+
+echo "== revoked"
+certtool --generate-crl --load-ca-certificate ours/ca-cert.pem --load-ca-privkey ours.key \
+  --load-certificate bob/client-cert.pem --template /dev/stdin --outfile server/ca-crl.pem 2>/dev/null <<END
+crl_next_update = 30
+crl_number = 1
+END
+start_server disk.qcow2 "arg=$x509" arg=--tls-creds=tls0
+admitted alice
+denied bob
+stop_server
+rm server/ca-crl.pem
+
+echo "== TLS versions"
+versions ()
+{
+  timeout 60 nbdinfo "$(tls_uri alice)" >/dev/null || return 1
+  sed -n 's/.*TLS begun: (\(TLS[0-9.]*\)).*/\1/p' "$SERVER_LOG" | tail -n 1
+}
+start_server disk.qcow2 "arg=$x509" arg=--tls-creds=tls0 arg=-v
+[ "$(versions)" = TLS1.3 ] || fail "TLS 1.3 is not what is spoken"
+stop_server
+start_server disk.qcow2 "arg=$x509,priority=NORMAL:-VERS-ALL:+VERS-TLS1.2" arg=--tls-creds=tls0 arg=-v
+[ "$(versions)" = TLS1.2 ] || fail "TLS 1.2 is not what is spoken"
+admitted alice
+denied stranger
+stop_server
+# A server of 1.1 at most, to see that ours would tell: neither side wants it by default.
+start_server disk.qcow2 "arg=$x509,priority=NORMAL:-VERS-ALL:+VERS-TLS1.1" arg=--tls-creds=tls0
+denied alice
+stop_server
+
+# ---- pre-shared keys -------------------------------------------------------------------------
+
+echo "== pre-shared keys"
+start_server disk.qcow2 "arg=--object=tls-creds-psk,id=tls0,endpoint=server,dir=$tmp/psk" arg=--tls-creds=tls0
+admitted psk
+TLS_USER=carol admitted psk
+TLS_USER=mallory denied psk
+denied wrong
+denied alice
+if plain; then fail "a client was let in without TLS"; fi
+timeout 60 qemu-io --object "tls-creds-psk,id=c,endpoint=client,dir=$tmp/psk" --image-opts \
+  -c 'read -q 0 1M' "driver=nbd,server.type=unix,server.path=$SOCK,tls-creds=c" || fail "qemu-io cannot use it"
+timeout 60 "$NBDCOW" --list --socket="$SOCK" --tls-creds=c \
+  --object="tls-creds-psk,id=c,endpoint=client,dir=$tmp/psk" | grep -q 'exports available: 1' ||
+  fail "--list with a key"
+stop_server
+
+# ---- who is let in ---------------------------------------------------------------------------
+
+echo "== authorisation"
+dn=$(certtool -i --infile alice/client-cert.pem | sed -n 's/^[[:space:]]*Subject: //p')
+name=$(echo "$dn" | sed 's/,/,,/g')
+start_server disk.qcow2 "arg=$x509" arg=--tls-creds=tls0 arg=--tls-authz=who \
+  "arg=--object=authz-simple,id=who,identity=$name"
+admitted alice
+denied bob
+grep -q 'not authorised' "$SERVER_LOG" || fail "the log does not say who was refused"
+stop_server
+start_server disk.qcow2 "arg=$x509" arg=--tls-creds=tls0 arg=--tls-authz=who \
+  "arg=--object=authz-list,id=who,policy=deny,rules.0.match=*CN=bo?*,rules.0.policy=allow,rules.0.format=glob"
+admitted bob
+denied alice
+stop_server
+cat >who.json <<END
+{ "policy": "deny", "rules": [ { "match": "$dn", "policy": "allow" } ] }
+END
+start_server disk.qcow2 "arg=$x509" arg=--tls-creds=tls0 arg=--tls-authz=who arg=-v \
+  "arg=--object=authz-list-file,id=who,filename=$tmp/who.json"
+admitted alice
+denied bob
+echo '{ "policy": "allow" }' >who.json
+kill -HUP "$SERVER_PID"
+wait_for 20 reloaded 1 || fail "no reload"
+admitted bob
+stop_server
+start_server disk.qcow2 arg=--tls-creds=tls0 arg=--tls-authz=who \
+  "arg=--object=tls-creds-psk,id=tls0,endpoint=server,dir=$tmp/psk" \
+  "arg=--object=authz-simple,id=who,identity=carol"
+denied psk
+TLS_USER=carol admitted psk
+stop_server
+
+echo "== per export"
+qemu-img create -q -f qcow2 all.qcow2 1M
+qemu-img create -q -f qcow2 secret.qcow2 2M
+qemu-img create -q -f qcow2 alice.qcow2 3M
+start_server disk.qcow2 "arg=$x509" arg=--tls-creds=tls0 arg=--tls=optional \
+  "arg=--object=authz-simple,id=alice,identity=$name" \
+  arg=--export=name=all,file=all.qcow2 arg=--export=name=secret,file=secret.qcow2,tls=required \
+  arg=--export=name=alice,file=alice.qcow2,tls-authz=alice
+[ "$(plain all)" = 1048576 ] || fail "an export for everybody needs TLS"
+for export in secret alice; do
+  if plain $export; then fail "$export was given away in plain text"; fi
+done
+timeout 60 nbdinfo --list "nbd+unix:///?socket=$SOCK" >list 2>&1 || fail "no list"
+if grep -q -e secret -e alice list; then fail "exports that need TLS are listed in plain text"; fi
+grep -q 'export="all"' list || fail "the export for everybody is not listed"
+admitted alice all
+admitted alice secret
+admitted alice alice
+admitted bob secret
+denied bob alice
+timeout 60 "$PYTHON" -c '
+import nbd, sys
+h = nbd.NBD()
+h.set_opt_mode(True)
+h.set_request_structured_replies(False)
+h.connect_unix(sys.argv[1])
+# Only INFO and GO may be told that TLS is required, and only of such exports.
+import errno
+def refused(export, *codes):
+    h.set_export_name(export)
+    try:
+        h.opt_info()
+    except nbd.Error as e:
+        assert e.errnum in codes, (export, e)
+    else:
+        raise AssertionError(export)
+refused("secret", errno.ENOTSUP)
+refused("nonesuch", errno.ENOENT)
+h.set_export_name("all")
+h.opt_go()
+h.pread(512, 0)
+h.shutdown()' "$SOCK"
+stop_server
+
+echo "== --list"
+start_server disk.qcow2 "arg=$x509" arg=--tls-creds=tls0
+c="tls-creds-x509,id=c,endpoint=client,dir=$tmp/alice"
+timeout 60 "$NBDCOW" --list --socket="$SOCK" --tls-creds=c --object="$c,verify-peer=no" |
+  grep -q 'exports available: 1' || fail "--list over TLS"
+if timeout 60 "$NBDCOW" --list --socket="$SOCK" >list 2>&1; then fail "--list in plain text"; fi
+stop_server
+
+# ---- what is refused at the start ------------------------------------------------------------
+
+echo "== credentials that are wrong"
+refuse ()
+{
+  _object=$1
+  shift
+  must_refuse disk.qcow2 "arg=--object=$_object" arg=--tls-creds=tls0 -- "$@"
+}
+refuse "tls-creds-x509,id=tls0,endpoint=server,dir=$tmp/nonesuch" nonesuch/ca-cert.pem 'no such file'
+refuse "tls-creds-x509,id=tls0,endpoint=server,dir=$tmp/alice" server-cert.pem 'no such file'
+refuse "tls-creds-x509,id=tls0,endpoint=client,dir=$tmp/server" endpoint=server
+refuse "tls-creds-x509,id=tls0,endpoint=server,dir=$tmp/server,priority=NONSENSE" priority=NONSENSE
+refuse "tls-creds-psk,id=tls0,endpoint=server,dir=$tmp/server" keys.psk
+mkdir odd
+echo 'no key' >odd/keys.psk
+refuse "tls-creds-psk,id=tls0,endpoint=server,dir=$tmp/odd" 'line 1' USER:HEX
+echo 'dave:xyz' >odd/keys.psk
+refuse "tls-creds-psk,id=tls0,endpoint=server,dir=$tmp/odd" 'line 1' dave hexadecimal
+certificate old ours server old 'activation_date = "2020-01-01 00:00:00"' 'expiration_date = "2021-01-01 00:00:00"'
+refuse "tls-creds-x509,id=tls0,endpoint=server,dir=$tmp/old" server-cert.pem expired
+certificate notyet ours server notyet 'activation_date = "2090-01-01 00:00:00"' \
+  'expiration_date = "2091-01-01 00:00:00"'
+refuse "tls-creds-x509,id=tls0,endpoint=server,dir=$tmp/notyet" server-cert.pem 'not valid yet'
+certificate mixed ours server mixed
+cp theirs/ca-cert.pem mixed/
+refuse "tls-creds-x509,id=tls0,endpoint=server,dir=$tmp/mixed" server-cert.pem ca-cert.pem
+certificate forclient ours client someone
+mv forclient/client-cert.pem forclient/server-cert.pem
+mv forclient/client-key.pem forclient/server-key.pem
+refuse "tls-creds-x509,id=tls0,endpoint=server,dir=$tmp/forclient" server-cert.pem 'key purpose'
+certificate twokeys ours server twokeys
+cp server/server-key.pem twokeys/
+refuse "tls-creds-x509,id=tls0,endpoint=server,dir=$tmp/twokeys" server-key.pem
+must_refuse disk.qcow2 arg=--tls-creds=tls0 -- --tls-creds=tls0 'no --object'
+must_refuse disk.qcow2 "arg=$x509,verify-peer=no" arg=--tls-creds=tls0 arg=--tls-authz=who \
+  arg=--object=authz-simple,id=who,identity=x -- verify-peer
+must_refuse disk.qcow2 "arg=$x509" arg=--tls-creds=tls0 arg=--tls-authz=who \
+  "arg=--object=authz-list-file,id=who,filename=$tmp/none.json" -- none.json
+must_refuse disk.qcow2 "arg=$x509" arg=--tls-creds=tls0 arg=--tls-authz=who \
+  arg=--object=authz-pam,id=who,service=nbd -- authz-pam
+
+echo "== a private key with a password"
+certificate locked ours server locked
+openssl_free_key=locked/server-key.pem
+certtool --to-p8 --load-privkey "$openssl_free_key" --password=hunter2 --pkcs-cipher=aes-256 \
+  --outfile locked.pem 2>/dev/null
+mv locked.pem locked/server-key.pem
+refuse "tls-creds-x509,id=tls0,endpoint=server,dir=$tmp/locked" server-key.pem
+for secret in data=hunter2 data=aHVudGVyMg==,format=base64 "file=$tmp/password"; do
+  printf hunter2 >password
+  start_server disk.qcow2 "arg=--object=secret,id=pw,$secret" arg=--tls-creds=tls0 \
+    "arg=--object=tls-creds-x509,id=tls0,endpoint=server,dir=$tmp/locked,passwordid=pw"
+  admitted alice
+  stop_server
+done
+check_image disk.qcow2
