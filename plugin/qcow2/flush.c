@@ -267,6 +267,7 @@ no_longer_fresh (struct round *round, enum phase phase)
 static int
 write_all (struct q_image *img, struct round *round)
 {
+  bool numbered;
   int r = 0;
 
   if (round->list[PHASE_UNREFERENCED]) {
@@ -295,11 +296,12 @@ write_all (struct q_image *img, struct round *round)
     r = q_highest_persist (img);
     round->wrote = true;
   }
-  if (r == 0 && round->wrote)
+  numbered = r == 0 && round->wrote;
+  if (numbered)
     r = q_state_write_sequence (img);
-  if (r == 0 && round->wrote)
+  if (r == 0 && numbered)
     r = sync_file (img, round);
-  if (r == 0)
+  if (r == 0 && numbered)
     q_state_sequence_done (img);
   return r;
 }

@@ -182,82 +182,44 @@ open_raw (struct q_image *img, struct q_error *err)
   return 0;
 }
 
-/* What must be true, or be made true, before the image may be written. */
+/* What keeps an image from being written at all. */
 static int
-prepare_writing (struct q_image *img, const struct q_open_options *opts, struct q_error *err)
+check_writable (const struct q_image *img, struct q_error *err)
 {
-  uint64_t known = Q_AUTOCLEAR_BITMAPS | Q_AUTOCLEAR_DATA_FILE_RAW |
-                   (img->state ? Q_AUTOCLEAR_SESSION : 0); /* of a session that is not ours: gone */
-  uint64_t unknown = img->autoclear & ~known;
-  int r;
-
-  if ((img->incompatible & Q_INCOMPAT_CORRUPT) && !opts->repair)
+  if (img->incompatible & Q_INCOMPAT_CORRUPT)
     return q_fail (
         err, -EROFS,
         "%s: the image is marked corrupt and can only be opened read-only; run nbdcow-img "
         "check -r all",
         img->filename);
-  if ((img->autoclear & Q_AUTOCLEAR_BITMAPS) && !opts->repair)
+  if (img->autoclear & Q_AUTOCLEAR_BITMAPS)
     return q_fail (err, -ENOTSUP,
                    "%s: writing to an image with persistent dirty bitmaps (%u of them) is not "
                    "supported: they would no longer be true; open it read-only",
                    img->filename, img->nb_bitmaps);
-  if ((img->incompatible & Q_INCOMPAT_DIRTY) && !opts->repair) {
-    q_log (Q_LOG_WARNING, "%s: was not closed cleanly: repairing its refcounts", img->filename);
-    r = q_check_repair_dirty (img, err);
-    if (r < 0)
-      return r;
-  }
-  if (unknown) {
-    img->autoclear &= ~unknown;
-    r = q_header_write_features (img);
-    if (r == 0)
-      r = q_file_sync (img->file);
-    if (r < 0)
-      return q_fail (err, r, "%s: cannot clear unknown autoclear features: %s", img->filename,
-                     strerror (-r));
-  }
   return 0;
 }
 
-/* Finishes what a killed process left behind, and begins a session of our own. */
-static int
-recover (struct q_image *img, const struct q_open_options *opts, struct q_error *err)
-{
-  bool replayed;
-  int r = q_state_recover (img, opts->state_dir[0] ? opts->state_dir : NULL, &replayed, err);
-
-  if (r == 0 && replayed) {
-    /* What that process had allocated and not yet used, or let go of and not yet freed, is leaked.
-     */
-    q_header_free (img);
-    r = q_header_read (img, err);
-    if (r == 0)
-      r = q_check_repair_dirty (img, err);
-  }
-  return r == 0 ? q_state_start (img, err) : r;
-}
-
+/* What the image says, without its tables. */
 static int
 open_qcow2 (struct q_image *img, const struct q_open_options *opts, bool top, struct q_error *err)
 {
-  bool stateful = top && !img->read_only && opts->state_dir && !opts->repair;
   int r = q_header_read (img, err);
 
-  if (r == 0 && stateful && !(img->incompatible & (Q_INCOMPAT_CORRUPT | Q_INCOMPAT_DIRTY)))
-    r = recover (img, opts, err);
   if (r == 0)
     r = q_snapshots_read (img, err);
   if (r == 0 && top && opts->snapshot)
     r = q_snapshot_select (img, opts->snapshot, err);
-  if (r == 0 && top && !img->read_only)
-    r = prepare_writing (img, opts, err);
-  /* For q_check and q_close, which need nothing in memory: what is damaged must not keep them out.
-   */
-  if (r == 0 && opts->repair)
-    return 0;
-  if (r == 0)
-    r = q_l2_open (img, err);
+  if (r == 0 && !img->read_only && !opts->repair)
+    r = check_writable (img, err);
+  return r;
+}
+
+static int
+open_tables (struct q_image *img, bool top, struct q_error *err)
+{
+  int r = q_l2_open (img, err);
+
   if (r == 0 && q_inflate_open (img) < 0)
     r = q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
   if (r == 0 && top) {
@@ -266,6 +228,79 @@ open_qcow2 (struct q_image *img, const struct q_open_options *opts, bool top, st
       r = q_highest_open (img, err);
   }
   return r;
+}
+
+/* Finishes what a writer that did not close the image left behind: another program (the dirty bit),
+ * or a killed process of our own. */
+static int
+recover (struct q_image *img, const struct q_open_options *opts, struct q_error *err)
+{
+  bool replayed;
+  int r;
+
+  if (img->incompatible & Q_INCOMPAT_DIRTY) {
+    q_log (Q_LOG_WARNING, "%s: was not closed cleanly: repairing its refcounts", img->filename);
+    r = q_check_repair_dirty (img, err);
+    if (r < 0)
+      return r;
+  }
+  if (!opts->state_dir)
+    return 0;
+  r = q_state_recover (img, opts->state_dir[0] ? opts->state_dir : NULL, &replayed, err);
+  if (r == 0 && replayed) {
+    q_header_free (img);
+    r = q_header_read (img, err);
+    if (r == 0 && img->backing_file)
+      r = resolve_backing_name (img, err);
+    /* What that process had allocated and not yet used, or let go of and not yet freed, is leaked.
+     */
+    if (r == 0)
+      r = q_check_repair_dirty (img, err);
+  }
+  return r;
+}
+
+/* Autoclear features that we do not keep up to date. */
+static int
+clear_unknown_features (struct q_image *img, struct q_error *err)
+{
+  uint64_t known = Q_AUTOCLEAR_BITMAPS | Q_AUTOCLEAR_DATA_FILE_RAW;
+  int r;
+
+  if ((img->autoclear & ~known) == 0)
+    return 0;
+  img->autoclear &= known;
+  r = q_header_write_features (img);
+  if (r == 0)
+    r = q_file_sync (img->file);
+  return r < 0 ? q_fail (err, r, "%s: cannot clear unknown autoclear features: %s", img->filename,
+                         strerror (-r))
+               : 0;
+}
+
+/* The top layer's tables; and for writing, whatever changes the image, which is last, so that an
+ * image that cannot be opened after all is left as it was. */
+static int
+activate (struct q_image *img, const struct q_open_options *opts, struct q_error *err)
+{
+  int r;
+
+  if (img->format != Q_FORMAT_QCOW2)
+    return 0;
+  if (img->read_only)
+    return open_tables (img, true, err);
+  /* For q_check and q_close, which need nothing in memory: what is damaged must not keep them out.
+   */
+  if (opts->repair)
+    return clear_unknown_features (img, err);
+  r = recover (img, opts, err);
+  if (r == 0)
+    r = q_state_prepare (img);
+  if (r == 0)
+    r = open_tables (img, true, err);
+  if (r == 0)
+    r = clear_unknown_features (img, err);
+  return r == 0 ? q_state_start (img, err) : r;
 }
 
 /* LAYER, which is about to be added below TOP, must not be there already. */
@@ -314,11 +349,11 @@ open_layer (struct q_image **layer, const char *filename, enum q_format format,
     r = find_format (img, format, top && opts->backing == Q_BACKING_PROBE, err);
   if (r == 0)
     r = img->format == Q_FORMAT_RAW ? open_raw (img, err) : open_qcow2 (img, opts, !top, err);
+  if (r == 0 && top && img->format == Q_FORMAT_QCOW2)
+    r = open_tables (img, false, err);
   if (r == 0 && img->backing_file)
     r = resolve_backing_name (img, err);
   if (r < 0) {
-    if (img->state)
-      q_state_end (img, false);
     free_layer (img);
     return r;
   }
@@ -380,16 +415,20 @@ q_open (struct q_image **img, const char *filename, const struct q_open_options 
   if (err)
     err->text[0] = '\0';
   r = open_layer (&top, filename, opts->format, opts, NULL, err);
-  if (r == 0 && !opts->metadata_only) {
+  if (r < 0)
+    return r;
+  if (!opts->metadata_only)
     r = open_chain (top, opts, err);
-    if (r < 0) {
-      free_chain (top);
-      return r;
-    }
-  }
   if (r == 0)
-    *img = top;
-  return r;
+    r = activate (top, opts, err);
+  if (r < 0) {
+    if (top->state)
+      q_state_end (top, false);
+    free_chain (top);
+    return r;
+  }
+  *img = top;
+  return 0;
 }
 
 int

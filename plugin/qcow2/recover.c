@@ -470,6 +470,11 @@ try_replay (struct q_image *img, const struct stat *st, bool *replayed, struct q
     q_log (Q_LOG_WARNING, "%s: a server was killed: %zu tables were recovered from %s",
            img->filename, p.n, img->state->path);
   }
+  if (atomic_load (&p.h->incomplete))
+    q_log (
+        Q_LOG_WARNING,
+        "%s: the state file had no room for all tables: some of what was not flushed may be lost",
+        img->filename);
   *replayed = true;
 out:
   free (p.patch);

@@ -121,7 +121,15 @@ q_state_take (struct q_state *s, enum q_table_kind kind, uint64_t index, uint64_
         s->free_slot[s->n_free++] = (uint32_t)(slot - s->slot);
       slot = NULL;
     }
+  } else if (!s->full) {
+    s->full = true;
+    q_log (Q_LOG_WARNING,
+           "%s: all %u slots are in use: metadata without one would be lost if this process were "
+           "killed",
+           s->path, s->header->n_slots);
   }
+  if (!slot)
+    atomic_store (&s->header->incomplete, 1);
   pthread_mutex_unlock (&s->lock);
   return slot;
 }
@@ -207,7 +215,9 @@ lay_out (struct q_state *s, const struct q_image *img)
   uint64_t cluster = q_cluster_bytes (img), memory = cluster < 4096 ? 4096 : cluster;
   uint64_t tables =
       (img->l2_cache_own.max_bytes + img->refblock_cache.max_bytes) >> img->cluster_bits;
-  uint64_t n = Q_STATE_FIRST + tables + tables / 4 + 64, offset, data;
+  /* Caches overshoot while tables are dirty or held, and what was evicted keeps its slot until pins
+   * have drained. */
+  uint64_t n = Q_STATE_FIRST + 2 * tables + 8192, offset, data;
   struct q_state_header *h;
   void *map;
 
@@ -275,6 +285,32 @@ mark_image (struct q_image *img, const struct qcow2_session *session)
   return r < 0 ? r : q_file_sync (img->file);
 }
 
+/* Goes on without a state file. */
+static void
+give_up (struct q_image *img)
+{
+  unlink (img->state->path);
+  q_state_drop (img->state); /* tables that are in it keep it */
+  img->state = NULL;
+}
+
+int
+q_state_prepare (struct q_image *img)
+{
+  struct q_state *s = img->state;
+  int r = s ? lay_out (s, img) : 0;
+
+  if (r == 0 && s &&
+      getrandom (s->header->session, sizeof s->header->session, 0) != sizeof s->header->session)
+    r = -EIO;
+  if (r < 0) {
+    q_log (Q_LOG_WARNING, "%s: %s: what is not flushed would be lost if this process were killed",
+           s->path, strerror (-r));
+    give_up (img);
+  }
+  return 0;
+}
+
 int
 q_state_start (struct q_image *img, struct q_error *err)
 {
@@ -286,37 +322,24 @@ q_state_start (struct q_image *img, struct q_error *err)
 
   if (!s)
     return 0;
-  r = lay_out (s, img);
-  if (r == 0 && getrandom (session.session, sizeof session.session, 0) != sizeof session.session)
-    r = -EIO;
-  if (r < 0) {
-    q_log (Q_LOG_WARNING, "%s: %s: what is not flushed would be lost if this process were killed",
-           s->path, strerror (-r));
-    goto without;
-  }
+  memcpy (session.session, s->header->session, sizeof session.session);
   r = mark_image (img, &session);
   if (r == -E2BIG) {
     q_log (Q_LOG_INFO,
            "%s: the first cluster has no room for a session mark: what is not flushed "
            "would be lost if this process were killed",
            img->filename);
-    goto without;
+    give_up (img);
+    return 0;
   }
   if (r < 0)
     return q_fail (err, r, "%s: cannot mark the image as open for writing: %s", img->filename,
                    strerror (-r));
-  memcpy (s->header->session, session.session, sizeof session.session);
   clock_gettime (CLOCK_REALTIME_COARSE, &now);
   if (q_file_changed (img->file, &changed) == 0)
     s->header->clock_skew = changed - (now.tv_sec * 1000000000ll + now.tv_nsec);
   q_state_touch (s);
   atomic_store (&s->header->valid, 1);
-  return 0;
-
-without:
-  unlink (s->path);
-  q_state_drop (s);
-  img->state = NULL;
   return 0;
 }
 

@@ -16,7 +16,7 @@
  * and what was put in its place since has a change time later than the last thing we did (alive).
  * No proof, no replay: the file is renamed and a warning says so.
  *
- * Order of calls: q_state_recover, then q_state_start (both by q_open, for writing), q_state_take
+ * Order of calls: q_state_recover, q_state_prepare, q_state_start (by q_open, for writing), q_state_take
  * and q_state_give for each table, q_state_end (by q_close).  The file is locked all the while, so
  * that two servers never share one.
  *
@@ -54,13 +54,14 @@ struct q_state_header {
   uint32_t refcount_order;
   uint32_t n_slots;
   uint8_t session[16];
-  uint64_t dev, ino;         /* of the image file */
-  uint64_t file_bytes;       /* of this file */
-  uint64_t data_offset;      /* of the first slot's memory */
-  int64_t clock_skew;        /* the file system's clock less ours, nanoseconds */
-  _Atomic uint64_t valid;    /* 1 once all of this is in place */
-  _Atomic uint64_t sequence; /* of the last finished flush */
-  _Atomic int64_t alive;     /* our clock when the image was last about to be touched, ns */
+  uint64_t dev, ino;           /* of the image file */
+  uint64_t file_bytes;         /* of this file */
+  uint64_t data_offset;        /* of the first slot's memory */
+  int64_t clock_skew;          /* the file system's clock less ours, nanoseconds */
+  _Atomic uint64_t valid;      /* 1 once all of this is in place */
+  _Atomic uint64_t sequence;   /* of the last finished flush */
+  _Atomic int64_t alive;       /* our clock when the image was last about to be touched, ns */
+  _Atomic uint64_t incomplete; /* some table had to do without a slot */
   _Atomic uint32_t l1_slot,
       reftable_slot; /* which of the large slots count; 0 none, else 1 + slot */
 };
@@ -88,8 +89,10 @@ int q_state_directory (const char *dir, char *path, size_t size);
  * not an error.  -EAGAIN if another process is using it. */
 int q_state_recover (struct q_image *img, const char *dir, bool *replayed, struct q_error *err);
 
-/* Begins a session: empties the file and puts the mark in the header.  If the file cannot be made
- * that is a warning; if the header cannot be written, an error. */
+/* Empties the file and lays it out for the tables that are about to be read.  If it cannot be made,
+ * that is a warning.  Always 0. */
+int q_state_prepare (struct q_image *img);
+/* Begins the session: puts the mark in the header, the last step of opening. */
 int q_state_start (struct q_image *img, struct q_error *err);
 /* Ends it.  CLEAN: everything is on disk, so the mark is taken off the image and the file removed;
  * else both stay for the next open. */
