@@ -3,14 +3,10 @@
 #include <assert.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/uio.h>
 
 #include "buf.h"
 
 #define PAGE 4096
-
-/* Small replies share a buffer of this size. */
-#define OUTQ_BUF_SIZE (64 * 1024)
 
 /* A thread that served a burst of large requests does not keep more than this for the next one. */
 #define CACHE_MAX_BYTES (16u * 1024 * 1024)
@@ -113,90 +109,4 @@ buf_cache_destroy (struct buf_cache *cache)
     }
   }
   cache->bytes = 0;
-}
-
-static size_t
-room (const struct buf *b)
-{
-  return (size_t)(b->data + b->cap - b->end);
-}
-
-static void
-link_buf (struct outq *q, struct buf *b)
-{
-  b->next = NULL;
-  if (q->tail)
-    q->tail->next = b;
-  else
-    q->head = b;
-  q->tail = b;
-  q->memory += b->cap;
-}
-
-uint8_t *
-outq_reserve (struct outq *q, struct buf_cache *cache, size_t n)
-{
-  if (!q->tail || room (q->tail) < n) {
-    struct buf *b = buf_alloc (cache, n > OUTQ_BUF_SIZE ? n : OUTQ_BUF_SIZE);
-    if (!b)
-      return NULL;
-    link_buf (q, b);
-  }
-  return q->tail->end;
-}
-
-void
-outq_commit (struct outq *q, size_t n)
-{
-  assert (n <= room (q->tail));
-  q->tail->end += n;
-  q->bytes += n;
-}
-
-void
-outq_append (struct outq *q, struct buf *b)
-{
-  link_buf (q, b);
-  q->bytes += (size_t)(b->end - b->start);
-}
-
-int
-outq_iov (const struct outq *q, struct iovec *iov, int max)
-{
-  int n = 0;
-  for (const struct buf *b = q->head; b && n < max; b = b->next) {
-    if (b->end == b->start)
-      continue; /* reserved, not committed */
-    iov[n].iov_base = b->start;
-    iov[n].iov_len = (size_t)(b->end - b->start);
-    n++;
-  }
-  return n;
-}
-
-void
-outq_sent (struct outq *q, struct buf_cache *cache, size_t n)
-{
-  assert (n <= q->bytes);
-  q->bytes -= n;
-  while (q->head) {
-    struct buf *b = q->head;
-    size_t here = (size_t)(b->end - b->start);
-    if (n < here) {
-      b->start += n;
-      return;
-    }
-    n -= here;
-    q->head = b->next;
-    if (!q->head)
-      q->tail = NULL;
-    q->memory -= b->cap;
-    buf_free (cache, b);
-  }
-}
-
-void
-outq_clear (struct outq *q, struct buf_cache *cache)
-{
-  outq_sent (q, cache, q->bytes);
 }

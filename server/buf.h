@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Buffers for what is received and what is sent, and the queue of bytes to send.
+ * Buffers for what is received and what is sent.
  *
  * A buffer's payload begins on a page boundary, which O_DIRECT wants and copies like, with
  * BUF_HEADROOM bytes before it: a reply's header goes there, so that header and payload are one
@@ -17,8 +17,6 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-struct iovec;
 
 #define BUF_HEADROOM 128
 
@@ -45,24 +43,5 @@ struct buf_cache {
 struct buf *buf_alloc (struct buf_cache *cache, size_t size);
 void buf_free (struct buf_cache *cache, struct buf *b); /* NULL is fine */
 void buf_cache_destroy (struct buf_cache *cache);
-
-/* A queue of bytes to send. */
-struct outq {
-  struct buf *head, *tail;
-  size_t bytes;  /* not sent yet */
-  size_t memory; /* capacity of the buffers held */
-};
-
-/* N contiguous bytes at the end of the queue to be written to, or NULL without memory.  Nothing is
- * queued before outq_commit says how many of them are. */
-uint8_t *outq_reserve (struct outq *q, struct buf_cache *cache, size_t n);
-void outq_commit (struct outq *q, size_t n);
-/* Takes B over. */
-void outq_append (struct outq *q, struct buf *b);
-/* Fills IOV with what is to be sent next and returns how many entries of it. */
-int outq_iov (const struct outq *q, struct iovec *iov, int max);
-/* N bytes were sent. */
-void outq_sent (struct outq *q, struct buf_cache *cache, size_t n);
-void outq_clear (struct outq *q, struct buf_cache *cache);
 
 #endif /* BUF_H */

@@ -2,11 +2,10 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/uio.h>
-#include <unistd.h>
 
 #include "conn.h"
 #include "log.h"
@@ -19,7 +18,10 @@
 #define LONG_PAYLOAD (64 * 1024)
 #define AFTER_LONG   4096
 
-#define SEND_IOV 64
+#define SEND_IOV 128
+
+/* What a client on this machine finds in its socket before it has to wait for us. */
+#define SNDBUF (4 * 1024 * 1024)
 
 /* Seconds that a client may take to receive its last replies when the connection is to end. */
 #define LINGER 5.0
@@ -31,6 +33,8 @@
 static void on_readable (struct ev_loop *ev, ev_io *w, int revents);
 static void on_writable (struct ev_loop *ev, ev_io *w, int revents);
 static void on_limit (struct ev_loop *ev, ev_timer *w, int revents);
+static void on_pause_over (struct ev_loop *ev, ev_timer *w, int revents);
+static void on_idle (struct ev_loop *ev, ev_timer *w, int revents);
 
 struct conn *
 conn_new (struct loop *l, int fd, char *peer)
@@ -39,11 +43,13 @@ conn_new (struct loop *l, int fd, char *peer)
   if (!c)
     return NULL;
   c->loop = l;
-  c->fd = fd;
+  transport_init (&c->transport, fd);
   c->peer = peer;
   ev_io_init (&c->reader, on_readable, fd, EV_READ);
   ev_io_init (&c->writer, on_writable, fd, EV_WRITE);
   ev_init (&c->limit, on_limit);
+  ev_init (&c->pause, on_pause_over);
+  ev_init (&c->idle, on_idle);
   return c;
 }
 
@@ -69,6 +75,17 @@ set_limit (struct conn *c, double seconds)
   }
 }
 
+/* TCP sizes its buffers itself, and better; other sockets stay as small as they were made. */
+static void
+enlarge_send_buffer (int fd)
+{
+  int domain = AF_UNSPEC, size = SNDBUF;
+  socklen_t len = sizeof domain;
+
+  if (getsockopt (fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0 && domain == AF_UNIX)
+    setsockopt (fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+}
+
 void
 conn_start (struct conn *c)
 {
@@ -79,8 +96,14 @@ conn_start (struct conn *c)
   if (c->next)
     c->next->prev = &c->next;
   l->conns = c;
+  enlarge_send_buffer (c->transport.fd);
   session_init (&c->session, &l->shard, notify);
   set_limit (c, l->options.handshake_limit);
+  c->started = c->active = ev_now (l->ev);
+  if (l->options.idle_limit > 0) {
+    ev_timer_set (&c->idle, l->options.idle_limit, 0.);
+    ev_timer_start (l->ev, &c->idle);
+  }
   conn_step (c);
 }
 
@@ -88,7 +111,7 @@ conn_start (struct conn *c)
 static void
 free_if_done (struct conn *c)
 {
-  if (c->fd >= 0 || c->session.inflight > 0 || c->is_dirty || c->is_runnable)
+  if (c->transport.fd >= 0 || c->session.inflight > 0 || c->is_dirty || c->is_runnable)
     return;
   session_destroy (&c->session);
   *c->prev = c->next;
@@ -99,22 +122,38 @@ free_if_done (struct conn *c)
   free (c);
 }
 
+/* Who, which export, how much, how long. */
+static void
+log_summary (const struct conn *c)
+{
+  const struct session *s = &c->session;
+  double seconds = ev_now (c->loop->ev) - c->started;
+
+  if (s->transmission)
+    log_info ("%s: disconnected: export \"%s\", %" PRIu64 " bytes read, %" PRIu64
+              " bytes written, %" PRIu64 " requests, %.3f seconds",
+              c->peer, s->export->name, s->bytes_read, s->bytes_written, s->n_requests, seconds);
+  else
+    log_info ("%s: disconnected: no export chosen, %.3f seconds", c->peer, seconds);
+}
+
 static void
 close_conn (struct conn *c)
 {
   struct ev_loop *ev = c->loop->ev;
 
-  if (c->fd >= 0) {
+  if (c->transport.fd >= 0) {
     ev_io_stop (ev, &c->reader);
     ev_io_stop (ev, &c->writer);
     ev_timer_stop (ev, &c->limit);
-    close (c->fd);
-    c->fd = -1;
+    ev_timer_stop (ev, &c->pause);
+    ev_timer_stop (ev, &c->idle);
+    transport_close (&c->transport);
     session_drop (&c->session);
     buf_free (&c->loop->shard.cache, c->held);
     c->held = NULL;
     if (c->peer)
-      log_info ("%s: disconnected", c->peer);
+      log_summary (c);
     c->loop->options.closed (c->loop->options.opaque, c->session.transmission);
   }
   free_if_done (c);
@@ -138,6 +177,64 @@ on_limit (struct ev_loop *ev, ev_timer *w, int revents)
   close_conn (c);
 }
 
+static void
+on_idle (struct ev_loop *ev, ev_timer *w, int revents)
+{
+  struct conn *c = (struct conn *)((char *)w - offsetof (struct conn, idle));
+  double limit = c->loop->options.idle_limit;
+  double rest = c->active + limit - ev_now (ev);
+
+  (void)revents;
+  if (rest <= 0 && c->session.inflight == 0) {
+    if (c->peer)
+      log_info ("%s: nothing was asked for in %.0f seconds", c->peer, limit);
+    close_conn (c);
+    return;
+  }
+  ev_timer_set (w, rest > 0 ? rest : limit, 0.);
+  ev_timer_start (ev, w);
+}
+
+static void
+on_pause_over (struct ev_loop *ev, ev_timer *w, int revents)
+{
+  (void)ev;
+  (void)revents;
+  conn_run ((struct conn *)((char *)w - offsetof (struct conn, pause)));
+}
+
+/* C has input left over that it can go on with: in its next turn, or when the export's rate allows.
+ */
+static void
+go_on_later (struct conn *c)
+{
+  double wait = session_throttle (&c->session);
+
+  if (wait <= 0)
+    loop_run_later (c->loop, c);
+  else if (!ev_is_active (&c->pause)) {
+    ev_timer_set (&c->pause, wait, 0.);
+    ev_timer_start (c->loop->ev, &c->pause);
+  }
+}
+
+/* STARTTLS has been acknowledged.  Plain text beyond it is not the client's, or not of one that
+ * keeps to the protocol: it must not pass for what the client says under TLS. */
+static void
+start_tls (struct conn *c)
+{
+  struct tls_session *tls = c->held ? NULL : tls_start (c->loop->shard.tls, &c->transport, c->peer);
+
+  if (tls) {
+    session_secured (&c->session, tls);
+    return;
+  }
+  if (c->held)
+    log_warning ("%s: more plain text came after NBD_OPT_STARTTLS, so it is disconnected",
+                 c->peer ? c->peer : "a client");
+  session_drop (&c->session);
+}
+
 /* ---- output ---------------------------------------------------------------------------------- */
 
 static void
@@ -145,13 +242,18 @@ send_queued (struct conn *c)
 {
   struct outq *q = &c->session.out;
 
+  c->transport.want_read = false;
   while (q->bytes > 0) {
     struct iovec iov[SEND_IOV];
-    struct msghdr msg = { .msg_iov = iov, .msg_iovlen = (size_t)outq_iov (q, iov, SEND_IOV) };
-    ssize_t n = sendmsg (c->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+    ssize_t n = transport_send (&c->transport, iov, outq_iov (q, iov, SEND_IOV));
     if (n < 0) {
       if (errno == EINTR)
         continue;
+      if (errno == EFAULT && q->loans->end > 0) {
+        /* Borrowed memory has vanished: the file was cut, or its disk has failed. */
+        session_settle (&c->session);
+        continue;
+      }
       if (errno != EAGAIN)
         session_drop (&c->session);
       return;
@@ -175,15 +277,20 @@ conn_step (struct conn *c)
   struct session *s = &c->session;
   struct loop *l = c->loop;
 
-  if (c->fd < 0) {
+  if (c->transport.fd < 0) {
     free_if_done (c);
     return;
   }
   send_queued (c);
+  session_end_turn (s);
   session_resume (s);
   shard_submit (&l->shard);
 
   enum session_state state = session_state (s);
+  if (state == SESSION_TLS && (c->held || s->out.bytes == 0)) {
+    start_tls (c);
+    state = session_state (s);
+  }
   if (c->draining && s->inflight == 0 && state == SESSION_READ) {
     session_eof (s);
     state = session_state (s);
@@ -197,17 +304,26 @@ conn_step (struct conn *c)
   else if (c->limited && s->transmission && !s->ending && !c->draining)
     set_limit (c, 0);
   if (state == SESSION_READY)
+    go_on_later (c);
+  else if (state == SESSION_READ && transport_pending (&c->transport))
     loop_run_later (l, c);
-  watch (l->ev, &c->reader, state == SESSION_READ);
-  watch (l->ev, &c->writer, s->out.bytes > 0);
+  watch (l->ev, &c->reader, state == SESSION_READ || c->transport.want_read);
+  watch (l->ev, &c->writer, s->out.bytes > 0 || c->transport.want_write);
 }
+
+static void receive (struct conn *c);
 
 static void
 on_writable (struct ev_loop *ev, ev_io *w, int revents)
 {
+  struct conn *c = (struct conn *)((char *)w - offsetof (struct conn, writer));
+
   (void)ev;
   (void)revents;
-  conn_step ((struct conn *)((char *)w - offsetof (struct conn, writer)));
+  if (c->transport.want_write && session_state (&c->session) == SESSION_READ)
+    receive (c); /* it was waiting for that */
+  else
+    conn_step (c);
 }
 
 /* ---- input ----------------------------------------------------------------------------------- */
@@ -225,16 +341,27 @@ hold (struct conn *c, const uint8_t *p, size_t n)
   c->held->end += n;
 }
 
+static void
+begin_turn (struct conn *c)
+{
+  c->session.budget = TURN_BUDGET;
+  session_begin_turn (&c->session, transport_takes_foreign (&c->transport));
+}
+
 void
 conn_run (struct conn *c)
 {
   struct buf *b = c->held;
 
-  if (c->fd < 0) {
+  if (c->transport.fd < 0) {
     free_if_done (c);
     return;
   }
-  c->session.budget = TURN_BUDGET;
+  if (session_state (&c->session) == SESSION_READ) {
+    receive (c); /* the transport has something pending */
+    return;
+  }
+  begin_turn (c);
   if (b) {
     b->start += session_input (&c->session, b->start, (size_t)(b->end - b->start));
     /* session_input may have dropped the session, but c->held is ours. */
@@ -247,21 +374,19 @@ conn_run (struct conn *c)
   conn_step (c);
 }
 
+/* Receives once, and takes it in. */
 static void
-on_readable (struct ev_loop *ev, ev_io *w, int revents)
+receive (struct conn *c)
 {
-  struct conn *c = (struct conn *)((char *)w - offsetof (struct conn, reader));
   struct session *s = &c->session;
   struct loop *l = c->loop;
   struct iovec iov[2];
-  struct msghdr msg = { .msg_iov = iov };
+  int n_iov = 0;
   uint8_t *payload;
   size_t direct = session_payload (s, &payload);
   size_t held = 0;
   size_t rx_size = LOOP_RX_SIZE;
 
-  (void)ev;
-  (void)revents;
   if (c->held) {
     /* The beginning of a header: the reader runs only when no more than that is left. */
     held = (size_t)(c->held->end - c->held->start);
@@ -270,23 +395,24 @@ on_readable (struct ev_loop *ev, ev_io *w, int revents)
     rx_size -= held;
   }
   if (direct > 0) {
-    iov[msg.msg_iovlen++] = (struct iovec){ payload, direct };
+    iov[n_iov++] = (struct iovec){ payload, direct };
     if (s->payload->cap > LONG_PAYLOAD)
       rx_size = AFTER_LONG;
   }
-  iov[msg.msg_iovlen++] = (struct iovec){ l->rx + held, rx_size };
+  iov[n_iov++] = (struct iovec){ l->rx + held, rx_size };
 
-  ssize_t n = recvmsg (c->fd, &msg, MSG_DONTWAIT);
+  c->transport.want_write = false;
+  ssize_t n = transport_receive (&c->transport, iov, n_iov);
   if (n < 0) {
-    if (errno == EAGAIN || errno == EINTR)
-      return;
-    session_drop (s);
+    if (errno != EAGAIN && errno != EINTR)
+      session_drop (s);
     conn_step (c);
     return;
   }
   buf_free (&l->shard.cache, c->held);
   c->held = NULL;
-  s->budget = TURN_BUDGET;
+  c->active = ev_now (l->ev);
+  begin_turn (c);
   if (n == 0)
     session_eof (s);
   else {
@@ -303,13 +429,26 @@ on_readable (struct ev_loop *ev, ev_io *w, int revents)
   conn_step (c);
 }
 
+static void
+on_readable (struct ev_loop *ev, ev_io *w, int revents)
+{
+  struct conn *c = (struct conn *)((char *)w - offsetof (struct conn, reader));
+
+  (void)ev;
+  (void)revents;
+  if (session_state (&c->session) == SESSION_READ)
+    receive (c);
+  else
+    conn_step (c); /* a send was waiting for it */
+}
+
 void
 conn_drain (struct conn *c)
 {
   c->draining = true;
   set_limit (c, LINGER);
   /* Requests that are already here get an answer, if only that we are leaving. */
-  if (c->fd >= 0 && ev_is_active (&c->reader))
+  if (c->transport.fd >= 0 && ev_is_active (&c->reader))
     on_readable (c->loop->ev, &c->reader, EV_READ);
   else
     conn_step (c);

@@ -9,14 +9,18 @@
 #define CONN_H
 
 #include "loop.h"
+#include "transport.h"
 
 struct conn {
   struct loop *loop;
-  int fd;     /* -1: closed, waiting for requests in flight */
-  char *peer; /* for messages; may be NULL */
+  struct transport transport; /* closed: waiting for requests in flight */
+  char *peer;                 /* for messages; may be NULL */
   struct session session;
   struct buf *held; /* received but not taken in yet */
   ev_io reader, writer;
+  ev_timer pause;            /* until the export's rate lets it go on */
+  ev_timer idle;             /* looks whether the client still asks for anything */
+  ev_tstamp started, active; /* when it connected, and when something was last received */
   ev_timer limit;            /* for the handshake; for sending the last replies */
   struct conn *next, **prev; /* in loop.conns */
   struct conn *next_dirty, *next_runnable, *next_incoming;

@@ -45,7 +45,6 @@ daemon_fork (void)
     ready_fd = pipe_fd[1];
     setsid ();
     redirect (STDIN_FILENO, O_RDONLY);
-    redirect (STDOUT_FILENO, O_WRONLY);
     return;
   }
 
@@ -64,6 +63,7 @@ daemon_ready (bool keep_stderr)
 {
   if (ready_fd < 0)
     return;
+  redirect (STDOUT_FILENO, O_WRONLY);
   if (!keep_stderr)
     redirect (STDERR_FILENO, O_WRONLY);
   ssize_t n = write (ready_fd, "", 1);
@@ -73,7 +73,7 @@ daemon_ready (bool keep_stderr)
 }
 
 int
-pid_file_write (const char *path, struct q_error *err)
+pid_file_open (const char *path, struct q_error *err)
 {
   pid_fd = open (path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
   int r = pid_fd < 0 ? -errno : 0;
@@ -88,10 +88,20 @@ pid_file_write (const char *path, struct q_error *err)
       return r;
     }
   }
-  if (r == 0 && (ftruncate (pid_fd, 0) < 0 || dprintf (pid_fd, "%d\n", (int)getpid ()) < 0))
+  if (r == 0 && ftruncate (pid_fd, 0) < 0)
     r = -errno;
   if (r < 0)
     snprintf (err->text, sizeof err->text, "cannot write pid file '%s': %s", path, strerror (-r));
+  return r;
+}
+
+int
+pid_file_write (struct q_error *err)
+{
+  if (pid_fd < 0 || dprintf (pid_fd, "%d\n", (int)getpid ()) >= 0)
+    return 0;
+  int r = -errno;
+  snprintf (err->text, sizeof err->text, "cannot write the pid file: %s", strerror (-r));
   return r;
 }
 

@@ -14,11 +14,14 @@
  * exits with status 0) or ends without (status 1, after the child's messages on stderr).  Call it
  * before there are threads and open images. */
 void daemon_fork (void);
-/* Lets the parent go, and stderr with it unless KEEP_STDERR.  Without daemon_fork, does nothing. */
+/* Lets the parent go, and stdout and (unless KEEP_STDERR) stderr with it.  Without daemon_fork,
+ * does nothing. */
 void daemon_ready (bool keep_stderr);
 
-/* Writes and locks the pid file, which stays until pid_file_remove. */
-int pid_file_write (const char *path, struct q_error *err);
+/* Makes and locks the pid file, which stays until pid_file_remove; empty until pid_file_write. */
+int pid_file_open (const char *path, struct q_error *err);
+/* Without pid_file_open, does nothing. */
+int pid_file_write (struct q_error *err);
 void pid_file_remove (const char *path);
 
 #endif /* DAEMON_H */

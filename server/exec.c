@@ -10,8 +10,11 @@
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <stddef.h>
 #include <string.h>
 
+#include "file.h"
+#include "merge.h"
 #include "request.h"
 #include "status.h"
 
@@ -24,6 +27,11 @@
 /* A read that is longer than what one reply may hold is answered in pieces of this size, the next
  * one when the last one has been sent. */
 #define READ_PIECE (4 * 1024 * 1024)
+/* The same for all long reads when memory is short. */
+#define READ_PIECE_LOW (1024 * 1024)
+
+/* A read that is more scattered than that is for a worker. */
+#define MAX_RING_EXTENTS 8
 
 /* ---- on a worker ----------------------------------------------------------------------------- */
 
@@ -80,13 +88,25 @@ finish_write (struct request *rq, int r)
     finish (rq, r);
 }
 
+/* How much of RQ is read next.  In simple mode, and with DF, all of it has to come in one piece. */
 static uint64_t
-piece_len (const struct request *rq)
+choose_piece (const struct request *rq)
 {
   uint64_t left = rq->len - rq->done;
-  if (rq->len <= NBD_MAX_PAYLOAD)
+  uint64_t most = rq->len > NBD_MAX_PAYLOAD ? READ_PIECE : NBD_MAX_PAYLOAD;
+
+  if (rq->mode == MODE_SIMPLE || (rq->flags & NBD_CMD_FLAG_DF))
     return left;
-  return left < READ_PIECE ? left : READ_PIECE;
+  if (memory_is_short (rq->session->shard))
+    most = READ_PIECE_LOW;
+  return left < most ? left : most;
+}
+
+/* Where RQ is in the image, of which the export may be a part. */
+static uint64_t
+image_offset (const struct request *rq)
+{
+  return rq->export->offset + rq->offset;
 }
 
 static void
@@ -94,7 +114,7 @@ run_read (struct job *job)
 {
   struct request *rq = (struct request *)job;
   struct buf *b = rq->out;
-  uint64_t len = piece_len (rq);
+  uint64_t len = rq->piece;
 
   /* The header goes before the payload area, so that data lie on a page boundary. */
   b->start = b->data - read_header_size (rq->mode);
@@ -112,8 +132,18 @@ run_write (struct job *job)
 {
   struct request *rq = (struct request *)job;
 
-  finish_write (rq, q_pwrite (rq->export->img, rq->payload->start + rq->done, rq->offset + rq->done,
-                              rq->len - rq->done));
+  finish_write (rq, q_pwrite (rq->export->img, rq->payload->start + rq->done,
+                              image_offset (rq) + rq->done, rq->len - rq->done));
+}
+
+/* A write of zeroes that was detected to be one. */
+static void
+run_detected (struct job *job)
+{
+  struct request *rq = (struct request *)job;
+  unsigned flags = rq->export->detect_zeroes == DETECT_ZEROES_UNMAP ? Q_ZERO_UNMAP : 0;
+
+  finish_write (rq, q_zero (rq->export->img, image_offset (rq), rq->len, flags));
 }
 
 static void
@@ -123,21 +153,21 @@ run_zero (struct job *job)
   unsigned flags = (rq->flags & NBD_CMD_FLAG_NO_HOLE ? Q_ZERO_PROVISION : Q_ZERO_UNMAP) |
                    (rq->flags & NBD_CMD_FLAG_FAST_ZERO ? Q_ZERO_FAST : 0);
 
-  finish_write (rq, q_zero (rq->export->img, rq->offset, rq->len, flags));
+  finish_write (rq, q_zero (rq->export->img, image_offset (rq), rq->len, flags));
 }
 
 static void
 run_trim (struct job *job)
 {
   struct request *rq = (struct request *)job;
-  finish_write (rq, q_discard (rq->export->img, rq->offset, rq->len));
+  finish_write (rq, q_discard (rq->export->img, image_offset (rq), rq->len));
 }
 
 static void
 run_cache (struct job *job)
 {
   struct request *rq = (struct request *)job;
-  finish (rq, q_prefetch (rq->export->img, rq->offset, rq->len));
+  finish (rq, q_prefetch (rq->export->img, image_offset (rq), rq->len));
 }
 
 static void
@@ -145,6 +175,13 @@ run_status (struct job *job)
 {
   struct request *rq = (struct request *)job;
   finish (rq, status_answer (rq));
+}
+
+static void
+run_resize (struct job *job)
+{
+  struct request *rq = (struct request *)job;
+  finish (rq, export_resize (rq->export, rq->offset));
 }
 
 /* ---- on the loop ----------------------------------------------------------------------------- */
@@ -157,6 +194,48 @@ to_pool (struct request *rq, void (*run) (struct job *))
   rq->job.run = run;
   rq->job.home = &shard->done;
   batch_add (&shard->batch, &rq->job);
+}
+
+/* The ring has read all of a piece, or not: then a worker does it again and finds out why. */
+static void
+ring_done (struct ring_job *j)
+{
+  struct request *rq = (struct request *)((char *)j - offsetof (struct request, ring));
+  uint64_t len = rq->piece;
+
+  q_unpin (rq->pin);
+  if (j->failed || j->bytes != len) {
+    to_pool (rq, run_read);
+    return;
+  }
+  rq->done += len;
+  exec_completed (rq);
+}
+
+/* Puts the reads for the next LEN bytes of RQ into the ring.  The pin under which they were mapped
+ * is held until they are done (invariant 5). */
+static bool
+read_by_ring (struct request *rq, uint64_t len)
+{
+  struct ring *ring = rq->session->shard->ring;
+  struct q_extent extents[MAX_RING_EXTENTS];
+  uint64_t offset = rq->offset + rq->done;
+
+  if (!ring || !ring_usable (ring, MAX_RING_EXTENTS))
+    return false;
+  rq->pin = q_pin ();
+  int n = q_map (rq->export->img, image_offset (rq) + rq->done, len, extents, MAX_RING_EXTENTS,
+                 Q_NOWAIT);
+  if (n < 0 || !read_is_for_ring (extents, (unsigned)n, len)) {
+    q_unpin (rq->pin);
+    return false;
+  }
+  uint8_t *at = read_put_header (rq, rq->out, offset, len, rq->done + len == rq->len);
+  rq->ring = (struct ring_job){ .done = ring_done };
+  for (int i = 0; i < n; at += extents[i++].len)
+    ring_read (ring, &rq->ring, q_file_ring_fd (extents[i].file), at, (uint32_t)extents[i].len,
+               extents[i].host);
+  return true;
 }
 
 /* Makes RQ outlive the call, as a request in flight.  NULL without memory. */
@@ -217,6 +296,7 @@ fail (struct request *rq, int error)
     [NBD_CMD_CACHE] = "cache",
     [NBD_CMD_WRITE_ZEROES] = "write zeroes",
     [NBD_CMD_BLOCK_STATUS] = "block status",
+    [NBD_CMD_RESIZE] = "resize",
   };
 
   /* A client that did not ask for speed has no use for "not supported". */
@@ -254,15 +334,18 @@ written (struct request *rq)
     succeed (rq);
 }
 
-/* Sends the next piece of a read to the pool; RQ is detached. */
+/* Has the next piece of a read read, by the ring or the pool; RQ is detached. */
 static bool
 next_piece (struct request *rq)
 {
-  rq->out = buf_alloc (&rq->session->shard->cache, piece_len (rq));
+  uint64_t len = rq->piece = choose_piece (rq);
+
+  rq->out = buf_alloc (&rq->session->shard->cache, len);
   if (!rq->out)
     return false;
   hold (rq, rq->out);
-  to_pool (rq, run_read);
+  if (!read_by_ring (rq, len))
+    to_pool (rq, run_read);
   return true;
 }
 
@@ -297,18 +380,24 @@ exec_read (struct request *rq)
   }
 }
 
-/* Writes what can be written without waiting for metadata: rq->done says how much. */
+/* Writes what can be written without waiting for metadata: rq->done says how much.  1: it will be
+ * written together with others.  RECEIVED: DATA is in the receive buffer. */
 static int
-write_now (struct request *rq, const uint8_t *data)
+write_now (struct request *rq, const uint8_t *data, bool received)
 {
   q_pin_t pin = q_pin ();
   int r = 0;
 
   while (rq->done < rq->len) {
     struct q_write_plan plan;
-    r = q_write_begin (rq->export->img, rq->offset + rq->done, rq->len - rq->done, Q_NOWAIT, &plan);
+    r = q_write_begin (rq->export->img, image_offset (rq) + rq->done, rq->len - rq->done, Q_NOWAIT,
+                       &plan);
     if (r < 0)
       break;
+    if (received && rq->done == 0 && merge_add (rq->session->shard, rq, data, &plan)) {
+      r = 1;
+      break;
+    }
     uint64_t covered = plan.len;
     r = q_write_data (&plan, data + rq->done);
     if (r < 0) {
@@ -319,26 +408,20 @@ write_now (struct request *rq, const uint8_t *data)
     rq->done += covered;
   }
   q_unpin (pin);
-  rq->session->budget -= (int64_t)rq->done;
+  rq->session->budget -= (int64_t)(r == 1 ? rq->len : rq->done);
   return r;
 }
 
+static bool
+is_zero (const uint8_t *p, size_t n)
+{
+  return p[0] == 0 && memcmp (p, p + 1, n - 1) == 0;
+}
+
 static void
-exec_write (struct request *rq, const uint8_t *payload)
+write_by_pool (struct request *rq, const uint8_t *payload)
 {
   struct session *s = rq->session;
-
-  if (rq->len <= INLINE_WRITE_MAX) {
-    int r = write_now (rq, payload ? payload : rq->payload->start);
-    if (r == 0) {
-      written (rq);
-      return;
-    }
-    if (r != -EAGAIN) {
-      fail (rq, r);
-      return;
-    }
-  }
   struct request *detached = detach (rq);
   if (!detached) {
     fail (rq, -ENOMEM);
@@ -357,6 +440,40 @@ exec_write (struct request *rq, const uint8_t *payload)
     hold (detached, detached->payload);
   }
   to_pool (detached, run_write);
+}
+
+/* RQ was written at once, or not. */
+static void
+wrote_now (struct request *rq, const uint8_t *payload, int r)
+{
+  if (r == 0)
+    written (rq);
+  else if (r == -EAGAIN || r == -ENOSPC) /* a worker may find room by flushing */
+    write_by_pool (rq, payload);
+  else
+    fail (rq, r);
+}
+
+static void
+exec_write (struct request *rq, const uint8_t *payload)
+{
+  if (rq->export->detect_zeroes != DETECT_ZEROES_OFF &&
+      is_zero (payload ? payload : rq->payload->start, rq->len)) {
+    pool_or_fail (rq, run_detected);
+    return;
+  }
+
+  int r = -EAGAIN;
+  if (rq->len <= INLINE_WRITE_MAX)
+    r = write_now (rq, payload ? payload : rq->payload->start, payload != NULL);
+  if (r <= 0)
+    wrote_now (rq, payload, r);
+}
+
+void
+exec_merged (struct request *rq, const uint8_t *payload, int r)
+{
+  wrote_now (rq, payload, r);
 }
 
 void
@@ -392,6 +509,9 @@ exec_request (struct request *rq, const uint8_t *payload)
     break;
   case NBD_CMD_BLOCK_STATUS:
     pool_or_fail (rq, run_status);
+    break;
+  case NBD_CMD_RESIZE:
+    pool_or_fail (rq, run_resize);
     break;
   }
 }

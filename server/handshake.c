@@ -14,6 +14,7 @@
 
 #include "log.h"
 #include "session.h"
+#include "status.h"
 
 /* Data of one option.  Metadata queries are the longest. */
 #define MAX_OPTION_DATA (64 * 1024)
@@ -134,18 +135,50 @@ refuse (struct session *s, uint32_t type, const char *fmt, ...)
   va_start (args, fmt);
   vsnprintf (text, sizeof text, fmt, args);
   va_end (args);
-  log_info ("option %u refused: %s", s->option, text);
+  log_debug ("option %u refused: %s", s->option, text);
   option_reply (s, type, text, strlen (text));
 }
 
-static void
-refuse_name (struct session *s, const struct text *name)
+/* ---- exports --------------------------------------------------------------------------------- */
+
+static bool
+needs_tls (const struct session *s, const struct export *x)
 {
-  struct printable p;
-  refuse (s, NBD_REP_ERR_UNKNOWN, "there is no export \"%s\"", printable (name, &p));
+  return x->tls_only && !s->tls;
 }
 
-/* ---- exports --------------------------------------------------------------------------------- */
+/* X is for certain clients, and this is none of them. */
+static bool
+is_forbidden (const struct session *s, const struct export *x)
+{
+  if (!x->authz)
+    return false;
+  const char *identity = s->tls ? tls_identity (s->tls) : NULL;
+  return !identity || !authz_allows (x->authz, identity);
+}
+
+/* The export of that name, if this client may use it.  Otherwise refuses the option. */
+static struct export *
+find_export (struct session *s, const struct text *name)
+{
+  struct export *x = exports_find (s->shard->exports, name->p, name->len);
+  struct printable p;
+
+  if (!x)
+    refuse (s, NBD_REP_ERR_UNKNOWN, "there is no export \"%s\"", printable (name, &p));
+  else if (needs_tls (s, x))
+    /* Where TLS is not required for everything, only INFO and GO may say TLS_REQD. */
+    refuse (s,
+            s->option == NBD_OPT_INFO || s->option == NBD_OPT_GO ? NBD_REP_ERR_TLS_REQD
+                                                                 : NBD_REP_ERR_POLICY,
+            "export \"%s\" needs TLS", printable (name, &p));
+  else if (is_forbidden (s, x))
+    refuse (s, NBD_REP_ERR_POLICY, "this client is not authorised for export \"%s\"",
+            printable (name, &p));
+  else
+    return x;
+  return NULL;
+}
 
 static uint16_t
 transmission_flags (const struct session *s, const struct export *x)
@@ -165,8 +198,11 @@ option_export_name (struct session *s, struct cursor *data)
 
   if (data->left <= NBD_MAX_STRING)
     x = exports_find (s->shard->exports, data->p, data->left);
-  if (!x || s->mode == MODE_EXTENDED || s->shard->stopping) {
-    log_info ("NBD_OPT_EXPORT_NAME refused: no such export, or extended headers are in use");
+  if (!x || needs_tls (s, x) || is_forbidden (s, x) || s->mode == MODE_EXTENDED ||
+      s->shard->stopping || !export_enter (x)) {
+    log_debug (
+        "NBD_OPT_EXPORT_NAME refused: no such export, not for this client or not without TLS, "
+        "all its connections are taken, or extended headers are in use");
     session_drop (s); /* this option has no error reply */
     return;
   }
@@ -187,6 +223,8 @@ option_list (struct session *s)
     uint32_t be_len = htobe32 (len);
     uint8_t entry[sizeof be_len + NBD_MAX_STRING];
 
+    if (needs_tls (s, x) || is_forbidden (s, x))
+      continue;
     memcpy (entry, &be_len, sizeof be_len);
     memcpy (entry + sizeof be_len, x->name, len);
     option_reply2 (s, NBD_REP_SERVER, entry, sizeof be_len + len, x->description,
@@ -221,7 +259,7 @@ send_info (struct session *s, const struct export *x, uint16_t type)
   case NBD_INFO_BLOCK_SIZE: {
     struct nbd_info_block_size info = {
       .type = be_type,
-      .minimum = htobe32 (1),
+      .minimum = htobe32 (x->min_block),
       .preferred = htobe32 (x->preferred_block),
       .maximum = htobe32 (NBD_MAX_PAYLOAD),
     };
@@ -247,9 +285,18 @@ option_info (struct session *s, struct cursor *data)
     if (type <= NBD_INFO_BLOCK_SIZE)
       wanted |= 1u << type;
 
-  struct export *x = exports_find (s->shard->exports, name.p, name.len);
-  if (!x) {
-    refuse_name (s, &name);
+  struct export *x = find_export (s, &name);
+  if (!x)
+    return;
+  /* A client that has not heard of block sizes will not keep to them. */
+  if (x->min_block > 1 && !(wanted & (1u << NBD_INFO_BLOCK_SIZE))) {
+    send_info (s, x, NBD_INFO_BLOCK_SIZE); /* saves it another look */
+    refuse (s, NBD_REP_ERR_BLOCK_SIZE_REQD,
+            "requests must be whole blocks of %u bytes: ask for NBD_INFO_BLOCK_SIZE", x->min_block);
+    return;
+  }
+  if (s->option == NBD_OPT_GO && !export_enter (x)) {
+    refuse (s, NBD_REP_ERR_POLICY, "the export already has its %u connections", x->max_connections);
     return;
   }
   for (unsigned i = NBD_INFO_EXPORT; i <= NBD_INFO_BLOCK_SIZE; i++)
@@ -298,11 +345,9 @@ option_meta_context (struct session *s, struct cursor *data)
     refuse (s, NBD_REP_ERR_INVALID, "malformed export name or number of queries");
     return;
   }
-  struct export *x = exports_find (s->shard->exports, name.p, name.len);
-  if (!x) {
-    refuse_name (s, &name);
+  struct export *x = find_export (s, &name);
+  if (!x)
     return;
-  }
   if (n > MAX_QUERIES) {
     refuse (s, NBD_REP_ERR_TOO_BIG, "%u metadata context queries: the most is %u", n, MAX_QUERIES);
     return;
@@ -339,6 +384,33 @@ option_meta_context (struct session *s, struct cursor *data)
 
 /* ---- options --------------------------------------------------------------------------------- */
 
+/* The server requires TLS, and the client has not begun it: refuses all but that, and goodbye. */
+static bool
+demand_tls (struct session *s)
+{
+  if (!s->shard->tls || s->tls || !tls_required (s->shard->tls) || s->option == NBD_OPT_STARTTLS ||
+      s->option == NBD_OPT_ABORT)
+    return false;
+  if (s->option == NBD_OPT_EXPORT_NAME)
+    session_drop (s);
+  else
+    refuse (s, NBD_REP_ERR_TLS_REQD, "this server requires TLS");
+  return true;
+}
+
+static void
+option_starttls (struct session *s)
+{
+  if (s->tls)
+    refuse (s, NBD_REP_ERR_INVALID, "TLS has begun already");
+  else if (!s->shard->tls)
+    refuse (s, NBD_REP_ERR_POLICY, "the server is not configured for TLS");
+  else {
+    ack (s);
+    s->starting_tls = true;
+  }
+}
+
 static void
 answer_option (struct session *s, struct cursor *data)
 {
@@ -350,6 +422,8 @@ answer_option (struct session *s, struct cursor *data)
     refuse (s, NBD_REP_ERR_SHUTDOWN, "the server is shutting down");
     return;
   }
+  if (demand_tls (s))
+    return;
 
   switch (s->option) {
   case NBD_OPT_EXPORT_NAME:
@@ -388,7 +462,7 @@ answer_option (struct session *s, struct cursor *data)
     option_list (s);
     break;
   case NBD_OPT_STARTTLS:
-    refuse (s, NBD_REP_ERR_POLICY, "the server is not configured for TLS");
+    option_starttls (s);
     break;
   case NBD_OPT_STRUCTURED_REPLY:
     if (s->mode == MODE_EXTENDED) {
@@ -431,7 +505,7 @@ option_header (struct session *s, const uint8_t *p, size_t n)
     session_skip (s, len);
     if (s->option == NBD_OPT_EXPORT_NAME || !s->fixed_newstyle)
       session_drop (s);
-    else
+    else if (!demand_tls (s))
       refuse (s, NBD_REP_ERR_TOO_BIG, "%u bytes of option data: the most is %u", len,
               MAX_OPTION_DATA);
   } else if (len == 0) {

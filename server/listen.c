@@ -12,6 +12,11 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <linux/vm_sockets.h>
+#ifdef HAVE_SELINUX
+#include <selinux/selinux.h>
+#endif
+
 #include "listen.h"
 
 #define BACKLOG 1024
@@ -33,7 +38,7 @@ add (struct listeners *ls, int fd, const char *unix_path, struct q_error *err)
     snprintf (err->text, sizeof err->text, "out of memory");
     return -ENOMEM;
   }
-  ls->l[ls->n++] = (struct listener){ fd, path };
+  ls->l[ls->n++] = (struct listener){ .fd = fd, .unix_path = path };
   return 0;
 }
 
@@ -137,6 +142,70 @@ listen_unix (struct listeners *ls, const char *path, struct q_error *err)
 }
 
 int
+listen_vsock (struct listeners *ls, const char *port, struct q_error *err)
+{
+  struct sockaddr_vm addr = {
+    .svm_family = AF_VSOCK,
+    .svm_cid = VMADDR_CID_ANY,
+    .svm_port = (unsigned)strtoul (port, NULL, 0),
+  };
+  int fd = socket (AF_VSOCK, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  int r = fd < 0 ? -errno : 0;
+
+  if (r == 0 && (bind (fd, (struct sockaddr *)&addr, sizeof addr) < 0 || listen (fd, BACKLOG) < 0))
+    r = -errno;
+  if (r < 0)
+    snprintf (err->text, sizeof err->text, "cannot listen on vsock port %s: %s", port,
+              r == -EAFNOSUPPORT || r == -ENODEV ? "this kernel has no vsock driver"
+                                                 : strerror (-r));
+  else
+    r = add (ls, fd, NULL, err);
+  if (r < 0 && fd >= 0)
+    close (fd);
+  return r;
+}
+
+int
+listen_set_label (const char *label, struct q_error *err)
+{
+#ifdef HAVE_SELINUX
+  if (label && !is_selinux_enabled ()) {
+    snprintf (err->text, sizeof err->text,
+              "--selinux-label=%s: SELinux is not enabled on this host: leave the option out",
+              label);
+    return -ENOTSUP;
+  }
+  if (setsockcreatecon_raw (label) < 0) {
+    int r = -errno;
+    snprintf (err->text, sizeof err->text, "--selinux-label=%s: %s", label ? label : "",
+              strerror (-r));
+    return r;
+  }
+  return 0;
+#else
+  if (!label)
+    return 0;
+  snprintf (err->text, sizeof err->text,
+            "--selinux-label=%s: this nbdcow was built without libselinux", label);
+  return -ENOTSUP;
+#endif
+}
+
+/* The names, divided by colons, that go with the inherited sockets. */
+static void
+name_inherited (struct listeners *ls)
+{
+  const char *names = getenv ("LISTEN_FDNAMES");
+
+  for (unsigned i = 0; names && i < ls->n; i++) {
+    size_t len = strcspn (names, ":");
+    ls->l[i].name = strndup (names, len);
+    names = names[len] ? names + len + 1 : NULL;
+  }
+  unsetenv ("LISTEN_FDNAMES");
+}
+
+int
 listen_inherited (struct listeners *ls, struct q_error *err)
 {
   const char *pid = getenv ("LISTEN_PID"), *fds = getenv ("LISTEN_FDS");
@@ -167,6 +236,7 @@ listen_inherited (struct listeners *ls, struct q_error *err)
     if (r < 0)
       return r;
   }
+  name_inherited (ls);
   return (int)n;
 }
 
@@ -178,17 +248,98 @@ listen_close (struct listeners *ls)
     if (ls->l[i].unix_path)
       unlink (ls->l[i].unix_path);
     free (ls->l[i].unix_path);
+    free (ls->l[i].name);
   }
   ls->n = 0;
+}
+
+/* ---- names ----------------------------------------------------------------------------------- */
+
+union address {
+  struct sockaddr any;
+  struct sockaddr_un un;
+  struct sockaddr_vm vm;
+  struct sockaddr_in in;
+  struct sockaddr_in6 in6;
+  struct sockaddr_storage storage;
+};
+
+/* TEXT as a part of a URI; KEEP are characters that need no escape there.  To be freed. */
+static char *
+escape (const char *text, const char *keep)
+{
+  static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~";
+  char *out = malloc (3 * strlen (text) + 1), *p = out;
+
+  if (!out)
+    return NULL;
+  for (; *text; text++) {
+    if (strchr (plain, *text) || strchr (keep, *text))
+      *p++ = *text;
+    else
+      p += sprintf (p, "%%%02X", (unsigned char)*text);
+  }
+  *p = '\0';
+  return out;
+}
+
+static char *
+tcp_uri (union address *addr, socklen_t len, const char *scheme, const char *name)
+{
+  char host[NI_MAXHOST], port[NI_MAXSERV];
+  char *uri = NULL;
+  bool v6 = addr->any.sa_family == AF_INET6;
+
+  /* All addresses: for a client on this host. */
+  if (v6 && IN6_IS_ADDR_UNSPECIFIED (&addr->in6.sin6_addr))
+    addr->in6.sin6_addr = in6addr_loopback;
+  else if (addr->any.sa_family == AF_INET && addr->in.sin_addr.s_addr == htonl (INADDR_ANY))
+    addr->in.sin_addr.s_addr = htonl (INADDR_LOOPBACK);
+  if (getnameinfo (&addr->any, len, host, sizeof host, port, sizeof port,
+                   NI_NUMERICHOST | NI_NUMERICSERV) != 0)
+    return NULL;
+  bool usual = strcmp (port, "10809") == 0;
+  if (asprintf (&uri, "%s://%s%s%s%s%s/%s", scheme, v6 ? "[" : "", host, v6 ? "]" : "",
+                usual ? "" : ":", usual ? "" : port, name) < 0)
+    return NULL;
+  return uri;
+}
+
+char *
+listener_uri (const struct listener *l, const char *export_name, bool tls)
+{
+  const char *scheme = tls ? "nbds" : "nbd";
+  union address addr = { .storage = { 0 } };
+  socklen_t len = sizeof addr;
+  char *name = escape (export_name, "/@:");
+  char *uri = NULL;
+
+  if (!name || getsockname (l->fd, &addr.any, &len) < 0) {
+    free (name);
+    return NULL;
+  }
+  if (addr.any.sa_family == AF_UNIX) {
+    char path[sizeof addr.un.sun_path + 1] = "";
+    memcpy (path, addr.un.sun_path, sizeof addr.un.sun_path);
+    char *absolute = realpath (path, NULL);
+    char *socket = escape (absolute ? absolute : path, "/:@");
+    if (!socket || asprintf (&uri, "%s+unix:///%s?socket=%s", scheme, name, socket) < 0)
+      uri = NULL;
+    free (absolute);
+    free (socket);
+  } else if (addr.any.sa_family == AF_VSOCK) {
+    if (asprintf (&uri, "%s+vsock://%u:%u/%s", scheme, VMADDR_CID_HOST, addr.vm.svm_port, name) < 0)
+      uri = NULL;
+  } else
+    uri = tcp_uri (&addr, len, scheme, name);
+  free (name);
+  return uri;
 }
 
 char *
 peer_name (int fd)
 {
-  union {
-    struct sockaddr any;
-    struct sockaddr_storage storage;
-  } addr = { .storage = { 0 } };
+  union address addr = { .storage = { 0 } };
   socklen_t len = sizeof addr;
   char host[NI_MAXHOST], port[NI_MAXSERV];
   char *name = NULL;
@@ -200,6 +351,11 @@ peer_name (int fd)
     len = sizeof cred;
     if (getsockopt (fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) == 0 &&
         asprintf (&name, "client (unix, pid %d, uid %u, fd %d)", (int)cred.pid, cred.uid, fd) < 0)
+      name = NULL;
+    return name;
+  }
+  if (addr.any.sa_family == AF_VSOCK) {
+    if (asprintf (&name, "client (vsock, cid %u, port %u)", addr.vm.svm_cid, addr.vm.svm_port) < 0)
       name = NULL;
     return name;
   }

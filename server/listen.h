@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Listening sockets: TCP, unix, or inherited from whoever started us (LISTEN_FDS).
+ * Listening sockets: TCP, unix, vsock, or inherited from whoever started us (LISTEN_FDS).
  *
  * Errors are one line in ERR.
  */
@@ -15,6 +15,7 @@
 struct listener {
   int fd;
   char *unix_path; /* to be removed at the end; NULL if there is none, or it is not ours */
+  char *name;      /* of an inherited socket (LISTEN_FDNAMES); NULL if it has none */
 };
 
 struct listeners {
@@ -27,10 +28,20 @@ struct listeners {
 int listen_tcp (struct listeners *ls, const char *host, const char *port, struct q_error *err);
 /* A socket that is there already is replaced, anything else is left alone. */
 int listen_unix (struct listeners *ls, const char *path, struct q_error *err);
-/* How many sockets were handed to us by LISTEN_PID and LISTEN_FDS; clears those variables. */
+/* PORT is a number; any context of this host. */
+int listen_vsock (struct listeners *ls, const char *port, struct q_error *err);
+/* The SELinux label of the sockets that are made from here on; NULL: the usual one again. */
+int listen_set_label (const char *label, struct q_error *err);
+/* How many sockets were handed to us by LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES; clears those
+ * variables. */
 int listen_inherited (struct listeners *ls, struct q_error *err);
 /* Closes all and removes the unix sockets. */
 void listen_close (struct listeners *ls);
+
+/* What a client connects to: nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH or
+ * nbd+vsock://2:PORT/EXPORT; nbds for nbd if it is to begin TLS.  To be freed; NULL without memory.
+ */
+char *listener_uri (const struct listener *l, const char *export_name, bool tls);
 
 /* A connection's other end, for messages; to be freed. */
 char *peer_name (int fd);

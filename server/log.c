@@ -1,61 +1,105 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <syslog.h>
 #include <unistd.h>
 
 #include "log.h"
-#include "qcow2.h"
+
+#ifdef HAVE_SYSTEMD
+#define SD_JOURNAL_SUPPRESS_LOCATION
+#include <systemd/sd-journal.h>
+#endif
+
+enum destination { TO_FD, TO_SYSLOG, TO_JOURNAL };
 
 /* Written before the first thread is started, read afterwards. */
 static const char *program_name = "nbdcow";
-static bool verbose_on;
+static enum q_log_level log_level = Q_LOG_WARNING;
+static enum destination destination = TO_FD;
+static int log_fd = STDERR_FILENO;
+static atomic_bool started;
+
+static const struct {
+  const char *name, *prefix;
+  int priority;
+} levels[] = {
+  [Q_LOG_ERROR] = { "error", "", LOG_ERR },
+  [Q_LOG_WARNING] = { "warning", "warning: ", LOG_WARNING },
+  [Q_LOG_INFO] = { "info", "", LOG_INFO },
+  [Q_LOG_DEBUG] = { "debug", "", LOG_DEBUG },
+};
+
+static void
+put_bytes (int fd, const char *p, size_t n)
+{
+  /* There is nobody to tell if this fails. */
+  ssize_t written = write (fd, p, n);
+  (void)written;
+}
 
 /* One write a line, so that the lines of several threads (or of several servers that share a
  * terminal) do not mix. */
 static void __attribute__ ((format (printf, 2, 0)))
-put_line (const char *severity, const char *fmt, va_list args)
+put_line (enum q_log_level level, const char *fmt, va_list args)
 {
   char line[1400];
-  int n = snprintf (line, sizeof line - 1, "%s: %s", program_name, severity);
-  int m = vsnprintf (line + n, sizeof line - 1 - (size_t)n, fmt, args);
-  size_t len = m < 0 ? (size_t)n : (size_t)n + (size_t)m;
 
+  if (level > log_level)
+    return;
+  int prefix = snprintf (line, sizeof line, "%s: %s", program_name, levels[level].prefix);
+  int n = vsnprintf (line + prefix, sizeof line - 1 - (size_t)prefix, fmt, args);
+  size_t len = (size_t)prefix + (n < 0 ? 0 : (size_t)n);
   if (len > sizeof line - 2)
     len = sizeof line - 2;
   line[len++] = '\n';
-  /* There is nobody to tell if this fails. */
-  ssize_t written = write (STDERR_FILENO, line, len);
-  (void)written;
+  if (level == Q_LOG_ERROR && !started && !log_is_stderr ())
+    put_bytes (STDERR_FILENO, line, len);
+
+  const char *text = line + prefix;
+  int text_len = (int)len - prefix - 1;
+  switch (destination) {
+  case TO_FD:
+    put_bytes (log_fd, line, len);
+    break;
+  case TO_SYSLOG:
+    syslog (levels[level].priority, "%.*s", text_len, text);
+    break;
+  case TO_JOURNAL:
+#ifdef HAVE_SYSTEMD
+    sd_journal_send ("MESSAGE=%.*s", text_len, text, "PRIORITY=%d", levels[level].priority,
+                     "SYSLOG_IDENTIFIER=%s", program_name, NULL);
+#endif
+    break;
+  }
 }
 
-void
-log_error (const char *fmt, ...)
-{
-  va_list args;
-  va_start (args, fmt);
-  put_line ("", fmt, args);
-  va_end (args);
-}
+#define LOG_FUNCTION(name, level)                                                                  \
+  void log_##name (const char *fmt, ...)                                                           \
+  {                                                                                                \
+    va_list args;                                                                                  \
+    va_start (args, fmt);                                                                          \
+    put_line (level, fmt, args);                                                                   \
+    va_end (args);                                                                                 \
+  }
 
-void
-log_warning (const char *fmt, ...)
-{
-  va_list args;
-  va_start (args, fmt);
-  put_line ("warning: ", fmt, args);
-  va_end (args);
-}
+LOG_FUNCTION (error, Q_LOG_ERROR)
+LOG_FUNCTION (warning, Q_LOG_WARNING)
+LOG_FUNCTION (info, Q_LOG_INFO)
+LOG_FUNCTION (debug, Q_LOG_DEBUG)
 
-void
-log_info (const char *fmt, ...)
+static void __attribute__ ((format (printf, 2, 3)))
+put (enum q_log_level level, const char *fmt, ...)
 {
   va_list args;
-  if (!verbose_on)
-    return;
+
   va_start (args, fmt);
-  put_line ("", fmt, args);
+  put_line (level, fmt, args);
   va_end (args);
 }
 
@@ -63,18 +107,7 @@ static void
 engine_log (void *opaque, enum q_log_level level, const char *text)
 {
   (void)opaque;
-  switch (level) {
-  case Q_LOG_ERROR:
-    log_error ("%s", text);
-    break;
-  case Q_LOG_WARNING:
-    log_warning ("%s", text);
-    break;
-  case Q_LOG_INFO:
-  case Q_LOG_DEBUG:
-    log_info ("%s", text);
-    break;
-  }
+  put (level, "%s", text);
 }
 
 void
@@ -84,14 +117,68 @@ log_init (const char *program)
   q_set_log (engine_log, NULL);
 }
 
-void
-log_set_verbose (bool verbose)
+int
+log_open (const char *where, struct q_error *err)
 {
-  verbose_on = verbose;
+  if (strcmp (where, "stderr") == 0)
+    return 0;
+  if (strcmp (where, "syslog") == 0) {
+    openlog (program_name, LOG_PID | LOG_NDELAY, LOG_DAEMON);
+    destination = TO_SYSLOG;
+    return 0;
+  }
+  if (strcmp (where, "journal") == 0) {
+#ifdef HAVE_SYSTEMD
+    destination = TO_JOURNAL;
+    return 0;
+#else
+    snprintf (err->text, sizeof err->text,
+              "--log=journal: this nbdcow was built without libsystemd: use stderr, which systemd "
+              "puts into the journal, or syslog");
+    return -ENOTSUP;
+#endif
+  }
+  if (*where != '/') {
+    snprintf (err->text, sizeof err->text,
+              "--log=%s: stderr, syslog, journal or the absolute name of a file is wanted", where);
+    return -EINVAL;
+  }
+  int fd = open (where, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640);
+  if (fd < 0) {
+    int r = -errno;
+    snprintf (err->text, sizeof err->text, "--log=%s: %s", where, strerror (-r));
+    return r;
+  }
+  log_fd = fd;
+  return 0;
+}
+
+void
+log_started (void)
+{
+  started = true;
+}
+
+bool
+log_set_level (const char *level)
+{
+  for (size_t i = 0; i < sizeof levels / sizeof levels[0]; i++) {
+    if (strcmp (level, levels[i].name) == 0) {
+      log_level = (enum q_log_level)i;
+      return true;
+    }
+  }
+  return false;
 }
 
 bool
 log_is_verbose (void)
 {
-  return verbose_on;
+  return log_level >= Q_LOG_INFO;
+}
+
+bool
+log_is_stderr (void)
+{
+  return destination == TO_FD && log_fd == STDERR_FILENO;
 }

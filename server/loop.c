@@ -8,6 +8,7 @@
 #include "conn.h"
 #include "log.h"
 #include "loop.h"
+#include "ring.h"
 
 /* ---- turns ----------------------------------------------------------------------------------- */
 
@@ -76,6 +77,16 @@ step_dirty (struct loop *l)
   }
 }
 
+/* Reads came back from the ring. */
+static void
+on_ring (void *opaque)
+{
+  struct loop *l = opaque;
+
+  step_dirty (l);
+  shard_submit (&l->shard); /* those that a worker is to do again */
+}
+
 static void
 on_async (struct ev_loop *ev, ev_async *w, int revents)
 {
@@ -83,6 +94,7 @@ on_async (struct ev_loop *ev, ev_async *w, int revents)
 
   (void)ev;
   (void)revents;
+  atomic_store_explicit (&l->pinged, false, memory_order_relaxed);
   shard_complete (&l->shard);
   step_dirty (l);
 
@@ -140,13 +152,24 @@ loop_drain (struct loop *l)
   ev_async_send (l->ev, &l->async);
 }
 
+bool
+loop_ping (struct loop *l)
+{
+  bool stuck = atomic_exchange_explicit (&l->pinged, true, memory_order_relaxed);
+  ev_async_send (l->ev, &l->async);
+  return !stuck;
+}
+
 /* ---- life ------------------------------------------------------------------------------------ */
 
 static void *
 run (void *arg)
 {
   struct loop *l = arg;
+  ring_start (&l->shard.ring, l->ev, on_ring, l);
   ev_run (l->ev, 0);
+  ring_stop (&l->shard.ring);
+  poller_stop (&l->poller);
   return NULL;
 }
 
@@ -172,6 +195,7 @@ loop_start (const struct loop_options *options)
     return NULL;
   }
   shard_init (&l->shard, options->exports, options->pool, options->max_memory, wake);
+  l->shard.tls = options->tls;
   l->options = *options;
   l->runnable_tail = &l->runnable;
   pthread_mutex_init (&l->lock, NULL);
@@ -189,6 +213,7 @@ loop_start (const struct loop_options *options)
   l->async.data = l->check.data = l->idle.data = l;
   ev_async_start (l->ev, &l->async);
   ev_check_start (l->ev, &l->check);
+  poller_start (&l->poller, l->ev, options->poll_us);
 
   /* Signals are the main loop's.  The pool's threads, which are started from here, inherit that. */
   sigset_t all, before;

@@ -14,17 +14,22 @@
 
 #include <ev.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 
+#include "poller.h"
 #include "session.h"
 
 struct conn;
 
 struct loop_options {
   const struct exports *exports;
+  struct tls *tls; /* NULL for none */
   struct pool *pool;
   size_t max_memory;      /* bytes for requests and replies of this loop's clients */
   double handshake_limit; /* seconds; 0 for none */
+  double idle_limit;      /* seconds without a request; 0 for none */
+  unsigned poll_us;       /* poller.h; 0 for none */
   /* A connection is over.  NEGOTIATED: it had got to the transmission phase.  Any thread. */
   void (*closed) (void *opaque, bool negotiated);
   void *opaque;
@@ -46,10 +51,12 @@ struct loop {
   ev_check check;                         /* gives the runnable ones a turn after each poll ... */
   ev_idle idle; /* ... that this one, while there are any, keeps from blocking */
 
+  struct poller poller;
   ev_async async;       /* the pool, or another thread, has something for us: */
   pthread_mutex_t lock; /* for the rest */
   struct conn *incoming;
   bool drain;
+  atomic_bool pinged; /* and has not been round since */
 };
 
 /* NULL without memory or threads; the reason is logged. */
@@ -58,6 +65,8 @@ struct loop *loop_start (const struct loop_options *options);
  * closed. */
 bool loop_add (struct loop *l, int fd, char *peer);
 void loop_drain (struct loop *l);
+/* Whether the loop has been round since the last call, and asks it to go round again. */
+bool loop_ping (struct loop *l);
 void loop_join (struct loop *l);
 void loop_free (struct loop *l);
 

@@ -3,13 +3,49 @@
  * nbdcow: from the command line to a running server, and back.
  */
 
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include "daemon.h"
+#include "device.h"
+#include "keyval.h"
+#include "list.h"
 #include "log.h"
 #include "options.h"
+#include "privileges.h"
+#include "run.h"
+#include "serve.h"
 #include "server.h"
+#include "service.h"
+#include "tls.h"
+
+/* Where qemu-nbd listens beside serving a device of the kernel. */
+#define DEVICE_SOCKET "/var/lock/qemu-nbd-%s"
+
+struct program {
+  struct options opts;
+  struct tls *tls; /* NULL: none */
+  struct exports exports;
+  struct listeners listeners;
+  struct identity identity;
+  char *private_socket; /* of --run */
+  char *device_socket;  /* of --connect */
+  int device;           /* number of the kernel's device, or -1 */
+  int kernel[2];        /* sockets: ours, the kernel's */
+  char *uri;            /* of the first export at the first socket; may be NULL */
+};
+
+static bool
+complain (int r, const struct q_error *err)
+{
+  if (r < 0)
+    log_error ("%s", err->text);
+  return r >= 0;
+}
 
 /* A connection is a descriptor, and the soft limit is made for programs that use select. */
 static void
@@ -22,116 +58,395 @@ raise_descriptor_limit (void)
   }
 }
 
-static bool
-open_export (const struct options *opts, struct exports *exports)
-{
-  struct q_error err = { "" };
-  struct export_options xo = {
-    .name = opts->name,
-    .description = opts->description,
-    .filename = opts->filename,
-    .multi_conn = opts->shared != 1,
-    .write_through = opts->write_through,
-    .ignore_flush = opts->ignore_flush,
-  };
-
-  q_open_options_init (&xo.open);
-  xo.open.format = opts->format;
-  xo.open.cache = opts->direct ? Q_CACHE_DIRECT : Q_CACHE_BUFFERED;
-  xo.open.read_only = opts->read_only;
-  xo.open.discard = opts->discard;
-  if (exports_add (exports, &xo, &err) < 0) {
-    log_error ("%s", err.text);
-    return false;
-  }
-  return true;
-}
+/* ---- sockets --------------------------------------------------------------------------------- */
 
 /* Sockets that were passed in stand in for those of the command line.  They are meant for one
  * process number, so this comes before daemon_fork. */
 static bool
-take_inherited (const struct options *opts, struct listeners *ls)
+take_inherited (struct program *p)
 {
+  const struct options *opts = &p->opts;
   struct q_error err = { "" };
-  int n = listen_inherited (ls, &err);
+  int n = listen_inherited (&p->listeners, &err);
 
-  if (n < 0)
-    log_error ("%s", err.text);
-  if (n > 0 && opts->address_given) {
-    log_error ("--socket, --bind and --port cannot be used with sockets that were passed in by "
-               "LISTEN_FDS");
+  if (n > 0 && (opts->socket || opts->bind_given || opts->port_given || opts->vsock ||
+                opts->selinux_label)) {
+    log_error ("--socket, --bind, --port, --vsock and --selinux-label cannot be used with sockets "
+               "that were passed in by LISTEN_FDS");
     return false;
   }
-  return n >= 0;
+  return complain (n, &err);
+}
+
+/* Which unix socket to listen on, if any. */
+static bool
+choose_socket (struct program *p, const char **path)
+{
+  const struct options *opts = &p->opts;
+  bool tcp = opts->bind_given || opts->port_given;
+  struct q_error err = { "" };
+
+  *path = opts->socket;
+  if (*path || tcp || opts->vsock)
+    return true;
+  if (opts->device) {
+    const char *base = strrchr (opts->device, '/');
+    if (asprintf (&p->device_socket, DEVICE_SOCKET, base ? base + 1 : opts->device) < 0)
+      p->device_socket = NULL;
+    *path = p->device_socket;
+    return *path != NULL;
+  }
+  if (opts->run) {
+    p->private_socket = run_private_socket (&err);
+    *path = p->private_socket;
+    return complain (*path ? 0 : -1, &err);
+  }
+  return true;
 }
 
 static bool
-listen_all (const struct options *opts, struct listeners *ls)
+listen_all (struct program *p)
 {
+  const struct options *opts = &p->opts;
+  struct listeners *ls = &p->listeners;
   struct q_error err = { "" };
+  const char *path;
   int r = 0;
 
-  if (ls->n == 0)
-    r = opts->socket ? listen_unix (ls, opts->socket, &err)
-                     : listen_tcp (ls, opts->bind, opts->port, &err);
-  if (r < 0)
-    log_error ("%s", err.text);
-  return r >= 0;
+  if (ls->n > 0)
+    return true;
+  if (!choose_socket (p, &path))
+    return false;
+  if (opts->selinux_label)
+    r = listen_set_label (opts->selinux_label, &err);
+  if (r == 0 && opts->vsock)
+    r = listen_vsock (ls, opts->vsock, &err);
+  if (r == 0 && path)
+    r = listen_unix (ls, path, &err);
+  else if (r == 0 && (!opts->vsock || opts->bind_given || opts->port_given))
+    r = listen_tcp (ls, opts->bind, opts->port, &err);
+  if (r == 0 && opts->selinux_label)
+    r = listen_set_label (NULL, &err);
+  return complain (r, &err);
+}
+
+/* ---- TLS ------------------------------------------------------------------------------------- */
+
+/* A private key is often for root alone, so this comes before privileges are dropped. */
+static bool
+open_tls (struct program *p)
+{
+  const struct options *opts = &p->opts;
+  struct tls_options to = {
+    .objects = &opts->objects,
+    .creds = opts->tls_creds,
+    .authz = opts->tls_authz,
+    .optional = opts->tls_optional,
+  };
+  struct q_error err = { "" };
+
+  if (!opts->tls_creds)
+    return true;
+  p->tls = tls_open (&to, &err);
+  return complain (p->tls ? 0 : -1, &err);
+}
+
+/* ---- exports --------------------------------------------------------------------------------- */
+
+static bool
+open_file_export (struct program *p)
+{
+  struct options *opts = &p->opts;
+  struct export_options xo = opts->export;
+  struct q_error err = { "" };
+  uint64_t offset = xo.source.offset;
+  int r;
+
+  xo.source.offset = 0;
+  if (opts->image_opts) {
+    json_t *tree = keyval_parse (opts->filename, NULL, &err);
+    r = tree ? source_from_tree (&xo.source, tree, "--image-opts", &err) : -1;
+    json_decref (tree);
+  } else
+    r = source_from_name (&xo.source, opts->filename, &err);
+  /* --offset counts in the disk that FILE describes, of which that may be a part already. */
+  if (r == 0 && offset > 0) {
+    if (xo.source.size != SOURCE_TO_END && offset > xo.source.size) {
+      snprintf (err.text, sizeof err.text,
+                "--offset=%llu: the part that %s describes has %llu bytes",
+                (unsigned long long)offset, opts->filename, (unsigned long long)xo.source.size);
+      r = -1;
+    } else {
+      if (xo.source.size != SOURCE_TO_END)
+        xo.source.size -= offset;
+      xo.source.offset += offset;
+    }
+  }
+  if (r == 0)
+    r = exports_add (&p->exports, &xo, &err);
+  source_free (&xo.source);
+  return complain (r, &err);
 }
 
 static bool
-write_pid_file (const struct options *opts)
+open_exports (struct program *p)
 {
+  const struct options *opts = &p->opts;
+  /* What is about FILE alone is not a default for the others. */
+  struct export_options defaults = opts->export;
   struct q_error err = { "" };
+  json_t *tree;
+  size_t i;
 
-  if (opts->pid_file && pid_file_write (opts->pid_file, &err) < 0) {
-    log_error ("%s", err.text);
+  p->opts.export.tls = defaults.tls = p->tls;
+  if (opts->filename && !open_file_export (p))
+    return false;
+  defaults.name = "";
+  defaults.description = defaults.snapshot = NULL;
+  defaults.n_bitmaps = 0;
+  defaults.source.offset = 0;
+  defaults.source.open.format = Q_FORMAT_AUTO;
+  json_array_foreach (opts->exports, i, tree)
+  {
+    if (!complain (serve_export (&p->exports, tree, "--export", &defaults, &err), &err))
+      return false;
+  }
+  json_array_foreach (opts->directories, i, tree)
+  {
+    if (!complain (serve_directory (&p->exports, tree, &defaults, &err), &err))
+      return false;
+  }
+  if (!p->exports.first) {
+    log_error ("there is nothing to serve: no directory has an image");
     return false;
   }
   return true;
 }
 
+/* ---- the kernel's device --------------------------------------------------------------------- */
+
+static bool
+prepare_device (struct program *p)
+{
+  struct q_error err = { "" };
+
+  if (!p->opts.device)
+    return true;
+  if (!complain (device_index (p->opts.device, &p->device, &err), &err))
+    return false;
+  if (socketpair (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, p->kernel) < 0) {
+    log_error ("cannot make a pair of sockets for %s: %m", p->opts.device);
+    p->kernel[0] = p->kernel[1] = -1;
+    return false;
+  }
+  return true;
+}
+
+static bool
+connect_device (struct program *p)
+{
+  struct q_error err = { "" };
+
+  if (!p->opts.device)
+    return true;
+  int r = device_connect (p->device, p->kernel[1], p->exports.first->name, &err);
+  close (p->kernel[1]); /* the kernel has its own reference */
+  p->kernel[1] = -1;
+  return complain (r, &err);
+}
+
+/* ---- running --------------------------------------------------------------------------------- */
+
+static bool
+open_pid_file (const struct options *opts)
+{
+  struct q_error err = { "" };
+  return !opts->pid_file || complain (pid_file_open (opts->pid_file, &err), &err);
+}
+
+/* Whoever waits for the number to be there finds a server that has been started. */
+static bool
+write_pid_file (void)
+{
+  struct q_error err = { "" };
+  return complain (pid_file_write (&err), &err);
+}
+
+/* From here on, nothing that clients or images can do happens with more rights than wanted. */
+static bool
+drop_privileges (struct program *p)
+{
+  const struct options *opts = &p->opts;
+  struct q_error err = { "" };
+  int r = 0;
+
+  if (opts->user) {
+    r = identity_find (&p->identity, opts->user, opts->group, &err);
+    for (unsigned i = 0; r == 0 && i < p->listeners.n; i++) {
+      const char *path = p->listeners.l[i].unix_path;
+      /* Whom the server belongs to, its socket belongs to. */
+      if (path && lchown (path, p->identity.uid, p->identity.gid) < 0)
+        log_warning ("cannot give socket '%s' to user %s: %m", path, opts->user);
+    }
+    if (r == 0)
+      r = identity_assume (&p->identity, &err);
+  }
+  /* A change of user takes this back, so it comes after it. */
+  if (r == 0 && opts->exit_with_parent)
+    r = run_exit_with_parent (&err);
+  return complain (r, &err);
+}
+
 static void
+announce (struct program *p)
+{
+  for (const struct export *x = p->exports.first; x; x = x->next) {
+    for (unsigned i = 0; i < p->listeners.n; i++) {
+      char *uri = listener_uri (&p->listeners.l[i], x->name,
+                                p->tls && (x->tls_only || tls_required (p->tls)));
+      if (!uri)
+        continue;
+      log_info ("serving %s: %s", uri, q_filename (x->img));
+      if (p->opts.print_uri)
+        printf ("%s\n", uri);
+      if (!p->uri)
+        p->uri = uri;
+      else
+        free (uri);
+    }
+  }
+  fflush (stdout);
+}
+
+static int
 on_ready (void *opaque)
 {
-  const struct options *opts = opaque;
-  daemon_ready (opts->verbose);
+  struct program *p = opaque;
+  struct q_error err = { "" };
+  int child = 0;
+
+  if (!connect_device (p))
+    return -1;
+  if (p->opts.run) {
+    child = run_command (p->opts.run, p->uri ? p->uri : "", p->exports.first->name,
+                         p->listeners.l[0].unix_path, &err);
+    if (!complain (child, &err))
+      return -1;
+  }
+  service_ready (p->uri ? p->uri : "serving");
+  log_started ();
+  daemon_ready (p->opts.verbose && log_is_stderr ());
+  return child;
+}
+
+static int
+serve (struct program *p)
+{
+  const struct options *opts = &p->opts;
+  struct server_options so = {
+    .loops = opts->threads,
+    .workers = opts->workers,
+    .poll_us = opts->poll_us,
+    .max_clients = opts->shared,
+    .persistent = opts->persistent,
+    .handshake_limit = opts->handshake_limit,
+    .idle_limit = opts->idle_limit,
+    .memory = opts->memory ? opts->memory : SERVER_MEMORY,
+    .attached = p->kernel[0],
+    .ready = on_ready,
+    .opaque = p,
+  };
+  struct q_error err = { "" };
+
+  raise_descriptor_limit ();
+  if (!take_inherited (p))
+    return EXIT_FAILURE;
+  /* As qemu-nbd does: a device is served in the background. */
+  if (opts->fork || (opts->device && !opts->verbose))
+    daemon_fork ();
+  if (opts->log && !complain (log_open (opts->log, &err), &err))
+    return EXIT_FAILURE;
+
+  int status = -1;
+  if (prepare_device (p) && open_tls (p) && listen_all (p) && open_pid_file (opts) &&
+      drop_privileges (p) && open_exports (p) && write_pid_file ()) {
+    so.attached = p->kernel[0];
+    so.tls = p->tls;
+    announce (p);
+    status = server_run (&so, &p->listeners, &p->exports);
+    p->kernel[0] = -1;
+  }
+  listen_close (&p->listeners);
+  if (exports_close (&p->exports) < 0 && status == 0)
+    status = EXIT_FAILURE;
+  tls_free (p->tls);
+  if (opts->pid_file)
+    pid_file_remove (opts->pid_file);
+  for (int i = 0; i < 2; i++)
+    if (p->kernel[i] >= 0)
+      close (p->kernel[i]);
+  return status < 0 ? EXIT_FAILURE : status;
+}
+
+static int
+disconnect (const struct options *opts)
+{
+  struct q_error err = { "" };
+  int index;
+  int r = device_index (opts->device, &index, &err);
+
+  if (r == 0)
+    r = device_disconnect (index, &err);
+  if (!complain (r, &err))
+    return EXIT_FAILURE;
+  printf ("%s disconnected\n", opts->device);
+  return EXIT_SUCCESS;
+}
+
+static int
+list (const struct options *opts)
+{
+  struct q_error err = { "" };
+  struct list_options lo = {
+    .socket = opts->socket,
+    .host = opts->bind,
+    .port = opts->port,
+    .tls = opts->tls_creds ? objects_find_tls (&opts->objects, opts->tls_creds, &err) : NULL,
+    .tls_hostname = opts->tls_hostname,
+  };
+
+  if (lo.tls && lo.tls->tls.server) {
+    log_error ("--tls-creds=%s: these credentials are a server's: --list wants endpoint=client",
+               opts->tls_creds);
+    return EXIT_FAILURE;
+  }
+  int r = list_exports (&lo, &err);
+  return complain (r, &err) ? EXIT_SUCCESS : EXIT_FAILURE;
 }
 
 int
 main (int argc, char **argv)
 {
-  struct options opts;
-  struct exports exports = { 0 };
-  struct listeners listeners = { 0 };
+  struct program p = { .device = -1, .kernel = { -1, -1 } };
+  int status = EXIT_FAILURE;
 
   log_init ("nbdcow");
-  options_parse (&opts, argc, argv);
-  log_set_verbose (opts.verbose);
-  raise_descriptor_limit ();
-  if (!take_inherited (&opts, &listeners))
-    return EXIT_FAILURE;
-  if (opts.fork)
-    daemon_fork ();
-
-  bool ok =
-      open_export (&opts, &exports) && listen_all (&opts, &listeners) && write_pid_file (&opts);
-  if (ok) {
-    struct server_options so = {
-      .loops = opts.threads,
-      .workers = opts.workers,
-      .max_clients = opts.shared,
-      .persistent = opts.persistent,
-      .handshake_limit = opts.handshake_limit,
-      .ready = on_ready,
-      .opaque = &opts,
-    };
-    ok = server_run (&so, &listeners, &exports);
+  options_parse (&p.opts, argc, argv);
+  switch (p.opts.mode) {
+  case MODE_SERVE:
+    status = serve (&p);
+    break;
+  case MODE_LIST:
+    status = list (&p.opts);
+    break;
+  case MODE_DISCONNECT:
+    status = disconnect (&p.opts);
+    break;
   }
-  listen_close (&listeners);
-  if (exports_close (&exports) < 0)
-    ok = false;
-  if (opts.pid_file)
-    pid_file_remove (opts.pid_file);
-  return ok ? EXIT_SUCCESS : EXIT_FAILURE;
+  run_remove_private_socket (p.private_socket);
+  free (p.device_socket);
+  free (p.uri);
+  identity_free (&p.identity);
+  options_free (&p.opts);
+  return status;
 }

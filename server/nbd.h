@@ -117,6 +117,7 @@ enum nbd_transmission_flags {
   NBD_FLAG_SEND_WRITE_ZEROES = 1 << 6,
   NBD_FLAG_SEND_DF = 1 << 7,
   NBD_FLAG_CAN_MULTI_CONN = 1 << 8,
+  NBD_FLAG_SEND_RESIZE = 1 << 9, /* branch extension-resize */
   NBD_FLAG_SEND_CACHE = 1 << 10,
   NBD_FLAG_SEND_FAST_ZERO = 1 << 11,
   NBD_FLAG_BLOCK_STATUS_PAYLOAD = 1 << 12,
@@ -131,6 +132,7 @@ enum nbd_command {
   NBD_CMD_CACHE = 5,
   NBD_CMD_WRITE_ZEROES = 6,
   NBD_CMD_BLOCK_STATUS = 7,
+  NBD_CMD_RESIZE = 8, /* branch extension-resize: to "offset" bytes */
 };
 
 enum nbd_command_flags {
@@ -175,6 +177,9 @@ enum nbd_error {
 /* Flags in the descriptors of the metadata context base:allocation. */
 #define NBD_STATE_HOLE 1
 #define NBD_STATE_ZERO 2
+
+/* The same of qemu:dirty-bitmap:NAME, as QEMU's docs/interop/nbd.rst has it. */
+#define QEMU_STATE_DIRTY 1
 
 struct nbd_request {
   uint32_t magic;

@@ -6,35 +6,60 @@
 #ifndef OPTIONS_H
 #define OPTIONS_H
 
+#include <jansson.h>
 #include <stdbool.h>
 
-#include "qcow2.h"
+#include "export.h"
+#include "objects.h"
+
+enum mode {
+  MODE_SERVE,
+  MODE_LIST,       /* --list */
+  MODE_DISCONNECT, /* --disconnect */
+};
 
 struct options {
-  const char *filename;
-  enum q_format format;
+  enum mode mode;
 
-  /* Where to listen: the unix socket, else TCP. */
+  /* What is served: FILE, under the settings of EXPORT, which are also the defaults of the others:
+   * trees (keyval.h) of --export and --export-dir, in their order. */
+  const char *filename; /* NULL if there is none */
+  bool image_opts;
+  struct export_options export;
+  const char *bitmaps[MAX_BITMAPS];
+  json_t *exports, *directories; /* arrays */
+  const char *state_dir;
+
+  /* Where to listen: the unix socket, else TCP; vsock beside either. */
   const char *socket, *bind, *port;
-  bool address_given; /* any of the three */
+  bool bind_given, port_given;
+  const char *vsock; /* port; NULL if not wanted */
+  const char *selinux_label;
+  const char *device; /* of --connect and --disconnect */
 
-  const char *name, *description;
-  bool read_only;
   unsigned shared; /* clients at once; 0 for any number */
   bool persistent;
-  unsigned handshake_limit; /* seconds; 0 for none */
+  unsigned handshake_limit, idle_limit; /* seconds; 0 for none */
+  uint64_t memory;                      /* bytes for all clients; 0 for the default */
 
-  /* --cache, taken apart. */
-  bool direct, write_through, ignore_flush;
-  bool discard;
+  struct objects objects;
+  const char *tls_creds, *tls_authz, *tls_hostname;
+  bool tls_optional; /* clients may go without it */
 
-  bool verbose, fork;
-  const char *pid_file;
+  bool verbose, fork, print_uri, exit_with_parent;
+  const char *pid_file, *log, *user, *group, *run;
   unsigned threads, workers;
+  unsigned poll_us; /* the longest that a loop polls before it sleeps */
+
+  json_t *configs; /* what strings of configuration files point into */
 };
 
 /* Fills OPTS from the command line.  Prints help and version and ends the process (status 0) if
  * asked to; on an error says what is wrong and ends it with status 1. */
 void options_parse (struct options *opts, int argc, char **argv);
+void options_free (struct options *opts);
+
+/* usage.c */
+void usage_print (void);
 
 #endif /* OPTIONS_H */

@@ -21,6 +21,9 @@
 
 #define MAX_EXTENTS 16
 
+/* The most that a loop copies for one extent of a reply. */
+#define COPY_NOW_MAX (256 * 1024)
+
 static_assert (sizeof (struct nbd_extended_reply) + sizeof (struct nbd_chunk_hole) +
                        sizeof (struct nbd_extended_reply) + sizeof (uint64_t) <=
                    READ_OVERHEAD,
@@ -28,13 +31,21 @@ static_assert (sizeof (struct nbd_extended_reply) + sizeof (struct nbd_chunk_hol
 static_assert (READ_OVERHEAD <= MIN_HOLE, "a hole inside makes room for its own headers");
 static_assert (sizeof (struct nbd_extended_reply) + sizeof (uint64_t) <= BUF_HEADROOM, "headroom");
 
-/* Reads without waiting for a disk.  A page that is not in the cache, the end of the file, or a
- * file without a descriptor: all of that is for a worker to sort out. */
+/* Reads without waiting for a disk: into BORROWER's loans if it has any to take, or AT.  A page
+ * that is not in the cache, the end of the file, or a file without a descriptor: all of that is for
+ * a worker to sort out. */
 static int
-read_now (const struct q_extent *e, uint8_t *at)
+read_now (const struct q_extent *e, uint8_t *at, struct outq *borrower)
 {
   int fd = q_file_fd (e->file);
   if (fd < 0 || e->kind != Q_DATA)
+    return -EAGAIN;
+  if (borrower) {
+    const void *mem = q_file_window (e->file, e->host, e->len);
+    if (mem && outq_borrow (borrower, at, (size_t)e->len, mem, e->file, e->host))
+      return 0;
+  }
+  if (e->len > COPY_NOW_MAX)
     return -EAGAIN;
   struct iovec iov = { .iov_base = at, .iov_len = (size_t)e->len };
   ssize_t n = preadv2 (fd, &iov, 1, (off_t)e->host, RWF_NOWAIT);
@@ -93,6 +104,8 @@ ssize_t
 read_reply (const struct request *rq, uint64_t offset, uint64_t len, bool last, bool nowait,
             uint8_t *at, uint64_t *error_offset)
 {
+  struct outq *borrower = nowait && rq->session->may_borrow ? &rq->session->out : NULL;
+  unsigned loans = borrower ? outq_loans (borrower) : 0;
   struct writer w = { .rq = rq, .at = at };
   bool holes = rq->mode != MODE_SIMPLE && !(rq->flags & NBD_CMD_FLAG_DF);
   uint64_t end = offset + len;
@@ -100,11 +113,11 @@ read_reply (const struct request *rq, uint64_t offset, uint64_t len, bool last, 
   struct q_extent extents[MAX_EXTENTS];
   int r = 0;
 
-  assert (at);
+  assert (at && (!nowait || rq->session->in_turn));
   while (offset < end) {
-    q_pin_t pin = q_pin ();
-    int n =
-        q_map (rq->export->img, offset, end - offset, extents, MAX_EXTENTS, nowait ? Q_NOWAIT : 0);
+    q_pin_t pin = nowait ? 0 : q_pin (); /* without waiting: the turn's */
+    int n = q_map (rq->export->img, rq->export->offset + offset, end - offset, extents, MAX_EXTENTS,
+                   nowait ? Q_NOWAIT : 0);
     r = n < 0 ? n : 0;
     for (int i = 0; i < n && r == 0; i++) {
       const struct q_extent *e = &extents[i];
@@ -116,18 +129,51 @@ read_reply (const struct request *rq, uint64_t offset, uint64_t len, bool last, 
         if (e->kind == Q_ZERO)
           memset (w.at, 0, e->len);
         else
-          r = nowait ? read_now (e, w.at) : q_read_extent (e, 0, e->len, w.at);
+          r = nowait ? read_now (e, w.at, borrower) : q_read_extent (e, 0, e->len, w.at);
         w.at += e->len;
       }
       if (r == 0)
         offset += e->len;
     }
-    q_unpin (pin);
+    if (!nowait)
+      q_unpin (pin);
     if (r < 0) {
+      if (borrower)
+        outq_forget_loans (borrower, loans);
       *error_offset = offset;
       return r;
     }
   }
   close_data (&w, end, last);
   return w.at - at;
+}
+
+/* ---- for the ring ---------------------------------------------------------------------------- */
+
+/* Data of files that can be read as they are.  What is to be copied out of the page cache is read
+ * by the loop itself, at the end, so there is not to be too much of it. */
+bool
+read_is_for_ring (const struct q_extent *extents, unsigned n, uint64_t len)
+{
+  for (unsigned i = 0; i < n; i++) {
+    const struct q_extent *e = &extents[i];
+    uint32_t align = q_file_ring_align (e->file);
+    if (e->kind != Q_DATA || align == 0 || ((e->host | e->len) & (align - 1)) != 0 ||
+        (align == 1 && e->len > COPY_NOW_MAX))
+      return false;
+    len -= e->len;
+  }
+  return len == 0;
+}
+
+uint8_t *
+read_put_header (const struct request *rq, struct buf *b, uint64_t offset, uint64_t len, bool last)
+{
+  struct writer w = { .rq = rq, .at = b->data - read_header_size (rq->mode) };
+
+  b->start = w.at;
+  b->end = b->data + len;
+  open_data (&w, offset);
+  close_data (&w, offset + len, last);
+  return b->data;
 }

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "request.h"
+#include "status.h"
 
 /* Flags of each command, beside FUA, which any of them may carry; PAYLOAD_LEN is looked at apart.
  */
@@ -22,9 +23,12 @@ static const uint16_t known_flags[] = {
   [NBD_CMD_CACHE] = 0,
   [NBD_CMD_WRITE_ZEROES] = NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO,
   [NBD_CMD_BLOCK_STATUS] = NBD_CMD_FLAG_REQ_ONE,
+  [NBD_CMD_RESIZE] = 0,
 };
 
 #define N_COMMANDS (sizeof known_flags / sizeof known_flags[0])
+
+#define RESIZE_UNIT 512u
 
 /* The filter that BLOCK_STATUS may carry as its payload: an effect length and context numbers. */
 #define FILTER_MIN sizeof (uint64_t)
@@ -38,6 +42,15 @@ past_end (const struct request *rq)
   return rq->offset > rq->export->size || rq->len > rq->export->size - rq->offset;
 }
 
+/* The last block of a disk may be a part of one. */
+static bool
+aligned (const struct request *rq)
+{
+  uint32_t mask = rq->export->min_block - 1;
+  return (rq->offset & mask) == 0 &&
+         ((rq->len & mask) == 0 || rq->offset + rq->len == rq->export->size);
+}
+
 /* Everything but payloads.  Sends the error reply and returns false if RQ cannot be carried out. */
 static bool
 acceptable (struct session *s, const struct request *rq)
@@ -49,7 +62,7 @@ acceptable (struct session *s, const struct request *rq)
     reply_error (s, rq, ESHUTDOWN, "the server is shutting down");
     return false;
   }
-  if (rq->type >= N_COMMANDS) {
+  if (rq->type >= N_COMMANDS || (rq->type == NBD_CMD_RESIZE && !rq->export->resizable)) {
     reply_error (s, rq, EINVAL, "unknown command %u", rq->type);
     return false;
   }
@@ -70,6 +83,20 @@ acceptable (struct session *s, const struct request *rq)
       return false;
     }
     return true;
+  }
+  if (rq->type == NBD_CMD_RESIZE) {
+    if (rq->offset % RESIZE_UNIT != 0 || rq->len != 0) {
+      reply_error (s, rq, EINVAL, "resize to %" PRIu64 " bytes: a multiple of %u is wanted",
+                   rq->offset, RESIZE_UNIT);
+      return false;
+    }
+    return true;
+  }
+  if (!aligned (rq)) {
+    reply_error (s, rq, EINVAL,
+                 "%" PRIu64 " bytes at offset %" PRIu64 " are not whole blocks of %u bytes",
+                 rq->len, rq->offset, rq->export->min_block);
+    return false;
   }
   if (past_end (rq)) {
     bool space = rq->type == NBD_CMD_WRITE || rq->type == NBD_CMD_WRITE_ZEROES;
@@ -173,6 +200,20 @@ receive (struct session *s, const struct request *rq, size_t n)
 
 /* ---- headers --------------------------------------------------------------------------------- */
 
+/* RQ is going to be carried out. */
+static void
+account (struct session *s, const struct request *rq)
+{
+  s->n_requests++;
+  if (rq->type == NBD_CMD_READ)
+    s->bytes_read += rq->len;
+  else if (rq->type == NBD_CMD_WRITE)
+    s->bytes_written += rq->len;
+  else
+    return;
+  rate_charge (&rq->export->rate, rq->len);
+}
+
 /* RQ is complete but for its PAYLOAD bytes of payload, which begin at DATA, where HERE bytes have
  * already arrived.  Returns how many of those were used. */
 static size_t
@@ -199,6 +240,7 @@ dispatch (struct session *s, struct request *rq, uint64_t payload, const uint8_t
     session_skip (s, payload);
     return 0;
   }
+  account (s, rq);
   if (payload <= here) {
     /* In one piece (or there is none): without a copy, if it can be done at once. */
     exec_request (rq, payload > 0 ? data : NULL);

@@ -10,6 +10,7 @@
 #ifndef REQUEST_H
 #define REQUEST_H
 
+#include "ring.h"
 #include "session.h"
 
 struct request {
@@ -22,11 +23,14 @@ struct request {
   uint64_t cookie, offset, len;
   uint64_t contexts; /* BLOCK_STATUS: which to answer for */
 
-  uint64_t done;       /* of len: written inline, or read and queued */
-  struct buf *payload; /* WRITE: the data; BLOCK_STATUS: the filter */
-  struct buf *out;     /* the reply (or the next piece of it), if it is more than success */
-  size_t held;         /* what this counts for in session.held */
-  int error;           /* -errno, 0 on success */
+  uint64_t done;        /* of len: written inline, or read and queued */
+  struct buf *payload;  /* WRITE: the data; BLOCK_STATUS: the filter */
+  uint64_t piece;       /* READ: how much of it is in OUT, or about to be */
+  struct buf *out;      /* the reply (or the next piece of it), if it is more than success */
+  size_t held;          /* what this counts for in session.held */
+  struct ring_job ring; /* while the ring reads it ... */
+  q_pin_t pin;          /* ... under this pin */
+  int error;            /* -errno, 0 on success */
   uint64_t error_offset;
 };
 
@@ -40,6 +44,9 @@ void request_discard (struct request *rq);
 /* Carries RQ out.  If rq->heap, RQ is taken over; if not, it is copied should it outlive the call.
  * PAYLOAD is the data of a WRITE that lies in a receive buffer and not in rq->payload. */
 void exec_request (struct request *rq, const uint8_t *payload);
+/* RQ, on the stack, whose PAYLOAD is in the receive buffer, has been written together with others,
+ * or failed to be with R. */
+void exec_merged (struct request *rq, const uint8_t *payload, int r);
 /* On the shard's thread: the pool is done with RQ. */
 void exec_completed (struct request *rq);
 /* Goes on with a parked read. */
@@ -68,10 +75,17 @@ void chunk_header (uint8_t *at, const struct request *rq, enum nbd_reply_type ty
 
 /* Reads LEN bytes at OFFSET, part of RQ (all of it, unless it is too long for one piece; LAST says
  * that nothing comes after it), and writes the reply's bytes to AT: headers, data and holes.  With
- * NOWAIT it never blocks but returns -EAGAIN.  Returns how many bytes were written or -errno, with
- * *ERROR_OFFSET where. */
+ * NOWAIT, in the session's turn, it never blocks but returns -EAGAIN, and may leave data on loan
+ * to the session's queue, in which AT is reserved.  Returns how many bytes were written or -errno,
+ * with *ERROR_OFFSET where. */
 ssize_t read_reply (const struct request *rq, uint64_t offset, uint64_t len, bool last, bool nowait,
                     uint8_t *at, uint64_t *error_offset);
+/* Whether the N extents, a map of LEN bytes, can be read by the ring. */
+bool read_is_for_ring (const struct q_extent *extents, unsigned n, uint64_t len);
+/* Puts the header of a reply of LEN bytes of data before the payload area of B, whose bytes are to
+ * be read to where it returns. */
+uint8_t *read_put_header (const struct request *rq, struct buf *b, uint64_t offset, uint64_t len,
+                          bool last);
 /* The size of what precedes the first byte of data. */
 size_t read_header_size (enum reply_mode mode);
 

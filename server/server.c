@@ -6,20 +6,19 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "log.h"
 #include "loop.h"
 #include "server.h"
+#include "service.h"
 
 /* Seconds to wait when there is no descriptor or memory for another connection. */
 #define ACCEPT_PAUSE 0.5
 
 /* Seconds between two complaints about that. */
 #define COMPLAINT_INTERVAL 60.0
-
-/* Bytes for the requests and replies of all clients, beyond what each needs to get on at all. */
-#define MAX_MEMORY ((size_t)512 * 1024 * 1024)
 
 /* Connections taken in at one go, before signals and other listeners are looked at. */
 #define ACCEPT_BATCH 64
@@ -37,6 +36,9 @@ struct server {
   bool pausing, ending;
   ev_tstamp next_complaint;
   ev_signal sigterm, sigint, sighup;
+  ev_timer watchdog;
+  ev_child child;
+  int status; /* what server_run returns */
 
   unsigned clients; /* connected; the main thread's */
   ev_async news;    /* connections have ended: */
@@ -83,8 +85,9 @@ pause_accepting (struct server *sv, const char *why)
   ev_timer_start (sv->ev, &sv->pause);
 }
 
+/* VIA is the name of the listening socket, or NULL. */
 static void
-take_in (struct server *sv, int fd)
+take_in (struct server *sv, int fd, const char *via)
 {
   int on = 1;
   char *peer = NULL;
@@ -95,7 +98,7 @@ take_in (struct server *sv, int fd)
   if (log_is_verbose ()) {
     peer = peer_name (fd);
     if (peer)
-      log_info ("%s: connected", peer);
+      log_info ("%s: connected%s%s", peer, via ? " by socket " : "", via ? via : "");
   }
   if (!loop_add (sv->loops[sv->next_loop], fd, peer)) {
     pause_accepting (sv, "out of memory");
@@ -125,7 +128,7 @@ on_connection (struct ev_loop *ev, ev_io *w, int revents)
         pause_accepting (sv, strerror (errno));
       break;
     }
-    take_in (sv, fd);
+    take_in (sv, fd, sv->listeners->l[w - sv->acceptor].name);
     update_acceptors (sv);
   }
   update_acceptors (sv);
@@ -140,6 +143,7 @@ end (struct server *sv, const char *why)
     return;
   log_info ("shutting down: %s", why);
   sv->ending = true;
+  service_stopping ();
   update_acceptors (sv);
   ev_break (sv->ev, EVBREAK_ALL);
 }
@@ -150,6 +154,44 @@ on_signal (struct ev_loop *ev, ev_signal *w, int revents)
   (void)ev;
   (void)revents;
   end (w->data, strsignal (w->signum));
+}
+
+static void
+on_sighup (struct ev_loop *ev, ev_signal *w, int revents)
+{
+  struct server *sv = w->data;
+
+  if (sv->options.tls)
+    tls_reload (sv->options.tls);
+  else
+    on_signal (ev, w, revents);
+}
+
+static void
+on_child (struct ev_loop *ev, ev_child *w, int revents)
+{
+  struct server *sv = w->data;
+
+  (void)revents;
+  ev_child_stop (ev, w);
+  sv->status = WIFSIGNALED (w->rstatus) ? 128 + WTERMSIG (w->rstatus) : WEXITSTATUS (w->rstatus);
+  end (sv, "the command has ended");
+}
+
+/* The manager hears that we are alive only while every loop is. */
+static void
+on_watchdog (struct ev_loop *ev, ev_timer *w, int revents)
+{
+  struct server *sv = w->data;
+  bool alive = true;
+
+  (void)ev;
+  (void)revents;
+  for (unsigned i = 0; i < sv->n_loops; i++)
+    if (!loop_ping (sv->loops[i]))
+      alive = false;
+  if (alive)
+    service_alive ();
 }
 
 /* Called on the loops' threads. */
@@ -180,7 +222,7 @@ on_news (struct ev_loop *ev, ev_async *w, int revents)
   sv->clients -= closed;
   /* A client that only looked around (a port scan, a list of exports) does not count as the one
    * that this server was started for. */
-  if (negotiated > 0 && sv->clients == 0 && !sv->options.persistent)
+  if (negotiated > 0 && sv->clients == 0 && !sv->options.persistent && !sv->child.pid)
     end (sv, "the last client has disconnected");
   else
     update_acceptors (sv);
@@ -193,8 +235,11 @@ start_threads (struct server *sv, const struct exports *exports)
 {
   struct loop_options lo = {
     .exports = exports,
-    .max_memory = MAX_MEMORY / sv->options.loops,
+    .tls = sv->options.tls,
+    .max_memory = sv->options.memory / sv->options.loops,
     .handshake_limit = sv->options.handshake_limit,
+    .idle_limit = sv->options.idle_limit,
+    .poll_us = sv->options.poll_us,
     .closed = on_closed,
     .opaque = sv,
   };
@@ -229,12 +274,46 @@ stop_threads (struct server *sv)
 static void
 watch_signal (struct server *sv, ev_signal *w, int signum)
 {
-  ev_signal_init (w, on_signal, signum);
+  ev_signal_init (w, signum == SIGHUP ? on_sighup : on_signal, signum);
   w->data = sv;
   ev_signal_start (sv->ev, w);
 }
 
-bool
+static void
+start_watchdog (struct server *sv)
+{
+  double interval = service_watchdog ();
+
+  ev_init (&sv->watchdog, on_watchdog);
+  sv->watchdog.data = sv;
+  if (interval > 0) {
+    ev_timer_set (&sv->watchdog, interval, interval);
+    ev_timer_start (sv->ev, &sv->watchdog);
+  }
+}
+
+/* Returns when it is over. */
+static void
+serve (struct server *sv)
+{
+  if (sv->options.attached >= 0)
+    take_in (sv, sv->options.attached, NULL);
+  update_acceptors (sv);
+  int child = sv->options.ready (sv->options.opaque);
+  if (child < 0) {
+    sv->status = -1;
+    return;
+  }
+  if (child > 0) {
+    ev_child_init (&sv->child, on_child, child, 0);
+    sv->child.data = sv;
+    ev_child_start (sv->ev, &sv->child);
+  }
+  start_watchdog (sv);
+  ev_run (sv->ev, 0);
+}
+
+int
 server_run (const struct server_options *options, struct listeners *ls,
             const struct exports *exports)
 {
@@ -243,13 +322,15 @@ server_run (const struct server_options *options, struct listeners *ls,
   sv.ev = ev_default_loop (EVFLAG_AUTO | EVFLAG_NOENV);
   if (!sv.ev) {
     log_error ("cannot create an event loop");
-    return false;
+    return -1;
   }
   pthread_mutex_init (&sv.lock, NULL);
   signal (SIGPIPE, SIG_IGN);
   watch_signal (&sv, &sv.sigterm, SIGTERM);
   watch_signal (&sv, &sv.sigint, SIGINT);
   watch_signal (&sv, &sv.sighup, SIGHUP);
+  if (options->tls)
+    tls_watch (options->tls, sv.ev);
   ev_async_init (&sv.news, on_news);
   sv.news.data = &sv;
   ev_async_start (sv.ev, &sv.news);
@@ -260,16 +341,15 @@ server_run (const struct server_options *options, struct listeners *ls,
     sv.acceptor[i].data = &sv;
   }
 
-  bool ok = start_threads (&sv, exports);
-  if (ok) {
-    update_acceptors (&sv);
-    options->ready (options->opaque);
-    ev_run (sv.ev, 0);
-  }
+  if (start_threads (&sv, exports))
+    serve (&sv);
+  else
+    sv.status = -1;
+  sv.ending = true;
   /* Whoever connects from now on is told at once that there is nobody here. */
   listen_close (ls);
   stop_threads (&sv);
   ev_loop_destroy (sv.ev);
   pthread_mutex_destroy (&sv.lock);
-  return ok;
+  return sv.status;
 }

@@ -9,23 +9,37 @@
 
 #include "export.h"
 #include "listen.h"
+#include "tls.h"
 
 #define SERVER_MAX_LOOPS 256
 
+/* Bytes for the requests of all clients, if nothing else is said; and the least that makes sense.
+ */
+#define SERVER_MEMORY     ((size_t)512 << 20)
+#define SERVER_MIN_MEMORY (64u << 20)
+
 struct server_options {
-  unsigned loops;               /* threads that serve clients, at most SERVER_MAX_LOOPS */
-  unsigned workers;             /* threads, at most, for what blocks */
-  unsigned max_clients;         /* at once; 0 for any number.  The others wait in the backlog */
-  bool persistent;              /* go on when the last client has disconnected */
-  double handshake_limit;       /* seconds; 0 for none */
-  void (*ready) (void *opaque); /* clients are being taken in */
+  unsigned loops;         /* threads that serve clients, at most SERVER_MAX_LOOPS */
+  unsigned workers;       /* threads, at most, for what blocks */
+  unsigned max_clients;   /* at once; 0 for any number.  The others wait in the backlog */
+  bool persistent;        /* go on when the last client has disconnected */
+  double handshake_limit; /* seconds; 0 for none */
+  unsigned poll_us;       /* poller.h; 0 for none */
+  double idle_limit;      /* seconds without a request; 0 for none */
+  size_t memory;          /* bytes for requests and replies of all clients */
+  struct tls *tls;        /* NULL for none */
+  int attached;           /* a connected socket, the first client; -1 if there is none */
+  /* Clients are being taken in.  Returns the process number of a child to end with, 0 if there is
+   * none, or -1: end at once, the reason has been logged. */
+  int (*ready) (void *opaque);
   void *opaque;
 };
 
-/* Serves until SIGTERM, SIGINT or SIGHUP, or (unless persistent) until the last client has
- * disconnected.  Closes LS.  When it returns, no request is in flight.  Returns false if it could
- * not begin; the reason is logged. */
-bool server_run (const struct server_options *options, struct listeners *ls,
-                 const struct exports *exports);
+/* Serves until SIGTERM, SIGINT or (without TLS, whose files it reads again) SIGHUP, until the child
+ * has ended, or (unless persistent, and there is no child) until the last client has disconnected.
+ * Closes LS.  When it returns, no request is in flight.  Returns 0, or the child's exit status (128
+ * + the signal that ended it), or -1 if it could not begin; the reason is logged. */
+int server_run (const struct server_options *options, struct listeners *ls,
+                const struct exports *exports);
 
 #endif /* SERVER_H */

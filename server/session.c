@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "log.h"
+#include "merge.h"
 #include "request.h"
 #include "session.h"
 
@@ -29,6 +31,7 @@ shard_init (struct shard *shard, const struct exports *exports, struct pool *poo
 void
 shard_submit (struct shard *shard)
 {
+  ring_submit (shard->ring);
   if (shard->batch.first)
     pool_submit (shard->pool, &shard->batch);
 }
@@ -53,6 +56,7 @@ shard_destroy (struct shard *shard)
     shard->free_requests = j->next;
     free ((struct request *)j);
   }
+  merge_destroy (shard);
   buf_cache_destroy (&shard->cache);
 }
 
@@ -87,18 +91,31 @@ request_discard (struct request *rq)
 /* ---- input ----------------------------------------------------------------------------------- */
 
 bool
+memory_is_short (const struct shard *shard)
+{
+  return shard->cache.outstanding >= shard->max_memory;
+}
+
+bool
 session_blocked (const struct session *s)
 {
-  bool low = s->shard->cache.outstanding >= s->shard->max_memory;
+  bool low = memory_is_short (s->shard);
   return s->out.bytes >= MAX_QUEUED || s->inflight >= MAX_INFLIGHT ||
          s->held + s->out.memory >= (low ? MAX_HELD_LOW : MAX_HELD);
+}
+
+double
+session_throttle (const struct session *s)
+{
+  return s->export ? rate_wait (&s->export->rate) : 0;
 }
 
 /* Whether another header may be looked at. */
 static bool
 may_go_on (const struct session *s)
 {
-  return !s->ending && !s->dropped && s->budget > 0 && !session_blocked (s);
+  return !s->ending && !s->dropped && !s->starting_tls && s->budget > 0 && !session_blocked (s) &&
+         session_throttle (s) <= 0;
 }
 
 size_t
@@ -106,6 +123,7 @@ session_input (struct session *s, const uint8_t *p, size_t n)
 {
   size_t used = 0;
 
+  assert (s->in_turn);
   s->starved = false;
   for (;;) {
     size_t left = n - used;
@@ -140,6 +158,7 @@ session_input (struct session *s, const uint8_t *p, size_t n)
       break;
     used += s->on_header (s, p + used, left);
   }
+  merge_flush (s->shard);
   return used;
 }
 
@@ -182,6 +201,38 @@ session_skip (struct session *s, uint64_t n)
   s->skip_left = n;
 }
 
+/* ---- turns ----------------------------------------------------------------------------------- */
+
+void
+session_begin_turn (struct session *s, bool may_borrow)
+{
+  assert (!s->in_turn && s->shard->loans.end == 0);
+  s->in_turn = true;
+  s->may_borrow = may_borrow;
+  s->pin = q_pin ();
+}
+
+void
+session_end_turn (struct session *s)
+{
+  if (!s->in_turn)
+    return;
+  session_settle (s);
+  s->in_turn = false;
+  q_unpin (s->pin);
+}
+
+void
+session_settle (struct session *s)
+{
+  int r = outq_settle (&s->out);
+  if (r < 0) {
+    log_error ("a read failed after its reply had begun, so its client is disconnected: %s",
+               strerror (-r));
+    session_drop (s);
+  }
+}
+
 /* ---- output ---------------------------------------------------------------------------------- */
 
 void
@@ -211,6 +262,7 @@ void
 session_init (struct session *s, struct shard *shard, void (*notify) (struct session *))
 {
   *s = (struct session){ .shard = shard, .notify = notify, .starved = true };
+  s->out.loans = &shard->loans;
   handshake_begin (s);
 }
 
@@ -221,9 +273,23 @@ session_state (const struct session *s)
     return SESSION_DROP;
   if (s->ending)
     return s->inflight == 0 ? SESSION_END : SESSION_WAIT;
+  if (s->starting_tls)
+    return SESSION_TLS;
   if (s->starved)
     return SESSION_READ;
   return session_blocked (s) ? SESSION_WAIT : SESSION_READY;
+}
+
+/* Whatever was negotiated in plain text may have been somebody else's words. */
+void
+session_secured (struct session *s, struct tls_session *tls)
+{
+  s->tls = tls;
+  s->starting_tls = false;
+  s->starved = true;
+  s->mode = MODE_SIMPLE;
+  s->meta_export = NULL;
+  s->meta_selected = 0;
 }
 
 /* Forgets a payload of which not all has come, and the request that it belongs to. */
@@ -265,4 +331,6 @@ session_destroy (struct session *s)
 {
   session_drop (s);
   assert (s->inflight == 0 && s->held == 0);
+  if (s->export)
+    export_leave (s->export);
 }

@@ -3,16 +3,24 @@
  * One client's side of the protocol, without any I/O: bytes go in, bytes come out.
  *
  *     session_init (&s, shard, notify);     queues the greeting
+ *     session_begin_turn (&s, may_borrow);
  *     used = session_input (&s, p, n);      takes in what it can of n received bytes
  *     space = session_payload (&s, &p);     > 0: the next bytes go straight to p ...
  *     session_payload_received (&s, n);     ... and n of them have arrived
  *     s.out                                 what is to be sent (outq_iov, outq_sent)
+ *     session_end_turn (&s);
  *     session_resume (&s);                  after sending: goes on with what waited for that
  *     session_state (&s);                   what the owner is to do now
  *     session_destroy (&s);                 when s.inflight is 0
  *
  * All calls are made on the thread of the shard.  Requests that might block run on the worker pool;
  * when they come back (shard_complete), their replies are queued and notify is called.
+ *
+ * Input is taken in during a turn, and what it produces is best sent before the turn ends.  A turn
+ * holds one pin from its first request to its end, and this is where invariant 5 (a map is a lease)
+ * is kept for replies: those to READ may be on loan from the page cache (outq.h), found by maps
+ * under that pin, and session_end_turn settles what is left of them before it lets go of the pin.
+ * Only one session of a shard has its turn at a time.  Sending is allowed outside of turns, too.
  *
  * What is bounded, for each session: bytes queued for sending, requests in flight, the memory they
  * hold, and the work of one call of session_input (s.budget).
@@ -28,18 +36,26 @@
 #include "buf.h"
 #include "export.h"
 #include "nbd.h"
+#include "outq.h"
+#include "tls.h"
 #include "worker.h"
 
+struct merge;
 struct request;
+struct ring;
 
 /* What the sessions of one thread share. */
 struct shard {
   const struct exports *exports;
+  struct tls *tls; /* NULL if it is not offered */
   struct pool *pool;
   struct mailbox done; /* requests coming back from the pool */
   struct batch batch;  /* requests on their way to it */
+  struct merge *merge; /* merge.h: writes of the turn that go together; NULL before the first */
+  struct ring *ring;   /* for reads that would wait; NULL: the pool does them */
   struct buf_cache cache;
-  size_t max_memory; /* when that much is out of the cache, each session has to do with little */
+  struct loans loans; /* of the session that has its turn */
+  size_t max_memory;  /* when that much is out of the cache, each session has to do with little */
   struct job *free_requests;
   bool stopping; /* the server is shutting down: requests are refused */
 };
@@ -47,17 +63,20 @@ struct shard {
 /* WAKE is called, on any thread, when shard_complete has something to do. */
 void shard_init (struct shard *shard, const struct exports *exports, struct pool *pool,
                  size_t max_memory, void (*wake) (struct mailbox *));
-/* Hands the batch over to the pool. */
+/* Hands the batch over to the pool, and what is in the ring to the kernel. */
 void shard_submit (struct shard *shard);
 /* Finishes the requests that came back. */
 void shard_complete (struct shard *shard);
 void shard_destroy (struct shard *shard);
+/* Each session has to do with little. */
+bool memory_is_short (const struct shard *shard);
 
 enum reply_mode { MODE_SIMPLE, MODE_STRUCTURED, MODE_EXTENDED };
 
 enum session_state {
   SESSION_READ,  /* wants input */
   SESSION_READY, /* has input left that it can go on with: call session_input again */
+  SESSION_TLS,   /* once s.out is sent: tls_start, if no input is left over, and session_secured */
   SESSION_WAIT,  /* takes no input before its replies are sent or its requests are done */
   SESSION_END,   /* all is done: once s.out is sent, close */
   SESSION_DROP,  /* close at once */
@@ -70,7 +89,10 @@ struct session {
   struct shard *shard;
   void (*notify) (struct session *);
   struct outq out;
-  int64_t budget; /* bytes; session_input stops when it is used up.  Set by the owner */
+  bool in_turn;
+  bool may_borrow; /* s.out may take loans in this turn */
+  q_pin_t pin;     /* of the turn */
+  int64_t budget;  /* bytes; session_input stops when it is used up.  Set by the owner */
 
   /* Input: a header of header_size bytes, then (if the header calls for it) a payload that is
    * either kept, in *payload, or skipped. */
@@ -86,6 +108,8 @@ struct session {
   /* Handshake. */
   bool transmission; /* the handshake is over */
   bool no_zeroes, fixed_newstyle;
+  bool starting_tls;       /* nothing is taken in as plain text any more */
+  struct tls_session *tls; /* NULL as long as everything is plain text */
   unsigned n_options;
   uint32_t option, option_length; /* the option whose data is being received */
   struct export *export;
@@ -94,13 +118,20 @@ struct session {
 
   /* Transmission. */
   enum reply_mode mode;
-  struct request *receiving; /* whose payload is being received */
-  struct batch parked;       /* long reads that wait for their last piece to be sent */
-  unsigned inflight;         /* requests at the pool or parked */
-  size_t held;               /* bytes of memory that they, and the one being received, hold */
+  struct request *receiving;                      /* whose payload is being received */
+  uint64_t n_requests, bytes_read, bytes_written; /* for the log */
+  struct batch parked; /* long reads that wait for their last piece to be sent */
+  unsigned inflight;   /* requests at the pool or parked */
+  size_t held;         /* bytes of memory that they, and the one being received, hold */
 };
 
 void session_init (struct session *s, struct shard *shard, void (*notify) (struct session *));
+/* MAY_BORROW: s.out will be sent by system calls from where it lies. */
+void session_begin_turn (struct session *s, bool may_borrow);
+/* Nothing if it is not in a turn.  May drop the session. */
+void session_end_turn (struct session *s);
+/* Ends all loans.  May drop the session. */
+void session_settle (struct session *s);
 size_t session_input (struct session *s, const uint8_t *p, size_t n);
 size_t session_payload (struct session *s, uint8_t **p);
 void session_payload_received (struct session *s, size_t n);
@@ -111,6 +142,10 @@ void session_drop (struct session *s);
 /* The client has closed its side: what is in flight is answered, then it is over. */
 void session_eof (struct session *s);
 void session_destroy (struct session *s);
+/* What comes in from here on has come through TLS. */
+void session_secured (struct session *s, struct tls_session *tls);
+/* Seconds until the export's rate lets SESSION_READY come true; 0: at once. */
+double session_throttle (const struct session *s);
 
 /* ---- for the parts of the protocol ----------------------------------------------------------- */
 

@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <endian.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,14 +18,19 @@
 
 /* ---- the contexts ---------------------------------------------------------------------------- */
 
+/* The flags that a context has for an extent. */
+typedef uint64_t (*flags_fn) (const struct q_extent *e, unsigned layers);
+
 static int
-describe_allocation (const struct export *x, const struct meta_context *context, uint64_t offset,
-                     uint64_t len, struct status_list *list)
+describe_map (const struct export *x, uint64_t offset, uint64_t len, flags_fn flags,
+              struct status_list *list)
 {
   struct q_extent extents[MAP_EXTENTS];
   uint64_t end = offset + len;
+  unsigned layers = 0;
 
-  (void)context;
+  for (struct q_image *img = x->img; img; img = q_backing_image (img))
+    layers++;
   while (offset < end && !list->full) {
     q_pin_t pin = q_pin ();
     int n = q_map (x->img, offset, end - offset, extents, MAP_EXTENTS, Q_MAP_MERGE);
@@ -32,10 +38,7 @@ describe_allocation (const struct export *x, const struct meta_context *context,
     if (n < 0)
       return list->n > 0 ? 0 : n;
     for (int i = 0; i < n; i++) {
-      uint64_t flags = 0;
-      if (extents[i].kind == Q_ZERO)
-        flags = NBD_STATE_ZERO | (extents[i].flags & Q_HOLE ? NBD_STATE_HOLE : 0);
-      if (!status_add (list, extents[i].len, flags))
+      if (!status_add (list, extents[i].len, flags (&extents[i], layers)))
         break;
       offset += extents[i].len;
     }
@@ -43,11 +46,120 @@ describe_allocation (const struct export *x, const struct meta_context *context,
   return list->error;
 }
 
-const struct meta_context status_contexts[] = {
-  { "base:allocation", describe_allocation },
-};
-const unsigned status_n_contexts = sizeof status_contexts / sizeof status_contexts[0];
-static_assert (sizeof status_contexts / sizeof status_contexts[0] <= MAX_META_CONTEXTS, "bits");
+static uint64_t
+allocation_flags (const struct q_extent *e, unsigned layers)
+{
+  (void)layers;
+  if (e->kind != Q_ZERO)
+    return 0;
+  return NBD_STATE_ZERO | (e->flags & Q_HOLE ? NBD_STATE_HOLE : 0);
+}
+
+static int
+describe_allocation (const struct export *x, const struct meta_context *context, uint64_t offset,
+                     uint64_t len, struct status_list *list)
+{
+  (void)context;
+  return describe_map (x, offset, len, allocation_flags, list);
+}
+
+/* 0: in no layer; 1: in the top one; 2: in the one below it, and so on. */
+static uint64_t
+depth_flags (const struct q_extent *e, unsigned layers)
+{
+  return e->depth < layers ? e->depth + 1u : 0;
+}
+
+static int
+describe_depth (const struct export *x, const struct meta_context *context, uint64_t offset,
+                uint64_t len, struct status_list *list)
+{
+  (void)context;
+  return describe_map (x, offset, len, depth_flags, list);
+}
+
+static int
+describe_bitmap (const struct export *x, const struct meta_context *context, uint64_t offset,
+                 uint64_t len, struct status_list *list)
+{
+  uint64_t end = offset + len;
+  bool going = true;
+
+  (void)x;
+  while (offset < end && going) {
+    uint64_t run_end = end;
+    bool dirty = false; /* what is longer than its bitmap */
+    if (offset < context->bitmap_size)
+      q_bitmap_next (context->bitmap, offset,
+                     end < context->bitmap_size ? end : context->bitmap_size, &dirty, &run_end);
+    going = status_add (list, run_end - offset, dirty ? QEMU_STATE_DIRTY : 0);
+    offset = run_end;
+  }
+  return list->error;
+}
+
+/* The bitmap of that name in X's image, or in the nearest image below it that has one. */
+static int
+load_bitmap (struct export *x, const char *name, struct meta_context *c, struct q_error *err)
+{
+  struct q_image *img = x->img;
+  struct q_error below;
+  int r = q_bitmap_load (img, name, &c->bitmap, err);
+
+  while (r == -ENOENT && (img = q_backing_image (img)) != NULL)
+    r = q_bitmap_load (img, name, &c->bitmap, &below);
+  if (r < 0 && r != -ENOENT && img != x->img)
+    *err = below;
+  if (r == 0)
+    c->bitmap_size = q_size (img);
+  return r;
+}
+
+int
+status_open (struct export *x, const struct export_options *opts, struct q_error *err)
+{
+  unsigned max = 2 + opts->n_bitmaps;
+  int r = 0;
+
+  assert (max <= MAX_META_CONTEXTS);
+  x->contexts = calloc (max, sizeof *x->contexts);
+  if (!x->contexts)
+    goto no_memory;
+  x->contexts[x->n_contexts++] =
+      (struct meta_context){ .name = strdup ("base:allocation"), .describe = describe_allocation };
+  if (opts->allocation_depth)
+    x->contexts[x->n_contexts++] = (struct meta_context){ .name = strdup ("qemu:allocation-depth"),
+                                                          .describe = describe_depth };
+  for (unsigned i = 0; i < opts->n_bitmaps; i++) {
+    struct meta_context *c = &x->contexts[x->n_contexts++];
+    *c = (struct meta_context){ .describe = describe_bitmap };
+    if (asprintf (&c->name, "qemu:dirty-bitmap:%s", opts->bitmaps[i]) < 0)
+      c->name = NULL;
+    r = load_bitmap (x, opts->bitmaps[i], c, err);
+    if (r < 0)
+      return r;
+  }
+  for (unsigned i = 0; i < x->n_contexts; i++)
+    if (!x->contexts[i].name)
+      goto no_memory;
+  return 0;
+
+no_memory:
+  snprintf (err->text, sizeof err->text, "export \"%s\": out of memory", x->name);
+  return -ENOMEM;
+}
+
+void
+status_close (struct export *x)
+{
+  for (unsigned i = 0; i < x->n_contexts; i++) {
+    q_bitmap_free (x->contexts[i].bitmap);
+    free (x->contexts[i].name);
+  }
+  free (x->contexts);
+  x->contexts = NULL;
+  x->n_contexts = 0;
+}
 
 /* ---- lists ----------------------------------------------------------------------------------- */
 
@@ -137,7 +249,7 @@ status_answer (struct request *rq)
     lists[n] =
         (struct status_list){ .max = rq->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : MAX_DESCRIPTORS };
     id[n] = i;
-    r = c->describe (rq->export, c, rq->offset, rq->len, &lists[n]);
+    r = c->describe (rq->export, c, rq->export->offset + rq->offset, rq->len, &lists[n]);
     size += encoded_size (rq, &lists[n]);
     n++;
   }

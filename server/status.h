@@ -12,10 +12,22 @@
 #include "export.h"
 
 struct request;
+struct status_list;
 
-/* The contexts of every image. */
-extern const struct meta_context status_contexts[];
-extern const unsigned status_n_contexts;
+/* Something that BLOCK_STATUS can tell.  Its number on the wire is its index in export.contexts. */
+struct meta_context {
+  char *name; /* "namespace:leaf" */
+  /* Adds descriptors for [offset, offset + len) of the image's disk to LIST until it is full;
+   * blocking.  -errno, if not even the first could be had. */
+  int (*describe) (const struct export *x, const struct meta_context *context, uint64_t offset,
+                   uint64_t len, struct status_list *list);
+  /* Of a dirty bitmap: its bits, and the size of the disk that it describes. */
+  struct q_bitmap *bitmap;
+  uint64_t bitmap_size;
+};
+
+/* The most contexts of one export: they are selected by the bits of a 64-bit word. */
+#define MAX_META_CONTEXTS 64
 
 struct status_extent {
   uint64_t len, flags;
@@ -28,6 +40,10 @@ struct status_list {
   bool full; /* one more would have been too many */
   int error; /* -ENOMEM */
 };
+
+/* Gives X, whose image is open, the contexts that OPTS ask for. */
+int status_open (struct export *x, const struct export_options *opts, struct q_error *err);
+void status_close (struct export *x);
 
 /* Returns false when nothing more is to be added. */
 bool status_add (struct status_list *list, uint64_t len, uint64_t flags);

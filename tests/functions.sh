@@ -37,6 +37,8 @@ PATH=$PATH:/usr/sbin:/sbin
 test_name=$(basename "$0" .sh)
 tmp=$(mktemp -d "${TMPDIR:-/tmp}/nbdcow-$test_name.XXXXXX")
 cd "$tmp"
+# Where the servers keep what survives them: not where those of the machine's user keep theirs.
+STATE_DIR=$(mktemp -d "/dev/shm/nbdcow-$test_name.XXXXXX" 2>/dev/null || { mkdir state && echo "$tmp/state"; })
 
 # ---- ending ----------------------------------------------------------------------------------
 
@@ -81,7 +83,7 @@ end_test ()
   if [ "${KEEP:-0}" = 1 ]; then
     echo "$test_name: left in $tmp" >&2
   else
-    rm -rf "$tmp"
+    rm -rf "$tmp" "$STATE_DIR"
   fi
   exit "$_status"
 }
@@ -231,6 +233,7 @@ server_command ()
       server_argv="$server_argv '$_a'"
     done
     server_argv="'$NBDCOW' --persistent --shared=0 --socket='$SOCK' --pid-file='$PIDFILE' \
+      --state-dir='$STATE_DIR' \
       $server_argv -- '$_image'"
     ;;
   nbdkit)
@@ -244,7 +247,8 @@ server_command ()
       esac
       server_argv="$server_argv '$_a'"
     done
-    server_argv="'$NBDKIT' -f -U '$SOCK' -P '$PIDFILE' $_read_only '$NBDKIT_PLUGIN' file='$_image' $server_argv"
+    server_argv="'$NBDKIT' -f -U '$SOCK' -P '$PIDFILE' $_read_only '$NBDKIT_PLUGIN' file='$_image' \
+      state-dir='$STATE_DIR' $server_argv"
     if [ -n "${PLUGIN_PRELOAD:-}" ]; then # nbdkit itself leaks a little
       server_argv="env LD_PRELOAD='$PLUGIN_PRELOAD' ASAN_OPTIONS=detect_leaks=0 $server_argv"
     fi

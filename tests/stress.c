@@ -356,7 +356,7 @@ connect_to (const char *to)
 {
   struct nbd_handle *h = nbd_create ();
 
-  if (!h || nbd_connect_uri (h, to) == -1)
+  if (!h || nbd_set_uri_allow_local_file (h, true) == -1 || nbd_connect_uri (h, to) == -1)
     die ("%s: %s", to, nbd_get_error ());
   return h;
 }

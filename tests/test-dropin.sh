@@ -30,6 +30,7 @@ cp disk.qcow2 golden.qcow2
 # start OPTION...: in the background, returning when clients can connect.
 start ()
 {
+  rm -f "$tmp/nbd.pid" # whose lock may outlive its process for a moment
   "$nbd" --fork --pid-file="$tmp/nbd.pid" -k "$tmp/nbd.sock" "$@" || fail "$nbd $*: status $?"
   [ -s "$tmp/nbd.pid" ] || fail "$nbd $*: no pid file"
   track "$(cat "$tmp/nbd.pid")"

@@ -29,7 +29,7 @@ refuses ()
   elif [ "$before" != "$(digest "$1" 2>/dev/null || :)" ]; then
     complain "$what: the file was changed"
   fi
-  rm -f server-*.log
+  rm -f server-*.log "$STATE_DIR"/* # each case for itself
 }
 complain ()
 {
@@ -222,7 +222,7 @@ elif command -v setpriv >/dev/null; then
   for f in "${NBDCOW:-}" "${NBDKIT_PLUGIN:-}"; do # where another user can reach them
     if [ -e "$f" ]; then cp "$f" .; fi
   done
-  saved_nbdcow=${NBDCOW:-} saved_plugin=${NBDKIT_PLUGIN:-}
+  saved_nbdcow=${NBDCOW:-} saved_plugin=${NBDKIT_PLUGIN:-} saved_state=$STATE_DIR STATE_DIR=off
   NBDCOW=$tmp/$(basename "${NBDCOW:-none}") NBDKIT_PLUGIN=$tmp/$(basename "${NBDKIT_PLUGIN:-none}")
   WRAP='setpriv --reuid=65534 --regid=65534 --clear-groups'
   cp good.qcow2 secret.qcow2
@@ -233,7 +233,7 @@ elif command -v setpriv >/dev/null; then
   chmod 000 secret-base.qcow2
   chmod 666 open.qcow2
   refuses "unreadable backing file" open.qcow2 -- secret-base.qcow2 permission
-  NBDCOW=$saved_nbdcow NBDKIT_PLUGIN=$saved_plugin WRAP=
+  NBDCOW=$saved_nbdcow NBDKIT_PLUGIN=$saved_plugin STATE_DIR=$saved_state WRAP=
 fi
 
 echo "== options"
@@ -291,7 +291,7 @@ h.shutdown()' "$URI" "$3" "$4" 2>damaged.log || complain "damaged: $1: $(tail -n
   0,* | 1,) ;;
   *) complain "damaged: $1: exit status $SERVER_STATUS" ;;
   esac
-  rm -f server-*.log
+  rm -f server-*.log "$STATE_DIR"/*
 }
 damaged "an L2 entry off its alignment" "q l2 bad.qcow2 0 0x8000000000050200" 0 4194304
 damaged "an L2 entry off its alignment, read-only" "q l2 bad.qcow2 0 0x8000000000050200" 0 4194304 \

@@ -46,6 +46,12 @@ wait_for 20 stopped || fail 'nbdcow did not stop'
 grep -q 'disconnected: export "my disk"' nbdcow.log || fail "the log: $(cat nbdcow.log)"
 grep -q 'shutting down' nbdcow.log || fail "the log: $(cat nbdcow.log)"
 
+# What keeps it from starting is said to whoever starts it, too.
+status=0
+"$NBDCOW" --log="$tmp/other.log" -k "$tmp/sock" missing.qcow2 2>start.log || status=$?
+one_line "$status" start.log missing.qcow2 || fail "--log: $REASON"
+one_line 1 other.log missing.qcow2 || fail "--log: $REASON"
+
 # ---- a parent that goes ------------------------------------------------------------------------
 
 # shellcheck disable=SC2016

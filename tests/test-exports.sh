@@ -38,16 +38,17 @@ uri ()
   echo "nbd+unix:///$1?socket=$SOCK"
 }
 
-# has NAME BYTE [OFFSET]: the first 64 KiB of the export are all BYTE.
+# has NAME BYTE: the first 64 KiB of the export are all BYTE.
 has ()
 {
-  qemu-io -r -f raw -c "read -q -P $2 ${3:-0} 64k" "$(uri "$1")" >io.out 2>&1 && ! [ -s io.out ] ||
+  if ! qemu-io -r -f raw -c "read -q -P $2 0 64k" "$(uri "$1")" >io.out 2>&1 || [ -s io.out ]; then
     fail "export $1: $(cat io.out)"
+  fi
 }
 
 names ()
 {
-  nbdinfo --list "$(uri "${1:-}")" | sed -n 's/^export="\(.*\)":$/\1/p' | tr '\n' ' '
+  nbdinfo --list "$(uri '')" | sed -n 's/^export="\(.*\)":$/\1/p' | tr '\n' ' '
 }
 
 # refuses PATTERN OPTION...: one line with PATTERN, and status 1.

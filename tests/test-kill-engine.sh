@@ -49,8 +49,6 @@ for width in 1 2 4 8 32 64; do
 done
 image disk.qcow2 -o cluster_size=512
 killer -D "$STATE" -q 2 -t 16 -c 16000 disk.qcow2
-image disk.qcow2 -o extended_l2=on
-killer -D "$STATE" -q 2 disk.qcow2
 image disk.qcow2 -o lazy_refcounts=on
 killer -D "$STATE" -q 2 disk.qcow2
 image disk.qcow2 -o preallocation=metadata

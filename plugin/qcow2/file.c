@@ -412,7 +412,10 @@ q_file_open_local (void *opaque, const char *name, unsigned flags, struct q_file
     if (ioctl (lf->fd, BLKSSZGET, &sector) == 0 && sector >= 512 && sector <= (int)DIRECT_ALIGN)
       lf->align = (uint32_t)sector; /* a device may end in the middle of 4096 bytes */
   }
-  if (!lf->direct)
+  if (lf->direct) {
+    lf->base.direct_fd = lf->fd;
+    lf->base.direct_align = lf->align;
+  } else
     lf->base.fd = lf->fd;
   if (flags & Q_FILE_LOCK)
     r = q_lock_take (lf->fd, flags & Q_FILE_WRITE, name, err);

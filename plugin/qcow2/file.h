@@ -52,6 +52,8 @@ struct q_file {
                         * regular files, false for block devices */
   bool is_device;
   uint64_t dev, ino;         /* identity, to find loops in a chain; 0, 0 if it has none */
+  int direct_fd;             /* for asynchronous reads past the page cache ... */
+  uint32_t direct_align;     /* ... at multiples of this; 0: there is no such descriptor */
   struct q_windows *windows; /* of its page cache; NULL if none */
 };
 
@@ -83,6 +85,20 @@ static inline int
 q_file_fd (const struct q_file *f)
 {
   return f ? f->fd : -1;
+}
+
+/* The same for asynchronous reads, whose offset, length and memory are multiples of its alignment;
+ * 0 if there is none. */
+static inline uint32_t
+q_file_ring_align (const struct q_file *f)
+{
+  return !f ? 0 : f->fd >= 0 ? 1 : f->direct_align;
+}
+
+static inline int
+q_file_ring_fd (const struct q_file *f)
+{
+  return f->fd >= 0 ? f->fd : f->direct_fd;
 }
 
 /* Where the bytes are in memory if they are in the page cache, or NULL.  window.h says under which

@@ -204,9 +204,64 @@ add_behind_name (unsigned version, const char *name)
 void
 test_name_behind_header (void)
 {
+  char name[451];
+
+  /* One that has to move out of the first sector. */
+  memset (name, 'n', sizeof name - 1);
+  name[sizeof name - 1] = '\0';
+  add_behind_name (2, name);
   for (unsigned version = 2; version <= 3; ++version) {
     add_behind_name (version, "b");
     add_behind_name (version, "base");
     add_behind_name (version, "base-with-a-name-of-more-than-a-few-dozen-letters.qcow2");
   }
+}
+
+/* ---- a refcount table that grows ---------------------------------------------------------------
+ *
+ * The header must not point to the new table before it is there, nor the table to its blocks.  One
+ * growth, looked at closely. */
+
+void
+test_refcount_table_grows (void)
+{
+  /* A table of one cluster, 64 blocks of 64 counts: full at 4096 clusters, or 2 MiB. */
+  static const struct workload image = { .name = "full-table",
+                                         .version = 3,
+                                         .cluster_bits = 9,
+                                         .refcount_bits = 64,
+                                         .clusters = 4300,
+                                         .threads = 1,
+                                         .operations = 1000 };
+  struct states_options o = { .each = 10, .qemu_one_in = 300 };
+  struct states_counts n = { 0 };
+  struct mem_tap tap = { .done = record_done };
+  struct recorder rec;
+  struct guest g;
+  struct run run;
+  uint64_t at = 0;
+
+  open_run (&run, &image);
+  guest_init (&g, &run, 0, 0, run.size);
+  g.steps = false;
+  for (; run.top->size < 4090 * 512; at += 4096)
+    guest_write (&g, at, 4096);
+  flush (&run);
+  check (run.top->size < 4096 * 512, "the table is full already: the test is wrong");
+  check (q_pread (run.img, run.contents, 0, run.size) == 0, "reading failed");
+  rec_init (&rec, run.top);
+  tap.opaque = &rec;
+  run.top->tap = &tap;
+  run.rec = &rec;
+  guest_write (&g, at, 30 * 512);
+  flush (&run);
+  guest_write (&g, at + 30 * 512, 512);
+  flush (&run);
+  check (run.top->size > 4096 * 512, "the table has not grown: the test is wrong");
+  guest_free (&g);
+  check (workload_close (&run, NULL) == 0, "close failed");
+  run.top->tap = NULL;
+  check (!run.failure[0] && states_try (&run, &rec, &o, &n), "%s", run.failure);
+  rec_free (&rec);
+  workload_free (&run);
 }

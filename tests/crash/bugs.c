@@ -33,15 +33,18 @@ static const struct {
   { "failed-l2-relocation", test_failed_l2_relocation },
   { "failed-write-frees-nothing-live", test_failed_write },
   { "l2-table-counted-before-published", test_tables_counted_first },
+  { "refcount-table-grows", test_refcount_table_grows },
   { "full-disk-can-be-flushed", test_full_disk },
   { "name-taken-for-an-extension", test_name_behind_header },
+  { "flush-of-nothing-keeps-state", test_flush_of_nothing_keeps_state },
+  { "flush-of-counts-keeps-state", test_flush_of_counts_keeps_state },
   { "flushes-strand-refcount-blocks", test_flushes_do_not_grow },
   { "soak", test_soak },
 };
 #define N_TESTS (sizeof tests / sizeof tests[0])
 
-static void
-quiet (void *opaque, enum q_log_level level, const char *text)
+void
+bugs_quiet (void *opaque, enum q_log_level level, const char *text)
 {
   (void)opaque;
   (void)level;
@@ -69,7 +72,7 @@ main (int argc, char **argv)
     default:
       return 2;
     }
-  q_set_log (quiet, NULL);
+  q_set_log (bugs_quiet, NULL);
   atexit (workload_cleanup);
   for (size_t i = 0; i < N_TESTS; ++i) {
     bool wanted = optind == argc;

@@ -15,6 +15,8 @@
 
 extern uint64_t bugs_seed;
 extern unsigned long bugs_operations; /* of the soak */
+/* The log of every test that does not want to hear it. */
+void bugs_quiet (void *opaque, enum q_log_level level, const char *text);
 
 void test_discard_during_write (void);
 void test_discard_during_overwrite (void);
@@ -30,6 +32,9 @@ void test_uncovered_backing (void);
 void test_tables_counted_first (void);
 void test_full_disk (void);
 void test_name_behind_header (void);
+void test_flush_of_nothing_keeps_state (void);
+void test_flush_of_counts_keeps_state (void);
+void test_refcount_table_grows (void);
 void test_soak (void);
 void test_flushes_do_not_grow (void);
 

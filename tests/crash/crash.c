@@ -134,11 +134,11 @@ main (int argc, char **argv)
     any = false;
     for (size_t i = 0; i < n_workloads && !failed; ++i) {
       struct run run;
-      double now = monotonic (), share = seconds / (double)n_workloads;
+      double now = monotonic (), share = seconds / (double)n_workloads / 2;
 
       if ((only && strcmp (only, workloads[i].name) != 0) || (seconds && now > start + seconds))
         continue;
-      /* No workload takes more than its share of one round. */
+      /* Two rounds, or more if there is time left. */
       o.until = seconds ? now + (only ? seconds : share) : 0;
       if (!workload_prepare (&run, &workloads[i], seed)) {
         skipped = true;
@@ -150,7 +150,7 @@ main (int argc, char **argv)
         printf ("%s: seed %llu, clusters of %u, refcounts of %u bits\n", workloads[i].name,
                 (unsigned long long)seed, 1u << run.cluster_bits, run.refcount_bits);
       /* With threads no two runs are alike: rather more of them than all of one. */
-      o.place_one_in = seconds && run.w->threads > 1 ? 8 : 1;
+      o.place_one_in = seconds > 0 && run.w->threads > 1 ? 12 : 0;
       if (!one_run (&run, &o, &n)) {
         failed = true;
         fprintf (stderr, "crash: FAILED: -w %s -s %llu: %s\n", workloads[i].name,

@@ -13,102 +13,15 @@
  * once more while they take it up. -p says of how many instants one is tried.
  */
 
-#include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "images.h"
 #include "schedule.h"
+#include "statefile.h"
 #include "states.h"
-
-/* ---- a copy of the state file ---------------------------------------------------------------- */
-
-struct piece {
-  struct piece *next;
-  off_t offset;
-  size_t len;
-  uint8_t data[];
-};
-
-struct state_copy {
-  bool exists;
-  off_t size;
-  struct piece *pieces;
-};
-
-static void
-state_path (char path[128])
-{
-  snprintf (path, 128, "%s/0-0.state", images_state_directory ());
-}
-
-static void
-state_save (struct state_copy *c)
-{
-  char path[128];
-  struct stat st;
-  int fd;
-
-  *c = (struct state_copy){ 0 };
-  state_path (path);
-  fd = open (path, O_RDONLY);
-  if (fd == -1)
-    return;
-  if (fstat (fd, &st) == -1)
-    die ("%s: %s", path, strerror (errno));
-  c->exists = true;
-  c->size = st.st_size;
-  for (off_t at = 0; at < c->size;) {
-    off_t data = lseek (fd, at, SEEK_DATA), hole;
-    struct piece *p;
-
-    if (data == -1)
-      break; /* holes to the end */
-    hole = lseek (fd, data, SEEK_HOLE);
-    p = xalloc (sizeof *p + (size_t)(hole - data));
-    *p = (struct piece){ .next = c->pieces, .offset = data, .len = (size_t)(hole - data) };
-    c->pieces = p;
-    if (pread (fd, p->data, p->len, data) != (ssize_t)p->len)
-      die ("%s: cannot read", path);
-    at = hole;
-  }
-  close (fd);
-}
-
-static void
-state_restore (const struct state_copy *c)
-{
-  char path[128];
-  int fd;
-
-  images_lose_state ();
-  if (!c->exists)
-    return;
-  state_path (path);
-  fd = open (path, O_RDWR | O_CREAT, 0600);
-  if (fd == -1 || ftruncate (fd, c->size) == -1)
-    die ("%s: %s", path, strerror (errno));
-  for (const struct piece *p = c->pieces; p; p = p->next)
-    if (pwrite (fd, p->data, p->len, p->offset) != (ssize_t)p->len)
-      die ("%s: cannot write", path);
-  close (fd);
-}
-
-static void
-state_free (struct state_copy *c)
-{
-  struct piece *p;
-
-  while ((p = c->pieces) != NULL) {
-    c->pieces = p->next;
-    free (p);
-  }
-}
 
 /* ---- instants -------------------------------------------------------------------------------- */
 

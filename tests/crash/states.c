@@ -203,6 +203,7 @@ try_state (struct run *run, const struct replay *p, const struct expect *x, enum
   struct mem_file *f = mem_find (&run->store, "cut");
   bool recover = random_below (random, 4) == 0, good = true;
   bool qemu = o->qemu_one_in && random_below (random, o->qemu_one_in) == 0;
+  double start = monotonic ();
   uint8_t *copy;
   uint64_t size;
 
@@ -223,6 +224,7 @@ try_state (struct run *run, const struct replay *p, const struct expect *x, enum
     mem_set (f, copy, size);
   free (copy);
   ++n->states;
+  n->seconds += monotonic () - start;
   n->recovered += recover;
   return good;
 }
@@ -259,6 +261,27 @@ try_place (struct run *run, const struct replay *p, const struct expect *x,
   return good;
 }
 
+static bool
+is_place (const struct rec_entry *e)
+{
+  return is_change (e) || (e->kind == REC_MARK && e->mark >= MARK_FLUSHED);
+}
+
+/* Of how many places one is tried. */
+static uint64_t
+choose_one_in (const struct recorder *rec, const struct states_options *o,
+               const struct states_counts *n)
+{
+  double each = n->states > 100 ? n->seconds / (double)n->states : 0.001, states = 0, room;
+
+  if (o->place_one_in > 1 || o->until == 0)
+    return o->place_one_in;
+  for (size_t i = 0; i < rec->n; ++i)
+    states += is_place (&rec->entry[i]) ? 2 + o->each : 0;
+  room = o->until - monotonic ();
+  return room > 0 ? (uint64_t)(states * each / room) + 1 : UINT64_MAX;
+}
+
 bool
 states_try (struct run *run, const struct recorder *rec, const struct states_options *o,
             struct states_counts *n)
@@ -268,6 +291,7 @@ states_try (struct run *run, const struct recorder *rec, const struct states_opt
   struct replay p;
   struct expect x;
   bool good = true, device = run->top->device;
+  uint64_t one_in = choose_one_in (rec, o, n);
   struct mem_file *cut = mem_add (&run->store, "cut");
 
   cut->device = device;
@@ -275,12 +299,11 @@ states_try (struct run *run, const struct recorder *rec, const struct states_opt
   replay_init (&p, rec);
   expect_init (&x, run->contents, run->size);
   run->least = run->w->start ? 0 : run->size;
-  while (good && (o->until == 0 || monotonic () < o->until)) {
+  while (good) {
     e = replay_step (&p);
     if (e && e->kind == REC_MARK)
       follow (&x, run, e);
-    if (!e || ((is_change (e) || (e->kind == REC_MARK && e->mark >= MARK_FLUSHED)) &&
-               (o->place_one_in <= 1 || random_below (&random, o->place_one_in) == 0))) {
+    if (!e || (is_place (e) && (one_in <= 1 || random_below (&random, one_in) == 0))) {
       good = try_place (run, &p, &x, o, &random, n);
       if (!good) {
         char failure[sizeof run->failure];

@@ -13,12 +13,14 @@ struct states_options {
   unsigned each;         /* states for each place in the recording, beside everything and nothing */
   unsigned place_one_in; /* of so many places one is tried, and the last; 0 and 1: all */
   unsigned qemu_one_in;  /* of so many states one is also shown to qemu-img check; 0: none */
-  double until;          /* monotonic seconds: no new state after that; 0: no limit */
+  double until; /* monotonic seconds: be done by then, with fewer places, evenly spread; 0: no
+                 * limit */
   bool verbose;
 };
 
 struct states_counts {
   uint64_t places, states, recovered, qemu;
+  double seconds; /* that the states have taken */
 };
 
 /* Looks at the states of RUN, which is over and closed, as REC has it.  False: run->failure says

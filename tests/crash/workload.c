@@ -128,6 +128,15 @@ const struct workload workloads[] = {
     .operations = 30,
     .start = 30,
     .mix = { .small = 20, .cluster = 20, .discard = 10, .zero = 5, .grow = 10, .flush = 15 } },
+  { .name = "resize-threads",
+    .image = IMAGE_OVERLAY,
+    .version = 3,
+    .cluster_bits = 9,
+    .clusters = 6000,
+    .threads = 3,
+    .operations = 25,
+    .start = 20,
+    .mix = { .small = 20, .cluster = 20, .discard = 10, .zero = 5, .grow = 30, .flush = 15 } },
   { .name = "header",
     .image = IMAGE_FOREIGN_OVERLAY,
     .version = 3,
@@ -222,7 +231,7 @@ choose_geometry (struct run *run, uint64_t *random)
   run->least = run->disk;
   run->opts.l2_cache_size = (uint64_t)(random_below (random, 3) * 4) << run->cluster_bits;
   run->opts.refcount_cache_size = (uint64_t)(random_below (random, 3) * 2) << run->cluster_bits;
-  if (w->version >= 3 && run->seed % 2 == 0)
+  if (w->version >= 3 && random_below (random, 2) == 0)
     workload_keep_state (run);
 }
 
@@ -453,18 +462,23 @@ guest_discard (struct guest *g, uint64_t offset, uint64_t len)
   return guest_read (g, offset, len);
 }
 
-/* A disk that has grown has grown for good. */
+/* A disk that has grown has grown for good.  The guest's last thread does it: what is new is its.
+ */
 static int
 grow (struct guest *g)
 {
   struct run *run = g->run;
-  uint64_t size = run->disk + 512 * (1 + random_below (&g->random, (run->size - run->disk) / 512));
   struct q_error err;
+  uint64_t size;
+  bool last;
   int r;
 
-  if (run->disk + 512 > run->size)
+  pthread_mutex_lock (&run->lock);
+  last = g->to == run->disk;
+  pthread_mutex_unlock (&run->lock);
+  if (!last || g->to + 512 > run->size)
     return 0;
-  size = size < run->size ? size : run->size;
+  size = g->to + 512 * (1 + random_below (&g->random, (run->size - g->to) / 512));
   r = q_resize (run->img, size, &err);
   if (r == 0) {
     pthread_mutex_lock (&run->lock);

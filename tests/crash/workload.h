@@ -88,8 +88,8 @@ struct run {
 /* False if the machine lacks what the image is made with. */
 bool workload_prepare (struct run *run, const struct workload *w, uint64_t seed);
 void workload_free (struct run *run);
-/* With a state file, so that nothing is lost when the process is killed.  Runs of version 3 images
- * with an even seed have one anyway. */
+/* With a state file, so that nothing is lost when the process is killed.  Half of the runs of
+ * version 3 images have one anyway. */
 void workload_keep_state (struct run *run);
 int workload_open (struct run *run, struct q_error *err);
 /* Everything that the guest does.  Returns when all threads are done. */

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: BSD-3-Clause
+#
+# The rows: how each line of rows.txt is measured.  Sourced by run.sh.
+
+all="nbdcow qemu nbdkit plugin qcow2dec bare"
+writers="nbdcow qemu nbdkit plugin bare"
+qcow2="nbdcow qemu plugin qcow2dec"
+cpus=$(nproc)
+
+row_read4k_d32 ()
+{
+    image data && warm_cache data
+    measure read4k-d32 "$all" writeback unix data $timed --depth 32
+}
+
+row_read4k_c4d16 ()
+{
+    image data && warm_cache data
+    measure read4k-c4d16 "$all" writeback unix data $timed --depth 16 --connections 4
+}
+
+row_read4k_d1 ()
+{
+    image data && warm_cache data
+    measure read4k-d1 "$all" writeback unix data $timed
+}
+
+row_read4k_d1_poll ()
+{
+    image data && warm_cache data
+    saved=$NBDCOW_OPTS
+    NBDCOW_OPTS="$NBDCOW_OPTS $NBDCOW_POLL_OPTS"
+    measure read4k-d1-poll "nbdcow qemu" writeback unix data $timed
+    NBDCOW_OPTS=$saved
+}
+
+# In place: every cluster is allocated.  A part of the image is enough, and is written back to the
+# disk between turns, so that nobody pays for the turn before.  The first write to a clean page
+# costs the kernel more than the next ones: the warming up is long enough for most of them.
+row_write4k_d32 ()
+{
+    image data && warm_cache data
+    after="sync_image data"
+    measure write4k-d32 "$writers" writeback unix data $timed_writes --op write --stamp \
+        --end $((size_mib / 4))M --depth 32
+}
+
+row_alloc4k_d32 ()
+{
+    before="fresh scratch 16G"
+    after="remove scratch"
+    measure alloc4k-d32 "nbdcow qemu nbdkit plugin" writeback unix scratch \
+        --op write --pattern perm --stride 64k --depth 32 --count "$allocations"
+}
+
+row_alloc1m_d8 ()
+{
+    before="fresh scratch 16G"
+    after="remove scratch"
+    measure alloc1m-d8 "nbdcow qemu nbdkit plugin" writeback unix scratch \
+        --op write --pattern seq --block 1M --depth 8 --count "$((size_mib / 2))"
+}
+
+row_read1m_d8 ()
+{
+    image data && warm_cache data
+    measure read1m-d8 "$all" writeback unix data $timed --pattern seq --block 1M --depth 8
+}
+
+row_chain1 ()
+{
+    image chain1 && warm_cache chain1
+    measure chain1 "nbdcow qemu plugin" writeback unix chain1 $timed --depth 32
+}
+
+row_chain8 ()
+{
+    image chain8
+    warm_cache "layer*"
+    warm_cache chain8
+    measure chain8 "nbdcow qemu plugin" writeback unix chain8 $timed --depth 32
+}
+
+row_flush_c16 ()
+{
+    image data && warm_cache data
+    after="sync_image data"
+    measure flush-c16 "$writers" writeback unix data $timed_writes --op write --stamp \
+        --end $((size_mib / 4))M --connections 16 --flush-every 1
+}
+
+row_flush16_c4 ()
+{
+    image data && warm_cache data
+    after="sync_image data"
+    measure flush16-c4 "$writers" writeback unix data $timed_writes --op write --stamp \
+        --end $((size_mib / 4))M --connections 4 --depth 16 --flush-every 16
+}
+
+row_zlib ()
+{
+    image zlib && warm_cache zlib
+    measure zlib "$qcow2" writeback unix zlib $timed --pattern seq --block 1M --depth 8 \
+        --connections "$cpus"
+}
+
+row_zstd ()
+{
+    image zstd && warm_cache zstd
+    measure zstd "$qcow2" writeback unix zstd $timed --pattern seq --block 1M --depth 8 \
+        --connections "$cpus"
+}
+
+row_cold_d32 ()
+{
+    image data
+    before="drop_cache data"
+    measure cold-d32 "nbdcow qemu plugin" none unix data $timed --depth 32
+}
+
+row_status1t ()
+{
+    image sparse1t
+    measure status1t "$qcow2" writeback unix sparse1t --op status --count 1
+}
+
+row_open64t ()
+{
+    image empty64t
+    measure open64t "$qcow2" writeback unix empty64t --open 5
+}
+
+row_open1g ()
+{
+    image empty1g
+    measure open1g "$qcow2" writeback unix empty1g --open 5
+}
+
+row_rss1t ()
+{
+    image mapped1t
+    once=1
+    measure rss1t "$qcow2" writeback unix mapped1t --depth 32 --count 40000
+}
+
+row_idle1000 ()
+{
+    image data
+    once=1
+    measure idle1000 "nbdcow qemu nbdkit plugin" writeback unix data --idle 1000
+}
+
+row_connect ()
+{
+    image data
+    measure connect "nbdcow qemu nbdkit plugin" writeback unix data --connect --threads 2 \
+        --seconds "$seconds"
+}
+
+row_tcp_read4k_d32 ()
+{
+    image data && warm_cache data
+    measure tcp-read4k-d32 "$all" writeback tcp data $timed --depth 32
+}
+
+row_tcp_read1m_d8 ()
+{
+    image data && warm_cache data
+    measure tcp-read1m-d8 "$all" writeback tcp data $timed --pattern seq --block 1M --depth 8
+}
+
+# ---- steps before and after each turn -------------------------------------------------------
+
+sync_image ()
+{
+    sync "$work/$1".qcow2 "$work/$1".raw
+}
+
+remove ()
+{
+    rm -f "$work/$1".qcow2 "$work/$1".raw
+}
+
+# ---- measuring ------------------------------------------------------------------------------
+
+# one_turn SIDE MODE CACHE TRANSPORT IMAGE LOAD-OPTIONS...: one measurement; its line in $line.
+one_turn ()
+{
+    $before
+    set_command "$1" "$2" "$3" "$4" "$5"
+    server="$1 $2 $3 $4 $5"
+    shift 5
+    case " $* " in
+    *" --open "*)
+        # The load generator starts the server itself.
+        rm -f "$work/sock"
+        "$load" $at "$@" -- $cmd >"$work/line" 2>"$work/err"
+        status=$?
+        ;;
+    *)
+        start_server $server
+        "$load" $at --pid "$pid" "$@" >"$work/line" 2>"$work/load.err"
+        status=$?
+        stop_server
+        cat "$work/load.err" >>"$work/err"
+        ;;
+    esac
+    line=$(cat "$work/line")
+    $after
+    return $status
+}
+
+# measure RUN SIDES CACHE TRANSPORT IMAGE LOAD-OPTIONS...: takes the sides in turn, $turns times.
+# The variables before and after name what to do around each turn, and once asks for a single one
+# (memory does not vary); they are forgotten at the end.
+measure ()
+{
+    run=$1 wanted=$2 cache=$3 how="$3 $4 $5"
+    shift 5
+    playing=
+    for s in $wanted; do
+        case " $sides " in
+        *" $s "*)
+            choose_mode "$s" "$@"
+            playing="$playing $s/$mode"
+            ;;
+        esac
+    done
+    turn=1
+    while [ $turn -le "${once:-$turns}" ]; do
+        for sm in $playing; do
+            s=${sm%/*} mode=${sm#*/}
+            if one_turn "$s" "$mode" $how "$@" --seed $turn; then
+                record "$run,$s,$mode,$turn" "$line"
+            else
+                note "$run: $s failed: $(tail -n 1 "$work/err")"
+                echo "$run,$s,$mode,$turn,failed,1" >>"$csv"
+                failed=1
+                playing=$(echo " $playing " | sed "s| $sm | |")
+            fi
+        done
+        turn=$((turn + 1))
+    done
+    before=: after=: once=
+}
+
+# choose_mode SIDE LOAD-OPTIONS...: sets $mode to the side's best for this run.  If there is a
+# choice, each is tried once.
+choose_mode ()
+{
+    candidate_of=$1
+    shift
+    candidates=$(modes "$candidate_of" "$cache")
+    mode=${candidates%% *}
+    [ "$mode" != "$candidates" ] || return 0
+    metric=$(row_field "$run" 3)
+    case $(row_field "$run" 5) in
+    more) order=-gr ;;
+    *) order=-g ;;
+    esac
+    : >"$work/trials"
+    for m in $candidates; do
+        if one_turn "$candidate_of" "$m" $how "$@"; then
+            echo "$(field "$line" "$metric") $m" >>"$work/trials"
+        else
+            note "$run: $candidate_of, mode $m: $(tail -n 1 "$work/err")"
+        fi
+    done
+    best=$(sort $order "$work/trials" | sed -n '1s/.* //p')
+    mode=${best:-$mode}
+}
+
+# field LINE NAME: the value of NAME in a line of name=value words.
+field ()
+{
+    echo "$1" | tr ' ' '\n' | sed -n "s/^$2=//p"
+}
+
+# row_field RUN N: column N of the first line of RUN in rows.txt.
+row_field ()
+{
+    awk -F ' *[|] *' -v run="$1" -v n="$2" '$1 == run { print $n; exit }' "$self/rows.txt"
+}
+
+# record "RUN,SIDE,MODE,TURN" LINE: all of the line's values into the CSV.
+record ()
+{
+    for word in $2; do
+        echo "$1,${word%%=*},${word#*=}"
+    done >>"$csv"
+}

@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "keyval.h"
+#include "objects.h"
+
+#define MAX_RULES 1024
+
+static const char *const type_names[] = {
+  [OBJECT_SECRET] = "secret",
+  [OBJECT_TLS_X509] = "tls-creds-x509",
+  [OBJECT_TLS_PSK] = "tls-creds-psk",
+  [OBJECT_TLS_ANON] = "tls-creds-anon",
+  [OBJECT_AUTHZ_SIMPLE] = "authz-simple",
+  [OBJECT_AUTHZ_LIST] = "authz-list",
+  [OBJECT_AUTHZ_LIST_FILE] = "authz-list-file",
+};
+#define N_TYPES (sizeof type_names / sizeof type_names[0])
+
+/* ---- the types ------------------------------------------------------------------------------- */
+
+static void
+take_secret (struct object *o, struct members *m)
+{
+  static const char *const formats[] = { "raw", "base64" };
+  unsigned format = 0;
+
+  members_string (m, "data", &o->secret.data);
+  members_string (m, "file", &o->secret.file);
+  members_choice (m, "format", formats, 2, &format);
+  members_string (m, "keyid", &o->secret.keyid);
+  members_string (m, "iv", &o->secret.iv);
+  o->secret.base64 = format == 1;
+  if (!o->secret.data == !o->secret.file)
+    members_fail (m, "exactly one of 'data' and 'file' is wanted");
+}
+
+static void
+take_tls (struct object *o, struct members *m)
+{
+  static const char *const endpoints[] = { "client", "server" };
+  unsigned endpoint = 0;
+
+  o->tls.verify_peer = o->tls.sanity_check = true;
+  members_string (m, "dir", &o->tls.dir);
+  members_string (m, "priority", &o->tls.priority);
+  members_choice (m, "endpoint", endpoints, 2, &endpoint);
+  members_bool (m, "verify-peer", &o->tls.verify_peer);
+  if (o->type == OBJECT_TLS_X509) {
+    members_bool (m, "sanity-check", &o->tls.sanity_check);
+    members_string (m, "passwordid", &o->tls.passwordid);
+  }
+  if (o->type == OBJECT_TLS_PSK)
+    members_string (m, "username", &o->tls.username);
+  o->tls.server = endpoint == 1;
+  if (o->type != OBJECT_TLS_ANON && !o->tls.dir)
+    members_fail (m, "the setting 'dir' is missing");
+}
+
+static void
+take_rule (struct authz_rule *rule, json_t *value, struct members *list, struct q_error *err)
+{
+  static const char *const policies[] = { "deny", "allow" }, *const formats[] = { "exact", "glob" };
+  struct members m;
+  unsigned policy = 0, format = 0;
+
+  members_init (&m, value, "--object authz-list: rules", err);
+  if (!json_is_object (value))
+    members_fail (&m, "objects are wanted: {\"match\": ..., \"policy\": ...}");
+  members_string (&m, "match", &rule->match);
+  members_choice (&m, "policy", policies, 2, &policy);
+  members_choice (&m, "format", formats, 2, &format);
+  rule->allow = policy == 1;
+  rule->glob = format == 1;
+  if (!rule->match)
+    members_fail (&m, "the setting 'match' is missing");
+  if (members_end (&m) < 0)
+    list->failed = true;
+}
+
+/* Rules come as an array in JSON, and as rules.0.match=... on a command line. */
+static void
+take_list (struct object *o, struct members *m, struct q_error *err)
+{
+  static const char *const policies[] = { "deny", "allow" };
+  unsigned policy = 0;
+
+  members_choice (m, "policy", policies, 2, &policy);
+  o->authz.allow = policy == 1;
+  json_t *rules = members_get (m, "rules");
+  size_t n = json_is_array (rules) ? json_array_size (rules) : json_object_size (rules);
+  if (!rules || m->failed)
+    return;
+  if (n > MAX_RULES) {
+    members_fail (m, "%zu rules: the most is %d", n, MAX_RULES);
+    return;
+  }
+  o->authz.rules = calloc (n + 1, sizeof *o->authz.rules);
+  if (!o->authz.rules) {
+    members_fail (m, "out of memory");
+    return;
+  }
+  for (size_t i = 0; i < n && !m->failed; i++) {
+    char index[24];
+    snprintf (index, sizeof index, "%zu", i);
+    json_t *rule =
+        json_is_array (rules) ? json_array_get (rules, i) : json_object_get (rules, index);
+    if (rule)
+      take_rule (&o->authz.rules[o->authz.n_rules++], rule, m, err);
+    else
+      members_fail (m, "rules: there is no rule number %zu of %zu", i, n);
+  }
+}
+
+static void
+take_properties (struct object *o, struct members *m, struct q_error *err)
+{
+  switch (o->type) {
+  case OBJECT_SECRET:
+    take_secret (o, m);
+    break;
+  case OBJECT_TLS_X509:
+  case OBJECT_TLS_PSK:
+  case OBJECT_TLS_ANON:
+    take_tls (o, m);
+    break;
+  case OBJECT_AUTHZ_SIMPLE:
+    members_string (m, "identity", &o->authz.identity);
+    if (!o->authz.identity)
+      members_fail (m, "the setting 'identity' is missing");
+    break;
+  case OBJECT_AUTHZ_LIST:
+    take_list (o, m, err);
+    break;
+  case OBJECT_AUTHZ_LIST_FILE:
+    o->authz.refresh = true;
+    members_string (m, "filename", &o->authz.filename);
+    members_bool (m, "refresh", &o->authz.refresh);
+    if (!o->authz.filename)
+      members_fail (m, "the setting 'filename' is missing");
+    break;
+  }
+}
+
+/* ---- the set --------------------------------------------------------------------------------- */
+
+static void
+object_free (struct object *o)
+{
+  if (!o)
+    return;
+  if (o->type == OBJECT_AUTHZ_LIST)
+    free (o->authz.rules);
+  json_decref (o->settings);
+  free (o);
+}
+
+int
+objects_add (struct objects *set, const char *text, struct q_error *err)
+{
+  json_t *settings = *text == '{' ? keyval_parse_json (text, "--object", err)
+                                  : keyval_parse (text, "qom-type", err);
+  struct object *o = settings ? calloc (1, sizeof *o) : NULL;
+  struct members m;
+  unsigned type = N_TYPES;
+
+  if (!o) {
+    json_decref (settings);
+    return -EINVAL;
+  }
+  o->settings = settings;
+  members_init (&m, settings, "--object", err);
+  members_choice (&m, "qom-type", type_names, N_TYPES, &type);
+  members_string (&m, "id", &o->id);
+  if (type == N_TYPES)
+    members_fail (&m, "the type is missing: type,id=ID,... is wanted");
+  else if (!o->id || !*o->id)
+    members_fail (&m, "the setting 'id' is missing");
+  else if (objects_find (set, o->id))
+    members_fail (&m, "id=%.100s is used twice", o->id);
+  else {
+    o->type = (enum object_type)type;
+    take_properties (o, &m, err);
+  }
+  if (members_end (&m) < 0) {
+    object_free (o);
+    return -EINVAL;
+  }
+  o->next = set->first;
+  set->first = o;
+  return 0;
+}
+
+const struct object *
+objects_find (const struct objects *set, const char *id)
+{
+  const struct object *o = set->first;
+
+  while (o && strcmp (o->id, id) != 0)
+    o = o->next;
+  return o;
+}
+
+static const struct object *
+find (const struct objects *set, const char *option, const char *id, enum object_type first,
+      enum object_type last, struct q_error *err)
+{
+  const struct object *o = objects_find (set, id);
+
+  if (o && o->type >= first && o->type <= last)
+    return o;
+  if (o)
+    snprintf (err->text, sizeof err->text, "%s=%s: that object is a %s; a %s or the like is wanted",
+              option, id, type_names[o->type], type_names[first]);
+  else
+    snprintf (err->text, sizeof err->text, "%s=%s: no --object has that id", option, id);
+  return NULL;
+}
+
+const struct object *
+objects_find_tls (const struct objects *set, const char *id, struct q_error *err)
+{
+  return find (set, "--tls-creds", id, OBJECT_TLS_X509, OBJECT_TLS_ANON, err);
+}
+
+const struct object *
+objects_find_authz (const struct objects *set, const char *id, struct q_error *err)
+{
+  return find (set, "--tls-authz", id, OBJECT_AUTHZ_SIMPLE, OBJECT_AUTHZ_LIST_FILE, err);
+}
+
+void
+objects_free (struct objects *set)
+{
+  while (set->first) {
+    struct object *o = set->first;
+    set->first = o->next;
+    object_free (o);
+  }
+}

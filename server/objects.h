@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * --object: what QEMU's tools define by "type,id=ID,..." or JSON and use by its id later: secrets,
+ * TLS credentials, and who is authorised.
+ */
+
+#ifndef OBJECTS_H
+#define OBJECTS_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "qcow2.h"
+
+enum object_type {
+  OBJECT_SECRET,
+  OBJECT_TLS_X509,
+  OBJECT_TLS_PSK,
+  OBJECT_TLS_ANON,
+  OBJECT_AUTHZ_SIMPLE,
+  OBJECT_AUTHZ_LIST,
+  OBJECT_AUTHZ_LIST_FILE,
+};
+
+struct authz_rule {
+  const char *match;
+  bool allow;
+  bool glob; /* a pattern, not the exact name */
+};
+
+/* Strings that were not given are NULL. */
+struct object {
+  struct object *next;
+  enum object_type type;
+  const char *id;
+  union {
+    struct {
+      const char *data, *file; /* exactly one of them is given */
+      bool base64;
+      const char *keyid, *iv; /* the secret that it is encrypted with */
+    } secret;
+    struct {
+      const char *dir, *priority;
+      bool server; /* endpoint */
+      bool verify_peer, sanity_check;
+      const char *passwordid; /* of the private key */
+      const char *username;   /* PSK */
+    } tls;
+    struct {
+      const char *identity; /* simple */
+      bool allow;           /* list: what holds if no rule matches */
+      struct authz_rule *rules;
+      unsigned n_rules;
+      const char *filename; /* list-file */
+      bool refresh;
+    } authz;
+  };
+  json_t *settings; /* what the strings point into */
+};
+
+struct objects {
+  struct object *first;
+};
+
+/* TEXT is the value of --object.  Returns 0 or -errno. */
+int objects_add (struct objects *set, const char *text, struct q_error *err);
+const struct object *objects_find (const struct objects *set, const char *id);
+/* The credentials of --tls-creds: of one of the TLS types. */
+const struct object *objects_find_tls (const struct objects *set, const char *id,
+                                       struct q_error *err);
+/* The list of --tls-authz: of one of the authz types. */
+const struct object *objects_find_authz (const struct objects *set, const char *id,
+                                         struct q_error *err);
+void objects_free (struct objects *set);
+
+#endif /* OBJECTS_H */

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * A limit on bytes per second, kept by letting each transfer pay afterwards: what has been moved
+ * sets the time before which nothing more may begin.  No lock; any thread.
+ */
+
+#ifndef RATE_H
+#define RATE_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+struct rate {
+  uint64_t bytes_per_second; /* 0: no limit */
+  _Atomic int64_t due;       /* nanoseconds of CLOCK_MONOTONIC */
+};
+
+/* BYTES are being moved.  Nothing is done without a limit. */
+void rate_charge (struct rate *r, uint64_t bytes);
+/* Seconds until more may be moved; 0: at once. */
+double rate_wait (struct rate *r);
+
+#endif /* RATE_H */

@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "keyval.h"
+#include "log.h"
+#include "nbd.h"
+#include "serve.h"
+#include "tls.h"
+
+#define MAX_MIN_BLOCK 65536
+
+/* ---- one export ------------------------------------------------------------------------------ */
+
+/* "bitmap": one name or an array of them. */
+static void
+take_bitmaps (struct members *m, struct export_options *xo, const char **names)
+{
+  json_t *v = members_get (m, "bitmap");
+  size_t n = json_is_array (v) ? json_array_size (v) : v ? 1 : 0;
+
+  if (!v || m->failed)
+    return;
+  if (n > MAX_BITMAPS) {
+    members_fail (m, "%zu bitmaps: the most is %d", n, MAX_BITMAPS);
+    return;
+  }
+  for (size_t i = 0; i < n; i++) {
+    names[i] = json_string_value (json_is_array (v) ? json_array_get (v, i) : v);
+    if (!names[i]) {
+      members_fail (m, "bitmap: a name or an array of names is wanted");
+      return;
+    }
+  }
+  xo->bitmaps = names;
+  xo->n_bitmaps = (unsigned)n;
+}
+
+static void
+take_words (struct members *m, struct source *s)
+{
+  const char *word = NULL;
+
+  members_string (m, "format", &word);
+  if (word && !source_set_format (s, word))
+    members_fail (m, "format=%.100s: qcow2 or raw is wanted", word);
+  word = NULL;
+  members_string (m, "cache", &word);
+  if (word && !source_set_cache (s, word))
+    members_fail (
+        m, "cache=%.100s: one of none, writeback, writethrough, directsync and unsafe is wanted",
+        word);
+  word = NULL;
+  members_string (m, "discard", &word);
+  if (word && !source_set_discard (s, word))
+    members_fail (m, "discard=%.100s: ignore or unmap is wanted", word);
+  word = NULL;
+  members_string (m, "detect-zeroes", &word);
+  if (word && !source_set_detect_zeroes (s, word))
+    members_fail (m, "detect-zeroes=%.100s: off, on or unmap is wanted", word);
+  word = NULL;
+  members_string (m, "backing", &word);
+  if (word && !source_set_backing (s, word))
+    members_fail (m, "backing=%.100s: recorded, probe or none is wanted", word);
+  word = NULL;
+  members_string (m, "lock", &word);
+  if (word && !source_set_lock (s, word))
+    members_fail (m, "lock=%.100s: on or off is wanted", word);
+}
+
+static void
+take_part (struct members *m, struct source *s)
+{
+  uint64_t offset = 0, size = SOURCE_TO_END;
+
+  members_size (m, "offset", &offset);
+  members_size (m, "size", &size);
+  if (offset > INT64_MAX || (size != SOURCE_TO_END && size > INT64_MAX))
+    members_fail (m, "offset and size must be less than 2^63");
+  s->offset = offset;
+  s->size = size;
+}
+
+static void
+take_limits (struct members *m, struct export_options *xo)
+{
+  uint64_t connections = xo->max_connections, block = xo->min_block ? xo->min_block : 1;
+
+  members_number (m, "max-connections", 0, 1000000, &connections);
+  members_size (m, "rate", &xo->rate);
+  members_bool (m, "resize", &xo->resizable);
+  members_number (m, "min-block", 1, MAX_MIN_BLOCK, &block);
+  if (block & (block - 1))
+    members_fail (m, "min-block=%u: a power of two is wanted", (unsigned)block);
+  xo->max_connections = (unsigned)connections;
+  xo->min_block = (uint32_t)block;
+}
+
+/* "tls" and "tls-authz": an export for certain clients is for those that have begun TLS. */
+static void
+take_tls (struct members *m, struct export_options *xo)
+{
+  static const char *const modes[] = { "optional", "required" };
+  unsigned mode = xo->tls_only;
+  const char *authz = NULL;
+
+  members_choice (m, "tls", modes, 2, &mode);
+  members_string (m, "tls-authz", &authz);
+  if (m->failed)
+    return;
+  if ((mode || authz) && !xo->tls)
+    members_fail (m, "tls and tls-authz need --tls-creds");
+  else if (authz) {
+    xo->authz = tls_authz (xo->tls, authz, m->err);
+    m->failed = !xo->authz;
+  }
+  xo->tls_only = mode || authz;
+}
+
+int
+serve_export (struct exports *set, json_t *settings, const char *what,
+              const struct export_options *defaults, struct q_error *err)
+{
+  struct export_options xo = *defaults;
+  const char *bitmaps[MAX_BITMAPS];
+  struct members m;
+  bool read_only = xo.source.open.read_only;
+
+  members_init (&m, settings, what, err);
+  members_string (&m, "name", &xo.name);
+  members_string (&m, "description", &xo.description);
+  json_t *file = members_get (&m, "file");
+  take_words (&m, &xo.source);
+  members_bool (&m, "read-only", &read_only);
+  members_bool (&m, "readonly", &read_only);
+  members_string (&m, "load-snapshot", &xo.snapshot);
+  members_bool (&m, "snapshot", &xo.throw_away);
+  members_bool (&m, "snapshots", &xo.snapshots);
+  members_bool (&m, "allocation-depth", &xo.allocation_depth);
+  take_bitmaps (&m, &xo, bitmaps);
+  take_part (&m, &xo.source);
+  take_limits (&m, &xo);
+  take_tls (&m, &xo);
+  if (!file)
+    members_fail (&m, "the setting 'file' is missing");
+  else if (!json_is_string (file) && !json_is_object (file))
+    members_fail (&m, "file: the name of an image file, or a node with its settings, is wanted");
+  if (strlen (xo.name) > NBD_MAX_STRING ||
+      (xo.description && strlen (xo.description) > NBD_MAX_STRING))
+    members_fail (&m, "name and description may have %d bytes", NBD_MAX_STRING);
+  int r = members_end (&m);
+  if (r < 0)
+    return r;
+  xo.source.open.read_only = read_only;
+  xo.multi_conn = xo.max_connections != 1;
+  r = json_is_string (file) ? source_from_name (&xo.source, json_string_value (file), err)
+                            : source_from_tree (&xo.source, file, what, err);
+  if (r == 0)
+    r = exports_add (set, &xo, err);
+  source_free (&xo.source);
+  return r;
+}
+
+/* ---- a directory ----------------------------------------------------------------------------- */
+
+static int
+visible (const struct dirent *e)
+{
+  return e->d_name[0] != '.';
+}
+
+static const char *
+format_by_name (const char *name)
+{
+  static const struct {
+    const char *suffix, *format;
+  } known[] = { { ".qcow2", "qcow2" }, { ".raw", "raw" }, { ".img", "raw" } };
+  const char *suffix = strrchr (name, '.');
+
+  for (size_t i = 0; suffix && i < sizeof known / sizeof known[0]; i++)
+    if (strcmp (suffix, known[i].suffix) == 0)
+      return known[i].format;
+  return NULL;
+}
+
+/* The export of the file NAME in DIR; nothing if it is no image. */
+static int
+serve_entry (struct exports *set, const char *dir, const char *name, const json_t *settings,
+             const struct export_options *defaults, struct q_error *err)
+{
+  const char *format = format_by_name (name);
+  char *path = NULL;
+  struct stat st;
+  int r = 0;
+
+  if (asprintf (&path, "%s/%s", dir, name) < 0) {
+    snprintf (err->text, sizeof err->text, "%s: out of memory", dir);
+    return -ENOMEM;
+  }
+  if (stat (path, &st) < 0 || !(S_ISREG (st.st_mode) || S_ISBLK (st.st_mode)) ||
+      (!format && !json_object_get (settings, "format"))) {
+    log_info ("%s: not served: %s", path,
+              format ? "no regular file or block device" : "no name of an image");
+    free (path);
+    return 0;
+  }
+  json_t *one = json_deep_copy (settings);
+  if (!one || json_object_set_new (one, "name", json_string (name)) < 0 ||
+      json_object_set_new (one, "file", json_string (path)) < 0 ||
+      (format && !json_object_get (one, "format") &&
+       json_object_set_new (one, "format", json_string (format)) < 0)) {
+    snprintf (err->text, sizeof err->text, "%s: its name is not UTF-8, or memory is short", path);
+    r = -EINVAL;
+  }
+  if (r == 0)
+    r = serve_export (set, one, "--export-dir", defaults, err);
+  json_decref (one);
+  free (path);
+  return r;
+}
+
+int
+serve_directory (struct exports *set, json_t *settings, const struct export_options *defaults,
+                 struct q_error *err)
+{
+  const char *dir = json_string_value (json_object_get (settings, "dir"));
+  struct dirent **entries;
+
+  if (!dir || json_object_get (settings, "name") || json_object_get (settings, "file")) {
+    snprintf (err->text, sizeof err->text,
+              "--export-dir: DIR,... is wanted, with the settings of --export but name and file");
+    return -EINVAL;
+  }
+  int n = scandir (dir, &entries, visible, alphasort);
+  if (n < 0) {
+    int r = -errno;
+    snprintf (err->text, sizeof err->text, "--export-dir=%s: %s", dir, strerror (-r));
+    return r;
+  }
+  json_t *rest = json_deep_copy (settings);
+  int r = rest ? json_object_del (rest, "dir") : -1;
+  if (r < 0) {
+    snprintf (err->text, sizeof err->text, "%s: out of memory", dir);
+    r = -ENOMEM;
+  }
+  for (int i = 0; i < n; i++) {
+    if (r == 0)
+      r = serve_entry (set, dir, entries[i]->d_name, rest, defaults, err);
+    free (entries[i]);
+  }
+  free (entries);
+  json_decref (rest);
+  return r;
+}

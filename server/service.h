@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The service manager: sd_notify(3).  Without one (or without libsystemd) all of this does nothing.
+ */
+
+#ifndef SERVICE_H
+#define SERVICE_H
+
+#include <stdbool.h>
+
+/* Clients can connect.  STATUS is a line for people. */
+void service_ready (const char *status);
+void service_stopping (void);
+/* Seconds between two calls of service_alive that the manager is to see; 0: it does not watch. */
+double service_watchdog (void);
+void service_alive (void);
+
+#endif /* SERVICE_H */

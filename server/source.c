@@ -1,0 +1,375 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "keyval.h"
+#include "slice.h"
+#include "source.h"
+
+/* Nodes over one file. */
+#define MAX_NODES 8
+
+/* ---- words ----------------------------------------------------------------------------------- */
+
+bool
+source_set_cache (struct source *s, const char *mode)
+{
+  static const struct {
+    const char *name;
+    bool direct, write_through, ignore_flush;
+  } modes[] = {
+    { "none", true, false, false },       { "off", true, false, false },
+    { "writeback", false, false, false }, { "writethrough", false, true, false },
+    { "directsync", true, true, false },  { "unsafe", false, false, true },
+  };
+
+  for (size_t i = 0; i < sizeof modes / sizeof modes[0]; i++) {
+    if (strcmp (mode, modes[i].name) == 0) {
+      s->open.cache = modes[i].direct ? Q_CACHE_DIRECT : Q_CACHE_BUFFERED;
+      s->write_through = modes[i].write_through;
+      s->ignore_flush = modes[i].ignore_flush;
+      return true;
+    }
+  }
+  return false;
+}
+
+bool
+source_set_discard (struct source *s, const char *mode)
+{
+  s->open.discard = strcmp (mode, "unmap") == 0 || strcmp (mode, "on") == 0;
+  return s->open.discard || strcmp (mode, "ignore") == 0 || strcmp (mode, "off") == 0;
+}
+
+bool
+source_set_format (struct source *s, const char *format)
+{
+  if (strcmp (format, "qcow2") == 0)
+    s->open.format = Q_FORMAT_QCOW2;
+  else if (strcmp (format, "raw") == 0)
+    s->open.format = Q_FORMAT_RAW;
+  else
+    return false;
+  return true;
+}
+
+bool
+source_set_detect_zeroes (struct source *s, const char *mode)
+{
+  static const char *const modes[] = {
+    [DETECT_ZEROES_OFF] = "off",
+    [DETECT_ZEROES_ON] = "on",
+    [DETECT_ZEROES_UNMAP] = "unmap",
+  };
+
+  for (unsigned i = 0; i < sizeof modes / sizeof modes[0]; i++) {
+    if (strcmp (mode, modes[i]) == 0) {
+      s->detect_zeroes = (enum detect_zeroes)i;
+      return true;
+    }
+  }
+  return false;
+}
+
+bool
+source_set_backing (struct source *s, const char *mode)
+{
+  static const char *const modes[] = {
+    [Q_BACKING_RECORDED] = "recorded",
+    [Q_BACKING_PROBE] = "probe",
+    [Q_BACKING_NONE] = "none",
+  };
+
+  for (unsigned i = 0; i < sizeof modes / sizeof modes[0]; i++) {
+    if (strcmp (mode, modes[i]) == 0) {
+      s->open.backing = (enum q_backing)i;
+      return true;
+    }
+  }
+  return false;
+}
+
+bool
+source_set_lock (struct source *s, const char *mode)
+{
+  s->open.lock = strcmp (mode, "off") == 0 ? Q_LOCK_OFF : Q_LOCK_ON;
+  return s->open.lock == Q_LOCK_OFF || strcmp (mode, "on") == 0;
+}
+
+/* ---- the tree -------------------------------------------------------------------------------- */
+
+/* What has been learnt on the way down. */
+struct descent {
+  struct source *source;
+  uint64_t file_offset, file_size; /* below the format */
+  bool raw, qcow2;                 /* nodes of that kind were seen */
+  unsigned depth;
+};
+
+/* A part [OFFSET, OFFSET + SIZE) of the part that *FROM and *ROOM (TO_END: unknown) describe. */
+static bool
+narrow (uint64_t offset, uint64_t size, uint64_t *from, uint64_t *room)
+{
+  if (offset > INT64_MAX || *from > INT64_MAX - offset)
+    return false;
+  if (size != SOURCE_TO_END && size > INT64_MAX)
+    return false;
+  /* The outer part, which came first, lies inside this one. */
+  if (size != SOURCE_TO_END) {
+    if (*from > size || (*room != SOURCE_TO_END && *room > size - *from))
+      return false;
+    if (*room == SOURCE_TO_END)
+      *room = size - *from;
+  }
+  *from += offset;
+  return true;
+}
+
+static void
+take_cache (struct source *s, struct members *m, struct q_error *err)
+{
+  json_t *cache = members_get (m, "cache");
+  bool direct = s->open.cache == Q_CACHE_DIRECT;
+
+  if (!cache || m->failed)
+    return;
+  if (!json_is_object (cache)) {
+    members_fail (m, "cache: {\"direct\": ..., \"no-flush\": ...} is wanted");
+    return;
+  }
+  struct members c;
+  members_init (&c, cache, "cache", err);
+  members_bool (&c, "direct", &direct);
+  members_bool (&c, "no-flush", &s->ignore_flush);
+  bool write_back = !s->write_through;
+  members_bool (&c, "writeback", &write_back);
+  s->write_through = !write_back;
+  s->open.cache = direct ? Q_CACHE_DIRECT : Q_CACHE_BUFFERED;
+  if (members_end (&c) < 0)
+    m->failed = true;
+}
+
+/* Settings of any node. */
+static void
+take_common (struct source *s, struct members *m, struct q_error *err)
+{
+  const char *mode = NULL, *ignored = NULL;
+  bool unused, read_only = s->open.read_only;
+
+  take_cache (s, m, err);
+  members_bool (m, "read-only", &read_only);
+  /* What one node forbids, another does not permit. */
+  s->open.read_only = s->open.read_only || read_only;
+  members_bool (m, "auto-read-only", &unused);
+  members_bool (m, "force-share", &unused);
+  members_string (m, "node-name", &ignored);
+  members_string (m, "discard", &mode);
+  if (mode && !source_set_discard (s, mode))
+    members_fail (m, "discard=%.100s: ignore or unmap is wanted", mode);
+  mode = NULL;
+  members_string (m, "detect-zeroes", &mode);
+  if (mode && !source_set_detect_zeroes (s, mode))
+    members_fail (m, "detect-zeroes=%.100s: off, on or unmap is wanted", mode);
+}
+
+static void
+take_file_node (struct source *s, struct members *m)
+{
+  static const char *const locking[] = { "auto", "on", "off" };
+  const char *filename = NULL, *ignored = NULL;
+  unsigned lock = 0;
+  bool unused;
+
+  members_string (m, "filename", &filename);
+  members_choice (m, "locking", locking, 3, &lock);
+  members_string (m, "aio", &ignored);
+  members_string (m, "pr-manager", &ignored);
+  members_bool (m, "drop-cache", &unused);
+  members_bool (m, "x-check-cache-dropped", &unused);
+  if (!m->failed && (!filename || !*filename))
+    members_fail (m, "the setting 'filename' is missing");
+  if (m->failed)
+    return;
+  if (lock == 2)
+    s->open.lock = Q_LOCK_OFF;
+  s->filename = strdup (filename);
+  if (!s->filename)
+    members_fail (m, "out of memory");
+}
+
+static void
+take_raw_node (struct descent *d, struct members *m)
+{
+  uint64_t offset = 0, size = SOURCE_TO_END;
+
+  members_size (m, "offset", &offset);
+  members_size (m, "size", &size);
+  if (m->failed)
+    return;
+  bool ok = d->qcow2 ? narrow (offset, size, &d->file_offset, &d->file_size)
+                     : narrow (offset, size, &d->source->offset, &d->source->size);
+  if (!ok)
+    members_fail (m, "offset and size do not fit with those of the node above");
+  d->raw = true;
+}
+
+static void
+take_qcow2_node (struct descent *d, struct members *m)
+{
+  struct source *s = d->source;
+  uint64_t unused_size = 0;
+  bool unused;
+
+  if (d->qcow2)
+    members_fail (m, "a qcow2 node over another one is not supported");
+  d->qcow2 = true;
+  members_size (m, "l2-cache-size", &s->open.l2_cache_size);
+  members_size (m, "refcount-cache-size", &s->open.refcount_cache_size);
+  members_size (m, "cache-size", &unused_size);
+  members_size (m, "l2-cache-entry-size", &unused_size);
+  members_size (m, "cache-clean-interval", &unused_size);
+  members_bool (m, "lazy-refcounts", &unused);
+  members_bool (m, "pass-discard-request", &unused);
+  members_bool (m, "pass-discard-snapshot", &unused);
+  members_bool (m, "pass-discard-other", &unused);
+  members_bool (m, "discard-no-unref", &unused);
+  members_get (m, "overlap-check");
+  if (members_is_null (m, "backing"))
+    s->open.backing = Q_BACKING_NONE;
+  json_t *backing = members_get (m, "backing");
+  if (json_is_string (backing) && !*json_string_value (backing))
+    s->open.backing = Q_BACKING_NONE; /* as it is spelt on a command line */
+  else if (backing)
+    members_fail (m, "backing: null (no backing file) or nothing (the one that the image records) "
+                     "is wanted");
+}
+
+static int take_node (struct descent *d, json_t *node, const char *what, struct q_error *err);
+
+static int
+take_below (struct descent *d, json_t *file, const char *what, struct q_error *err)
+{
+  char path[100];
+
+  if (!json_is_object (file)) {
+    snprintf (err->text, sizeof err->text,
+              "%s: file: a node with its settings is wanted; there are no named nodes here", what);
+    return -EINVAL;
+  }
+  snprintf (path, sizeof path, "%s: file", what);
+  return take_node (d, file, path, err);
+}
+
+static int
+take_node (struct descent *d, json_t *node, const char *what, struct q_error *err)
+{
+  struct source *s = d->source;
+  struct members m;
+  const char *driver = NULL;
+  json_t *file = NULL;
+
+  members_init (&m, node, what, err);
+  if (++d->depth > MAX_NODES)
+    members_fail (&m, "more than %d nodes over one file", MAX_NODES);
+  members_string (&m, "driver", &driver);
+  take_common (s, &m, err);
+  bool is_file = driver && (strcmp (driver, "file") == 0 || strcmp (driver, "host_device") == 0);
+  if (is_file || (!driver && !json_object_get (node, "file"))) {
+    take_file_node (s, &m);
+    /* At the top, without a format over it, FILE's own bytes are meant. */
+    if (is_file && !d->qcow2 && d->depth == 1)
+      d->raw = true;
+    return members_end (&m);
+  }
+  file = members_get (&m, "file");
+  if (!driver)
+    ; /* the format is to be found out */
+  else if (strcmp (driver, "raw") == 0)
+    take_raw_node (d, &m);
+  else if (strcmp (driver, "qcow2") == 0)
+    take_qcow2_node (d, &m);
+  else
+    members_fail (&m, "driver=%.100s: one of qcow2, raw, file and host_device is wanted", driver);
+  if (!m.failed && !file)
+    members_fail (&m, "the setting 'file' is missing");
+  int r = members_end (&m);
+  return r < 0 ? r : take_below (d, file, what, err);
+}
+
+int
+source_from_tree (struct source *s, json_t *tree, const char *what, struct q_error *err)
+{
+  struct descent d = { .source = s, .file_size = SOURCE_TO_END };
+  int r;
+
+  r = take_node (&d, tree, what, err);
+  if (r < 0)
+    return r;
+  if (d.qcow2)
+    s->open.format = Q_FORMAT_QCOW2;
+  else if (d.raw)
+    s->open.format = Q_FORMAT_RAW;
+  if (d.file_offset > 0 || d.file_size != SOURCE_TO_END) {
+    s->slice = slice_new (s->filename, d.file_offset, d.file_size);
+    if (!s->slice) {
+      snprintf (err->text, sizeof err->text, "%s: out of memory", what);
+      return -ENOMEM;
+    }
+    s->open.opener = &s->slice->opener;
+  }
+  return 0;
+}
+
+int
+source_from_name (struct source *s, const char *name, struct q_error *err)
+{
+  if (strncmp (name, "json:", 5) == 0) {
+    json_t *tree = keyval_parse_json (name + 5, "json: image name", err);
+    int r = tree ? source_from_tree (s, tree, "json: image name", err) : -EINVAL;
+    json_decref (tree);
+    return r;
+  }
+  if (strncmp (name, "file:", 5) == 0)
+    name += 5;
+  if (!*name) {
+    snprintf (err->text, sizeof err->text, "the name of the image file is empty");
+    return -EINVAL;
+  }
+  s->filename = strdup (name);
+  if (!s->filename) {
+    snprintf (err->text, sizeof err->text, "%s: out of memory", name);
+    return -ENOMEM;
+  }
+  return 0;
+}
+
+int
+source_copy (struct source *to, const struct source *from)
+{
+  *to = *from;
+  to->filename = strdup (from->filename);
+  to->slice = NULL;
+  if (from->slice) {
+    to->slice = slice_new (from->slice->filename, from->slice->offset, from->slice->size);
+    if (to->slice)
+      to->open.opener = &to->slice->opener;
+  }
+  if (!to->filename || (from->slice && !to->slice)) {
+    source_free (to);
+    return -ENOMEM;
+  }
+  return 0;
+}
+
+void
+source_free (struct source *s)
+{
+  free (s->filename);
+  slice_free (s->slice);
+  s->filename = NULL;
+  s->slice = NULL;
+}

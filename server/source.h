@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Where the bytes of an export come from: an image file, how it is to be opened, and which part of
+ * it is meant.  Made from a file name, from json:{...} as QEMU's tools pass images around, or from
+ * the tree of settings that --image-opts and --export give.
+ *
+ * The tree is QEMU's: nodes with a "driver", each over the one in its "file".  At the bottom a file
+ * or a block device; above it at most one qcow2; raw nodes, which choose a part by offset and size,
+ * anywhere above the file.
+ */
+
+#ifndef SOURCE_H
+#define SOURCE_H
+
+#include <jansson.h>
+
+#include "qcow2.h"
+
+#define SOURCE_TO_END UINT64_MAX
+
+enum detect_zeroes { DETECT_ZEROES_OFF, DETECT_ZEROES_ON, DETECT_ZEROES_UNMAP };
+
+struct source {
+  char *filename;
+  struct q_open_options open; /* its strings belong to whoever set them; opener is ours */
+  bool write_through, ignore_flush;
+  enum detect_zeroes detect_zeroes;
+  uint64_t offset, size; /* the part of the disk in the image; size may be SOURCE_TO_END */
+  struct slice *slice;   /* the part of the file that the image is; NULL if all of it */
+};
+
+/* NAME is a file name, file:NAME or json:{...}.  The rest of S, which the caller has filled in with
+ * defaults, is changed by what the JSON says.  Returns 0 or -errno. */
+int source_from_name (struct source *s, const char *name, struct q_error *err);
+/* The same from a tree of settings; WHAT is the option that they came with. */
+int source_from_tree (struct source *s, json_t *tree, const char *what, struct q_error *err);
+/* The modes of qemu-nbd's --cache and --discard.  False: there is none of that name. */
+bool source_set_cache (struct source *s, const char *mode);
+bool source_set_discard (struct source *s, const char *mode);
+bool source_set_format (struct source *s, const char *format);
+bool source_set_detect_zeroes (struct source *s, const char *mode);
+/* recorded, probe or none; on or off. */
+bool source_set_backing (struct source *s, const char *mode);
+bool source_set_lock (struct source *s, const char *mode);
+int source_copy (struct source *to, const struct source *from);
+void source_free (struct source *s);
+
+#endif /* SOURCE_H */

@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Our own bugs: what a killed process had acknowledged was there, and was not taken up.
+ */
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bugs.h"
+#include "statefile.h"
+
+static char said[512]; /* the last thing that the engine said at opening */
+
+static void
+listen (void *opaque, enum q_log_level level, const char *text)
+{
+  (void)opaque;
+  if (level <= Q_LOG_WARNING)
+    snprintf (said, sizeof said, "%s", text);
+}
+
+static const struct workload image = { .name = "state", SMALL_IMAGE };
+
+static void
+open_with_state (struct run *run)
+{
+  struct q_error err;
+
+  check (workload_prepare (run, &image, bugs_seed), "cannot make an image");
+  workload_keep_state (run);
+  check (workload_open (run, &err) == 0, "%s", err.text);
+}
+
+/* What a process killed now leaves, then the end of this one, then the next. */
+static void
+kill_and_open (struct run *run)
+{
+  struct mem_file *cut = mem_add (&run->store, "cut");
+  struct state_copy copy;
+  struct q_error err;
+  uint64_t bad;
+  uint8_t byte;
+  bool good;
+
+  state_save (&copy);
+  check (copy.exists, "there is no state file");
+  mem_set (cut, run->top->data, run->top->size);
+  check (workload_close (run, &err) == 0, "%s", err.text);
+  state_restore (&copy);
+  state_free (&copy);
+  said[0] = '\0';
+  q_set_log (listen, NULL);
+  check (q_open (&run->img, "cut", &run->opts, &err) == 0, "%s", err.text);
+  q_set_log (bugs_quiet, NULL);
+  good = workload_compare (run->img, &run->live, &bad, &byte);
+  if (!good)
+    die ("byte %llu is %#x after a kill: %s", (unsigned long long)bad, byte, said);
+  check_image (run);
+  check (workload_close (run, &err) == 0, "%s", err.text);
+}
+
+/* A flush that found nothing to write counted all the same, and the image on disk was then from
+ * "before the last flush". */
+void
+test_flush_of_nothing_keeps_state (void)
+{
+  struct guest g;
+  struct run run;
+  q_pin_t pin;
+
+  open_with_state (&run);
+  guest_init (&g, &run, 0, 0, run.size);
+  guest_write (&g, 0, 8 * 4096);
+  flush (&run);
+  pin = q_pin (); /* keeps in limbo what the discard lets go of */
+  guest_discard (&g, 4096, 4096);
+  for (int i = 0; i < 4; ++i)
+    flush (&run);
+  q_unpin (pin);
+  guest_write (&g, 20 * 4096, 3 * 4096);
+  guest_free (&g);
+  kill_and_open (&run);
+  workload_free (&run);
+}
+
+/* The same after flushes that had counts to write and no references. */
+void
+test_flush_of_counts_keeps_state (void)
+{
+  struct q_write_plan plan;
+  struct guest g;
+  struct run run;
+  q_pin_t pin;
+
+  open_with_state (&run);
+  guest_init (&g, &run, 0, 0, run.size);
+  guest_write (&g, 0, 4096);
+  flush (&run);
+  for (int i = 0; i < 3; ++i) {
+    guest_discard (&g, 9 * 4096, 4096);
+    flush (&run);
+    flush (&run);
+    pin = q_pin ();
+    check (q_write_begin (run.img, 9 * 4096, 4096, 0, &plan) == 0, "a write could not begin");
+    q_write_abort (&plan);
+    q_unpin (pin);
+    flush (&run);
+    flush (&run);
+  }
+  guest_write (&g, 20 * 4096, 3 * 4096);
+  guest_free (&g);
+  kill_and_open (&run);
+  workload_free (&run);
+}
