@@ -17,12 +17,16 @@ libzstd-dev         module  libzstd
 libjansson-dev      module  jansson
 libgnutls28-dev     module  gnutls
 liburing-dev        module  liburing
+libdeflate-dev      module  libdeflate
+libnl-genl-3-dev    module  libnl-genl-3.0
+libselinux1-dev     module  libselinux
+libsystemd-dev      module  libsystemd
+libnbd-dev          module  libnbd
 nbdkit-plugin-dev   module  nbdkit
 '
 
 test_needs='
 nbdkit              command nbdkit
-libnbd-dev          module  libnbd
 libnbd-bin          command nbdcopy
 python3             command python3
 python3-libnbd      python  nbd
@@ -32,6 +36,11 @@ libcmocka-dev       module  cmocka
 fio                 command fio
 jq                  command jq
 lsof                command lsof
+gnutls-bin          command certtool
+e2fsprogs           command mke2fs
+gzip                command gzip
+binutils            command nm
+openssl             command openssl
 busybox-static      command busybox
 cpio                command cpio
 clang               command clang

@@ -358,7 +358,9 @@ q_state_end (struct q_image *img, bool clean)
       r = q_file_sync (img->file);
     if (r == 0)
       unlink (s->path);
-  } else if (s->header)
+  } else if (s->header && !atomic_load (&s->header->valid))
+    unlink (s->path); /* the session never began */
+  else if (s->header)
     q_log (Q_LOG_WARNING, "%s: what could not be written is kept in %s for the next open",
            img->filename, s->path);
   q_state_drop (s);
