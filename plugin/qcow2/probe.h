@@ -4,8 +4,8 @@
  *
  * In a build without NBDCOW_PROBES they are nothing at all.  With it, a program that defines
  * q_probe_hook is called at each, on the thread that gets there, and may make it wait; one that
- * does not define it pays a test of a constant.  The hook must not call the engine.  Some probes are
- * reached with engine locks held: the hook may wait for time to pass, not for another thread.
+ * does not define it pays a test of a constant.  The hook must not call the engine.  Some probes
+ * are reached with engine locks held: the hook may wait for time to pass, not for another thread.
  */
 
 #ifndef Q_PROBE_H

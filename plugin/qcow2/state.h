@@ -16,9 +16,9 @@
  * and what was put in its place since has a change time later than the last thing we did (alive).
  * No proof, no replay: the file is renamed and a warning says so.
  *
- * Order of calls: q_state_recover, q_state_prepare, q_state_start (by q_open, for writing), q_state_take
- * and q_state_give for each table, q_state_end (by q_close).  The file is locked all the while, so
- * that two servers never share one.
+ * Order of calls: q_state_recover, q_state_prepare, q_state_start (by q_open, for writing),
+ * q_state_take and q_state_give for each table, q_state_end (by q_close).  The file is locked all
+ * the while, so that two servers never share one.
  *
  * The file is only ours to trust as far as it can be checked: magic, sizes and geometry against the
  * image, every entry of every table as if it came from an image, and the whole of what would be
