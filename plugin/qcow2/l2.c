@@ -363,6 +363,7 @@ q_l1_grow (struct q_image *img, uint32_t entries)
     return 0;
   if (entries > Q_MAX_L1_BYTES / 8)
     return -EFBIG;
+  q_grace_advance (); /* tables that earlier growth replaced */
   clusters = q_div_up (entries * 8ull, q_cluster_bytes (img));
   new = calloc (1, sizeof *new + entries * sizeof (new->l2[0]));
   if (!new)

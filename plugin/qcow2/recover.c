@@ -167,9 +167,10 @@ slot_is_sane (const struct replay *p, const struct q_state_slot *slot)
                  : slot->kind == Q_TABLE_REFTABLE ? Q_MAX_REFTABLE_BYTES
                                                   : cluster;
 
-  return slot->kind <= Q_TABLE_REFBLOCK && slot->offset >= p->h->data_offset &&
-         slot->offset % 4096 == 0 && slot->bytes <= max && slot->bytes % 8 == 0 &&
-         slot->bytes > 0 && slot->offset <= p->mapped && slot->bytes <= p->mapped - slot->offset &&
+  return slot->kind <= Q_TABLE_REFBLOCK &&
+         slot->offset == q_state_slot_offset (p->h->n_slots, cluster, (uint64_t)(slot - p->slot)) &&
+         slot->bytes <= max && slot->bytes % 8 == 0 && slot->bytes > 0 &&
+         slot->offset <= p->mapped && slot->bytes <= p->mapped - slot->offset &&
          (large || slot->bytes == cluster) && host % cluster == 0 && host > 0 &&
          host < Q_MAX_HOST_OFFSET;
 }

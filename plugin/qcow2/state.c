@@ -207,25 +207,35 @@ q_state_drop (struct q_state *s)
   free (s);
 }
 
+uint64_t
+q_state_slot_offset (uint64_t n, uint64_t cluster, uint64_t number)
+{
+  /* A page each, so that memory can be reserved for one without its neighbours. */
+  uint64_t memory = cluster < 4096 ? 4096 : cluster;
+  uint64_t l1 = q_min (number, Q_STATE_REFTABLE);
+  uint64_t reftables = q_min (number, Q_STATE_FIRST) - l1;
+
+  return q_round_up (Q_STATE_SLOTS_OFFSET + n * sizeof (struct q_state_slot), 4096) +
+         l1 * Q_MAX_L1_BYTES + reftables * Q_MAX_REFTABLE_BYTES +
+         (number - l1 - reftables) * memory;
+}
+
 /* Lays the file out and maps it: header, slots, L1 tables, refcount tables, and one cluster
  * for each table that the caches may hold, with some to spare. */
 static int
 lay_out (struct q_state *s, const struct q_image *img)
 {
-  uint64_t cluster = q_cluster_bytes (img), memory = cluster < 4096 ? 4096 : cluster;
+  uint64_t cluster = q_cluster_bytes (img);
   uint64_t tables =
       (img->l2_cache_own.max_bytes + img->refblock_cache.max_bytes) >> img->cluster_bits;
   /* Caches overshoot while tables are dirty or held, and what was evicted keeps its slot until pins
    * have drained. */
-  uint64_t n = Q_STATE_FIRST + 2 * tables + 8192, offset, data;
+  uint64_t n = Q_STATE_FIRST + 2 * tables + 8192, data;
   struct q_state_header *h;
   void *map;
 
-  /* A page each, so that memory can be reserved for one without its neighbours. */
-  data = q_round_up (Q_STATE_SLOTS_OFFSET + n * sizeof (struct q_state_slot), 4096);
-  offset = data + Q_STATE_REFTABLE * (uint64_t)Q_MAX_L1_BYTES +
-           (Q_STATE_FIRST - Q_STATE_REFTABLE) * (uint64_t)Q_MAX_REFTABLE_BYTES;
-  s->mapped = offset + (n - Q_STATE_FIRST) * memory;
+  data = q_state_slot_offset (n, cluster, 0);
+  s->mapped = q_state_slot_offset (n, cluster, n);
   if (ftruncate (s->fd, 0) == -1 || ftruncate (s->fd, (off_t)s->mapped) == -1 ||
       fallocate (s->fd, 0, 0, (off_t)data) == -1)
     return -errno;
@@ -238,15 +248,9 @@ lay_out (struct q_state *s, const struct q_image *img)
   s->header = h = map;
   s->slot = (struct q_state_slot *)((uint8_t *)map + Q_STATE_SLOTS_OFFSET);
   for (uint32_t i = 0; i < n; ++i) {
-    if (i < Q_STATE_REFTABLE)
-      s->slot[i].offset = data + i * (uint64_t)Q_MAX_L1_BYTES;
-    else if (i < Q_STATE_FIRST)
-      s->slot[i].offset = data + Q_STATE_REFTABLE * (uint64_t)Q_MAX_L1_BYTES +
-                          (i - Q_STATE_REFTABLE) * (uint64_t)Q_MAX_REFTABLE_BYTES;
-    else {
-      s->slot[i].offset = offset + (i - Q_STATE_FIRST) * memory;
+    s->slot[i].offset = q_state_slot_offset (n, cluster, i);
+    if (i >= Q_STATE_FIRST)
       s->slot[i].bytes = cluster;
-    }
   }
   /* The first ones are taken first: the file stays dense. */
   for (uint32_t i = (uint32_t)n; i-- > Q_STATE_FIRST;)

@@ -72,10 +72,14 @@ struct qcow2_session {
   be64 sequence;
 } __attribute__ ((packed));
 
-/* Slots for the L1 table (two, for when it grows) and the refcount table (old ones may be kept
- * until the end of a flush). */
-enum { Q_STATE_L1 = 0, Q_STATE_REFTABLE = 2, Q_STATE_FIRST = 8 };
+/* Slots for the L1 table and the refcount table: several, since one that was replaced is kept until
+ * pins have drained or a flush has ended. */
+enum { Q_STATE_L1 = 0, Q_STATE_REFTABLE = 8, Q_STATE_FIRST = 16 };
 #define Q_STATE_SLOTS_OFFSET 4096u
+
+/* Where the memory of slot NUMBER is in a file of N slots for an image with clusters of CLUSTER
+ * bytes; that of slot 0 comes right after the slots, and slot N is the end of the file. */
+uint64_t q_state_slot_offset (uint64_t n, uint64_t cluster, uint64_t number);
 
 struct q_state; /* the open file; counted, since tables may outlive the image until pins drain */
 
