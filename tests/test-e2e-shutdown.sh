@@ -17,6 +17,7 @@ qemu-img create -q -f qcow2 base.qcow2 48M
 qemu-io -f qcow2 -c 'write -q -P 0x21 0 20M' base.qcow2
 qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 disk.qcow2 64M
 mkfifo uri
+trap '' PIPE
 
 round=0
 while [ $round -lt "${ROUNDS:-6}" ]; do
@@ -27,12 +28,13 @@ while [ $round -lt "${ROUNDS:-6}" ]; do
   esac
   echo "== SIG$signal while 8 clients write, round $round"
   start_server disk.qcow2 discard=unmap
+  rm -f stress.log
   timeout 100 "$BUILDDIR/stress" --disconnect --seconds=60 --seed=$((SEED + round)) "$URI" \
     <uri >stress.log 2>&1 &
   stress=$!
   track $stress
   exec 3>uri
-  wait_for 20 grep -q running stress.log || { cat stress.log; fail "the clients do not run"; }
+  wait_for 20 grep -qs running stress.log || { cat stress.log; fail "the clients do not run"; }
   sleep 0.$(((SEED / (round + 1)) % 9 + 1))
   kill -$signal "$SERVER_PID"
   wait_server_exit
@@ -41,7 +43,7 @@ while [ $round -lt "${ROUNDS:-6}" ]; do
     check_image disk.qcow2
   fi
   start_server disk.qcow2 discard=unmap
-  echo "$URI" >&3
+  echo "$URI" >&3 || : # gone if it has already found something
   wait $stress || { cat stress.log; fail "the clients found something"; }
   exec 3>&-
   stop_server

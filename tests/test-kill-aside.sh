@@ -242,8 +242,44 @@ server_log_is_empty
 flushed_only 3
 echo "off, and version 2"
 
+# ---- a block device ---------------------------------------------------------------------------
+
+# It has no change time: the mark in the header must do.
+attach ()
+{
+  [ "$(id -u)" = 0 ] && command -v losetup >losetup.log 2>&1 || return 1
+  truncate -s 64M device
+  dev=$(losetup -f --show "$tmp/device" 2>losetup.log) || { dev=; return 1; }
+}
+dev=
+at_exit '[ -z "$dev" ] || losetup -d "$dev"'
+if attach; then
+  for between in nothing qemu; do
+    qemu-img create -q -f qcow2 "$dev" 32M
+    serve "$dev"
+    nbd -c 'write -P 1 0 1M' -c flush
+    unflushed
+    [ $between = nothing ] || file_io "$dev" -c 'write -P 5 8M 64k'
+    serve "$dev"
+    case $between in
+    nothing) nbd -c 'read -P 1 0 1M' -c 'read -P 3 1M 2M' ;;
+    qemu)
+      grep -q 'is not used: another program' "$SERVER_LOG" || fail "not set aside: $(cat "$SERVER_LOG")"
+      nbd -c 'read -P 1 0 1M' -c 'read -P 0 1M 2M' -c 'read -P 5 8M 64k'
+      ;;
+    esac
+    stop_server
+    check_image "$dev" leaks
+    rm -f "$STATE"/*.aside
+    no_state_left
+  done
+  echo "on a block device"
+else
+  echo "no loop device: the block device was left out"
+fi
+
 # ---- the state file is damaged -----------------------------------------------------------------
 
-leave -o cluster_size=1024
+leave -o cluster_size=8192 # flushed and other clusters in one table
 "$BUILDDIR/kill/mangle" -s "$SEED" -n "${ROUNDS:-400}" disk.qcow2 "$STATE"
 check_image disk.qcow2 leaks

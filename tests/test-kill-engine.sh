@@ -13,7 +13,7 @@ use_seed
 if [ -n "${DURATION:-}" ]; then
   limit="-r ${ROUNDS:-0} -d $DURATION"
 else
-  limit="-r ${ROUNDS:-12}"
+  limit="-r ${ROUNDS:-6}"
 fi
 killer ()
 {

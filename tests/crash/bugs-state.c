@@ -113,3 +113,37 @@ test_flush_of_counts_keeps_state (void)
   kill_and_open (&run);
   workload_free (&run);
 }
+
+/* A state file of an earlier session must not be taken for that of the last one. */
+void
+test_state_of_another_session (void)
+{
+  struct mem_file *cut;
+  struct state_copy copy;
+  struct q_error err;
+  struct guest g;
+  struct run run;
+  uint64_t bad;
+  uint8_t byte;
+
+  open_with_state (&run);
+  guest_init (&g, &run, 0, 0, run.size);
+  guest_write (&g, 0, 16 * 4096);
+  guest_discard (&g, 3 * 4096, 4 * 4096);
+  state_save (&copy);
+  check (workload_close (&run, &err) == 0 && workload_open (&run, &err) == 0, "%s", err.text);
+  guest_write (&g, 3 * 4096, 13 * 4096);
+  flush (&run);
+  cut = mem_add (&run.store, "cut");
+  mem_set (cut, run.top->data, run.top->size);
+  check (workload_close (&run, &err) == 0, "%s", err.text);
+  state_restore (&copy);
+  state_free (&copy);
+  check (q_open (&run.img, "cut", &run.opts, &err) == 0, "%s", err.text);
+  check (workload_compare (run.img, &run.live, &bad, &byte),
+         "the state of another session was taken up");
+  check_image (&run);
+  guest_free (&g);
+  check (workload_close (&run, &err) == 0, "%s", err.text);
+  workload_free (&run);
+}

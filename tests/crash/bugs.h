@@ -35,6 +35,9 @@ void test_name_behind_header (void);
 void test_flush_of_nothing_keeps_state (void);
 void test_flush_of_counts_keeps_state (void);
 void test_refcount_table_grows (void);
+void test_device_shows_nothing_old (void);
+void test_published_during_flush (void);
+void test_state_of_another_session (void);
 void test_soak (void);
 void test_flushes_do_not_grow (void);
 

@@ -37,6 +37,8 @@ open_run (struct run *run, const struct workload *w)
     exit (77);
   }
   run->opts.l2_cache_size = run->opts.refcount_cache_size = 0;
+  if (run->opts.state_dir)
+    workload_keep_state (run);
   if (workload_open (run, &err) < 0)
     die ("%s", err.text);
 }

@@ -65,7 +65,7 @@ issue (struct nbd_handle *nbd, struct request *q)
 
   switch (q->op.kind) {
   case LEDGER_WRITE:
-    ledger_fill (ledger, &q->op, q->buf);
+    ledger_fill (&q->op, q->buf);
     return nbd_aio_pwrite (nbd, q->buf, q->op.len, q->op.offset, NBD_NULL_COMPLETION, fua);
   case LEDGER_ZERO:
     return nbd_aio_zero (nbd, q->op.len, q->op.offset, NBD_NULL_COMPLETION,
@@ -80,7 +80,7 @@ issue (struct nbd_handle *nbd, struct request *q)
 /* True while the connection lives.  A reply that came before the end counts; an error in a
  * reply does not happen. */
 static bool
-collect (struct nbd_handle *nbd, struct request *q, unsigned writer)
+collect (struct nbd_handle *nbd, struct request *q)
 {
   int r = nbd_aio_command_completed (nbd, (uint64_t)q->cookie);
 
@@ -98,7 +98,7 @@ collect (struct nbd_handle *nbd, struct request *q, unsigned writer)
     q->cookie = 0;
     return false;
   }
-  ledger_done (ledger, writer, &q->op);
+  ledger_done (ledger, &q->op);
   q->cookie = 0;
   return true;
 }
@@ -129,7 +129,7 @@ connection_main (void *arg)
     if (alive)
       alive = nbd_poll (nbd, -1) != -1;
     for (unsigned i = 0; i < depth; ++i)
-      if (requests[i].cookie > 0 && !collect (nbd, &requests[i], index * depth + i))
+      if (requests[i].cookie > 0 && !collect (nbd, &requests[i]))
         alive = false;
   }
   for (unsigned i = 0; i < depth; ++i)

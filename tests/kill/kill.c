@@ -122,7 +122,7 @@ writer_main (void *arg)
     ledger_pick (ledger, writer, &mine, &op);
     switch (op.kind) {
     case LEDGER_WRITE:
-      ledger_fill (ledger, &op, buf);
+      ledger_fill (&op, buf);
       r = q_pwrite (img, buf, op.offset, op.len);
       break;
     case LEDGER_ZERO:
@@ -141,7 +141,7 @@ writer_main (void *arg)
                seed, (int)op.kind, op.offset, op.len, strerror (-r));
       _exit (2);
     }
-    ledger_done (ledger, writer, &op);
+    ledger_done (ledger, &op);
   }
 }
 

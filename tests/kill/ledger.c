@@ -30,7 +30,6 @@ struct ledger {
   uint64_t bytes, mapped;
   uint32_t cell_bytes;
   unsigned writers;
-  bool shared;
   uint8_t *base;
   struct cell *cell;
   _Atomic uint32_t next_value;
@@ -68,7 +67,6 @@ ledger_new (uint64_t bytes, uint32_t cell, unsigned writers, bool shared)
   l->mapped = size;
   l->cell_bytes = cell;
   l->writers = writers;
-  l->shared = shared;
   l->cell = (struct cell *)(l + 1);
   l->base = (uint8_t *)(l->cell + cells);
   atomic_init (&l->next_value, FIRST);
@@ -188,9 +186,8 @@ word (uint32_t value, uint64_t offset)
 }
 
 void
-ledger_fill (const struct ledger *l, const struct ledger_op *op, void *buf)
+ledger_fill (const struct ledger_op *op, void *buf)
 {
-  (void)l;
   for (uint64_t i = 0; i < op->len; i += 8) {
     uint64_t w = word (op->value, op->offset + i);
 
@@ -199,11 +196,10 @@ ledger_fill (const struct ledger *l, const struct ledger_op *op, void *buf)
 }
 
 void
-ledger_done (struct ledger *l, unsigned writer, const struct ledger_op *op)
+ledger_done (struct ledger *l, const struct ledger_op *op)
 {
   uint64_t first = op->offset / l->cell_bytes, n = op->len / l->cell_bytes;
 
-  (void)writer;
   if (op->kind == LEDGER_WRITE || op->kind == LEDGER_ZERO)
     for (uint64_t i = first; i < first + n; ++i) {
       l->cell[i].now = l->cell[i].next;

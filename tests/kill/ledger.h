@@ -44,9 +44,9 @@ void ledger_base (struct ledger *l, uint64_t offset, uint64_t len, const void *b
 /* A random operation of WRITER; from now on it may have happened. */
 void ledger_pick (struct ledger *l, unsigned writer, uint64_t *rng, struct ledger_op *op);
 /* The op->len bytes that a LEDGER_WRITE writes. */
-void ledger_fill (const struct ledger *l, const struct ledger_op *op, void *buf);
+void ledger_fill (const struct ledger_op *op, void *buf);
 /* It was acknowledged: it must have happened. */
-void ledger_done (struct ledger *l, unsigned writer, const struct ledger_op *op);
+void ledger_done (struct ledger *l, const struct ledger_op *op);
 
 /* The LEN bytes at OFFSET, both multiples of the cell size, were read.  SETTLE: nothing is in
  * flight, so what is there now is what must be there from now on.  Returns how many cells hold what

@@ -22,7 +22,7 @@ serve ()
   ln -sfn "$SOCK" "$tmp/sock"
 }
 
-# killed: the server, SIGKILL.
+# kill_server: SIGKILL.
 kill_server ()
 {
   kill -KILL "$SERVER_PID"
