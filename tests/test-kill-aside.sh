@@ -48,7 +48,7 @@ unflushed ()
   echo 'write -P 3 1M 2M' >&5
   written () { grep -q 'wrote 2097152/2097152' unflushed.out 2>/dev/null; }
   wait_for 30 written || fail "qemu-io: $(cat unflushed.out)"
-  "${1:-kill_server}"
+  kill_server
   kill -KILL "$writer" 2>/dev/null || :
   wait "$writer" 2>/dev/null || :
   exec 5>&-
