@@ -52,6 +52,11 @@ q_highest_open (struct q_image *img, struct q_error *err)
   q_alloc_lock (img);
   r = q_refcount_top (img, recorded >> img->cluster_bits, file_end >> img->cluster_bits, &top);
   q_alloc_unlock (img);
+  if (r < 0 && img->read_only) {
+    /* Damaged refcounts keep nobody from reading, nor from checking: this is an upper bound. */
+    top = file_end >> img->cluster_bits;
+    r = 0;
+  }
   if (r < 0)
     return q_fail (err, r, "%s: cannot read the refcounts past byte %llu: %s", img->filename,
                    ull (recorded), strerror (-r));

@@ -287,12 +287,12 @@ activate (struct q_image *img, const struct q_open_options *opts, struct q_error
 
   if (img->format != Q_FORMAT_QCOW2)
     return 0;
-  if (img->read_only)
-    return open_tables (img, true, err);
   /* For q_check and q_close, which need nothing in memory: what is damaged must not keep them out.
    */
   if (opts->repair)
-    return clear_unknown_features (img, err);
+    return img->read_only ? 0 : clear_unknown_features (img, err);
+  if (img->read_only)
+    return open_tables (img, true, err);
   r = recover (img, opts, err);
   if (r == 0)
     r = q_state_prepare (img);
