@@ -424,10 +424,10 @@ load_psk (struct loading *l)
       r = add_user (l, path, line, text);
   }
   forget (&file);
-  if (r == 0 && c->n_users == 0)
-    r = fail (l, -EINVAL, "%s: there is no user in it", path);
   if (r < 0)
     return r;
+  if (!c->users)
+    return fail (l, -EINVAL, "%s: there is no user in it", path);
   qsort (c->users, c->n_users, sizeof *c->users, by_name);
   gnutls_psk_set_server_credentials_function2 (c->psk, find_key);
   if (c->dh)

@@ -70,13 +70,14 @@ read_directory (struct q_image *img, struct q_error *err)
   struct entry e;
   int r = 0;
 
-  if (img->bitmap_entry || img->nb_bitmaps == 0)
+  if (img->bitmap_entry)
     return 0;
   img->bitmap_dir = malloc (img->bitmap_dir_size);
   img->bitmap_entry = calloc (img->nb_bitmaps, sizeof *img->bitmap_entry);
-  if (!img->bitmap_dir || !img->bitmap_entry)
-    r = q_fail (err, -ENOMEM, "%s: out of memory for the bitmap directory", img->filename);
-  if (r == 0) {
+  if (!img->bitmap_dir || !img->bitmap_entry) {
+    q_fail (err, -ENOMEM, "%s: out of memory for the bitmap directory", img->filename);
+    r = -ENOMEM;
+  } else {
     r = q_file_pread (img->file, img->bitmap_dir, img->bitmap_dir_size, img->bitmap_dir_offset);
     if (r < 0)
       q_fail (err, r, "%s: cannot read the bitmap directory: %s", img->filename, strerror (-r));
