@@ -46,9 +46,9 @@ c_files () {
   find "$source/plugin" "$source/server" "$source/tests" "$source/contrib" -name '*.[ch]'
 }
 
-# The files that the build in directory $1 compiles: others have no flags to be checked with.
+# The files of the programs that the build in directory $1 compiles: others have no flags to be checked with.
 compiled_files () {
-  c_files | while read -r file; do
+  c_files | grep -v -e "^$source/tests/" -e "^$source/contrib/" | while read -r file; do
     ! grep -qF "\"$file\"" "$1/compile_commands.json" || echo "$file"
   done
 }

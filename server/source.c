@@ -192,7 +192,7 @@ take_file_node (struct source *s, struct members *m)
   members_bool (m, "x-check-cache-dropped", &unused);
   if (!m->failed && (!filename || !*filename))
     members_fail (m, "the setting 'filename' is missing");
-  if (m->failed)
+  if (m->failed || !filename)
     return;
   if (lock == 2)
     s->open.lock = Q_LOCK_OFF;

@@ -22,11 +22,11 @@ main (int argc, char **argv)
   struct q_open_options opts;
   struct q_image *img;
   struct q_error err;
-  uint8_t *buf = malloc (PIECE);
+  static uint8_t buf[PIECE];
   FILE *out;
   int r = 0;
 
-  if (argc != 3 || !buf)
+  if (argc != 3)
     return 2;
   q_open_options_init (&opts);
   opts.read_only = true;
@@ -55,7 +55,6 @@ main (int argc, char **argv)
     perror (argv[2]);
     r = -1;
   }
-  free (buf);
   q_close (&img, NULL);
   return r < 0;
 }

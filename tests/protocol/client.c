@@ -165,7 +165,7 @@ connect_unix (struct test *t)
 
   CHECK (t, strlen (t->target->socket) < sizeof addr.sun_path, "socket path too long: %s",
          t->target->socket);
-  strcpy (addr.sun_path, t->target->socket);
+  memcpy (addr.sun_path, t->target->socket, strlen (t->target->socket) + 1);
   fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   CHECK (t, fd >= 0, "socket: %s", strerror (errno));
   if (connect (fd, (struct sockaddr *)&addr, sizeof addr) == -1) {

@@ -53,7 +53,8 @@ info_each (struct test *t)
 {
   struct conn *c = open_haggling (t);
 
-  for (uint16_t i = NBD_INFO_EXPORT; i <= NBD_INFO_BLOCK_SIZE; i++) {
+  for (unsigned n = NBD_INFO_EXPORT; n <= NBD_INFO_BLOCK_SIZE; n++) {
+    uint16_t i = (uint16_t)n;
     const struct answer *a = opt_ask (c, NBD_OPT_INFO, go_data (t, t->target->export, 1, &i));
     const struct export_info *e = info_parse (c, a);
 
