@@ -140,7 +140,7 @@ ring_submit (struct ring *r)
   int n = io_uring_submit (&r->ring);
   if (n > 0)
     r->queued -= (unsigned)n;
-  /* What the kernel has no memory for now stays queued. */
+  /* What the kernel has no memory for stays queued. */
   if (r->queued > 0 && !ev_is_active (&r->retry)) {
     ev_timer_set (&r->retry, 0.001, 0.);
     ev_timer_start (r->ev, &r->retry);
