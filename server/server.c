@@ -77,7 +77,8 @@ static void
 pause_accepting (struct server *sv, const char *why)
 {
   if (ev_now (sv->ev) >= sv->next_complaint) {
-    log_warning ("cannot take another client in at present (%u are connected): %s", sv->clients, why);
+    log_warning ("cannot take another client in at present (%u are connected): %s", sv->clients,
+                 why);
     sv->next_complaint = ev_now (sv->ev) + COMPLAINT_INTERVAL;
   }
   sv->pausing = true;
