@@ -105,6 +105,7 @@ q_alloc_reserve_space (struct q_image *img, uint64_t cluster, uint64_t count)
     return r < 0 ? r : -ENOSPC;
   if (img->file->is_device)
     return 0;
+  q_state_touch (img->state);
   r = q_file_allocate (img->file, cluster << img->cluster_bits, count << img->cluster_bits);
   if (r == -ENOTSUP)
     r = q_file_write_zeroes (img->file, cluster << img->cluster_bits, count << img->cluster_bits,

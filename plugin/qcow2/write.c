@@ -367,6 +367,7 @@ q_write_data (struct q_write_plan *plan, const void *buf)
     r = read_padding (img, plan->offset - plan->head, plan->head, &head);
   if (r == 0 && plan->copy_tail)
     r = read_padding (img, plan->offset + plan->len, plan->tail, &tail);
+  q_state_touch (img->state); /* reading what surrounds it may have taken long */
   for (unsigned i = 0; r == 0 && i < plan->n_runs; ++i) {
     uint64_t host = plan->run[i].host;
     struct iovec iov[3];
