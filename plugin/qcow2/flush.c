@@ -29,6 +29,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "entry.h"
 #include "state.h"
 
 /* Limbo is emptied by flushing when it holds more clusters than this. */
@@ -69,11 +70,7 @@ copy_blocks (struct q_table *t, uint32_t first, uint32_t count)
   if (t->kind == Q_TABLE_REFBLOCK)
     memcpy (p->data, t->mem + offset, len); /* under alloc_lock */
   else
-    for (uint32_t i = 0; i < len / 8; ++i) {
-      uint64_t e = atomic_load_explicit (&t->entry[offset / 8 + i], memory_order_acquire);
-
-      memcpy (p->data + i * 8, &e, 8);
-    }
+    q_entries_copy (t, offset, len, p->data);
   return p;
 }
 

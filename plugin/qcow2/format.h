@@ -202,14 +202,16 @@ static_assert (sizeof (struct qcow2_bitmap) == 24, "bitmap directory entry");
 
 /* ---- table entries, in host byte order ------------------------------------------------------ */
 
-#define Q_OFFSET_MASK       0x00fffffffffffe00ull /* bits 9-55: L1, L2, bitmap table entries */
-#define Q_COPIED            (1ull << 63)
-#define Q_L1_RESERVED       0x7f000000000001ffull
-#define Q_L2_COMPRESSED     (1ull << 62)
-#define Q_L2_ZERO           (1ull << 0)
-#define Q_L2_RESERVED       0x3f000000000001feull /* of a standard cluster descriptor */
-#define Q_REFTABLE_MASK     0xfffffffffffffe00ull
-#define Q_REFTABLE_RESERVED 0x1ffull
+#define Q_OFFSET_MASK         0x00fffffffffffe00ull /* bits 9-55: L1, L2, bitmap table entries */
+#define Q_COPIED              (1ull << 63)
+#define Q_L1_RESERVED         0x7f000000000001ffull
+#define Q_L2_COMPRESSED       (1ull << 62)
+#define Q_L2_ZERO             (1ull << 0)
+#define Q_L2_BITMAP_ALLOCATED 0x00000000ffffffffull /* of an extended entry ... */
+#define Q_L2_BITMAP_ZERO      0xffffffff00000000ull
+#define Q_L2_RESERVED         0x3f000000000001feull /* of a standard cluster descriptor */
+#define Q_REFTABLE_MASK       0xfffffffffffffe00ull
+#define Q_REFTABLE_RESERVED   0x1ffull
 
 /* What the sector count of a descriptor can say at most: two clusters, though no sane writer stores
  * more than one. */

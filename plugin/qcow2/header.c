@@ -107,6 +107,8 @@ parse_fields (struct q_image *img, const struct qcow2_header *h, struct q_error 
   img->incompatible = get64 (h->incompatible_features);
   img->compatible = get64 (h->compatible_features);
   img->autoclear = get64 (h->autoclear_features);
+  if (img->incompatible & Q_INCOMPAT_EXTL2)
+    img->l2_bits = img->cluster_bits - 4;
   img->refcount_order = get32 (h->refcount_order);
   img->header_length = get32 (h->header_length);
   if (img->refcount_order > 6)

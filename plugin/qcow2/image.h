@@ -29,8 +29,11 @@
 
 enum q_table_kind { Q_TABLE_L1, Q_TABLE_L2, Q_TABLE_REFTABLE, Q_TABLE_REFBLOCK };
 
+struct q_l2_entry; /* entry.h */
+
 /* A metadata table in memory, as it is on disk.  Entries of 8 bytes are read and written
- * atomically, so that readers need no lock; refcount blocks belong to the allocator's lock. */
+ * atomically, so that readers need no lock; L2 entries, which may be wider, by entry.h; refcount
+ * blocks belong to the allocator's lock. */
 struct q_table {
   struct q_image *img;
   enum q_table_kind kind;
@@ -38,6 +41,7 @@ struct q_table {
   uint64_t index; /* L2: its L1 index; refcount block: its refcount table index */
   uint32_t bytes;
   unsigned block_bits;
+  bool wide;               /* an L2 table whose entries have 16 bytes (entry.h) */
   _Atomic uint32_t users;  /* plans and flushes that hold it: not evictable while above 0 */
   _Atomic bool referenced; /* the clock's second chance */
   _Atomic bool listed;     /* on the image's dirty list */
@@ -47,6 +51,7 @@ struct q_table {
   struct q_table *prev, *next; /* the cache's clock ring */
   struct q_state *state;       /* state.h: where its memory is, or NULL for the heap */
   struct q_state_slot *slot;
+  _Atomic uint64_t begun, finished; /* wide: changes of both words of an entry (entry.c) */
   union {
     _Atomic uint64_t *entry; /* big-endian */
     uint8_t *mem;
@@ -423,7 +428,7 @@ enum q_cluster_kind {
 };
 
 /* Decodes and checks an L2 entry.  -EIO, after logging, if it cannot be valid. */
-int q_decode_entry (struct q_image *img, uint64_t guest_cluster, uint64_t entry,
+int q_decode_entry (struct q_image *img, uint64_t guest_cluster, struct q_l2_entry entry,
                     enum q_cluster_kind *kind, uint64_t *host, uint32_t *csize);
 /* 1 if the range reads as zeros, 0 if it may not, or an error.  Hold a pin. */
 int q_reads_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags);
@@ -433,7 +438,7 @@ int q_pread_pinned (struct q_image *img, void *buf, uint64_t offset, uint64_t le
 /* ---- write.c: what zero.c shares ------------------------------------------------------------- */
 
 /* The references that an L2 entry holds, as up to one run of host clusters; count 0 if none. */
-void q_entry_references (const struct q_image *img, uint64_t entry, uint64_t *cluster,
+void q_entry_references (const struct q_image *img, struct q_l2_entry entry, uint64_t *cluster,
                          uint64_t *count);
 static inline void
 q_note_data_written (struct q_image *img)

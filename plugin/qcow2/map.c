@@ -11,7 +11,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "image.h"
+#include "entry.h"
 
 #define ull(v) ((unsigned long long)(v))
 
@@ -34,9 +34,11 @@ struct walk {
 
 /* NULL, or what is wrong with the entry. */
 static const char *
-decode (const struct q_image *img, uint64_t entry, enum q_cluster_kind *kind, uint64_t *host,
+decode (const struct q_image *img, struct q_l2_entry e, enum q_cluster_kind *kind, uint64_t *host,
         uint32_t *csize)
 {
+  uint64_t entry = e.descriptor;
+
   *host = 0;
   if (entry == 0) {
     *kind = Q_CLUSTER_UNALLOCATED;
@@ -65,14 +67,14 @@ decode (const struct q_image *img, uint64_t entry, enum q_cluster_kind *kind, ui
 }
 
 int
-q_decode_entry (struct q_image *img, uint64_t guest_cluster, uint64_t entry,
+q_decode_entry (struct q_image *img, uint64_t guest_cluster, struct q_l2_entry entry,
                 enum q_cluster_kind *kind, uint64_t *host, uint32_t *csize)
 {
   const char *wrong = decode (img, entry, kind, host, csize);
 
   if (wrong)
     return q_corrupt (img, "guest cluster %llu: L2 entry %#llx: %s", ull (guest_cluster),
-                      ull (entry), wrong);
+                      ull (entry.descriptor), wrong);
   return 0;
 }
 
@@ -129,7 +131,7 @@ map_qcow2 (struct q_image *img, uint64_t offset, uint64_t len, struct walk *w, s
     return 0;
   }
   *p = (struct piece){ .skip = (uint32_t)in };
-  r = q_decode_entry (img, gc, q_entry_get (t, index), &p->kind, &p->host, &p->csize);
+  r = q_decode_entry (img, gc, q_l2_entry_get (t, index), &p->kind, &p->host, &p->csize);
   if (r < 0)
     return r;
   /* Entries alike, or data that goes on in the host file, up to the end of the table. */
@@ -142,7 +144,7 @@ map_qcow2 (struct q_image *img, uint64_t offset, uint64_t len, struct walk *w, s
     if (p->kind == Q_CLUSTER_COMPRESSED && !merge)
       break;
     /* What is wrong with the next entry is for whoever asks for it. */
-    if (decode (img, q_entry_get (t, index), &kind, &host, &csize))
+    if (decode (img, q_l2_entry_get (t, index), &kind, &host, &csize))
       break;
     if (kind != p->kind || (kind == Q_CLUSTER_DATA && !merge && host != p->host + covered + in))
       break;

@@ -36,6 +36,7 @@ q_table_new (struct q_image *img, enum q_table_kind kind, uint64_t index, uint64
   t->host = host;
   t->bytes = bytes;
   t->block_bits = block_bits;
+  t->wide = kind == Q_TABLE_L2 && (img->incompatible & Q_INCOMPAT_EXTL2);
   if (img->state)
     t->slot = q_state_take (img->state, kind, index, host, bytes, (void **)&t->mem);
   if (t->slot) {

@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <sys/uio.h>
 
+#include "entry.h"
 #include "state.h"
 
 /* The most bytes of new clusters in one plan: bounds the time that a claim is held. */
@@ -26,8 +27,11 @@
 static uint8_t zeros[1u << Q_MAX_CLUSTER_BITS] __attribute__ ((aligned (4096)));
 
 void
-q_entry_references (const struct q_image *img, uint64_t entry, uint64_t *cluster, uint64_t *count)
+q_entry_references (const struct q_image *img, struct q_l2_entry e, uint64_t *cluster,
+                    uint64_t *count)
 {
+  uint64_t entry = e.descriptor;
+
   *count = 0;
   if (entry & Q_L2_COMPRESSED) {
     uint64_t host;
@@ -43,23 +47,24 @@ q_entry_references (const struct q_image *img, uint64_t entry, uint64_t *cluster
 }
 
 static bool
-holds_references (uint64_t entry)
+holds_references (struct q_l2_entry e)
 {
-  return (entry & Q_L2_COMPRESSED) || (entry & Q_OFFSET_MASK);
+  return (e.descriptor & Q_L2_COMPRESSED) || (e.descriptor & Q_OFFSET_MASK);
 }
 
 static bool
-is_in_place (uint64_t entry)
+is_in_place (struct q_l2_entry e)
 {
-  return (entry & (Q_COPIED | Q_L2_COMPRESSED | Q_L2_ZERO)) == Q_COPIED && (entry & Q_OFFSET_MASK);
+  return (e.descriptor & (Q_COPIED | Q_L2_COMPRESSED | Q_L2_ZERO)) == Q_COPIED &&
+         (e.descriptor & Q_OFFSET_MASK);
 }
 
 /* Allocated and ours alone, but marked as reading zeros. */
 static bool
-is_reusable (uint64_t entry)
+is_reusable (struct q_l2_entry e)
 {
-  return (entry & (Q_COPIED | Q_L2_COMPRESSED | Q_L2_ZERO)) == (Q_COPIED | Q_L2_ZERO) &&
-         (entry & Q_OFFSET_MASK);
+  return (e.descriptor & (Q_COPIED | Q_L2_COMPRESSED | Q_L2_ZERO)) == (Q_COPIED | Q_L2_ZERO) &&
+         (e.descriptor & Q_OFFSET_MASK);
 }
 
 /* Adds LEN bytes at HOST to the plan's runs.  False if there is no room for another run. */
@@ -93,14 +98,15 @@ plan_in_place (struct q_image *img, uint64_t offset, uint64_t len, unsigned flag
 
   while (plan->len < len) {
     uint64_t pos = offset + plan->len, gc = pos >> img->cluster_bits, in = pos & (cluster - 1);
-    uint64_t bytes = q_min (cluster - in, len - plan->len), entry = 0, host;
+    uint64_t bytes = q_min (cluster - in, len - plan->len), host;
+    struct q_l2_entry entry = { 0 };
     enum q_cluster_kind kind;
     struct q_table *t;
     uint32_t csize;
     int r = q_l2_get (img, gc >> img->l2_bits, flags, &t);
 
     if (r == 0 && t) {
-      entry = q_entry_get (t, (uint32_t)(gc & ((1u << img->l2_bits) - 1)));
+      entry = q_l2_entry_get (t, (uint32_t)(gc & ((1u << img->l2_bits) - 1)));
       r = q_decode_entry (img, gc, entry, &kind, &host, &csize);
     }
     if (r < 0)
@@ -163,7 +169,7 @@ allocate (struct q_image *img, uint64_t n, unsigned flags, struct q_write_plan *
   if (!lock_allocator (img, flags))
     return -EAGAIN;
   for (i = 0; i < n; ++i)
-    frees += holds_references (q_entry_get (t, plan->index + (uint32_t)i));
+    frees += holds_references (q_l2_entry_get (t, plan->index + (uint32_t)i));
   *got = 0;
   r = q_limbo_reserve (&img->limbo, frees);
   if (r < 0) {
@@ -186,7 +192,7 @@ allocate (struct q_image *img, uint64_t n, unsigned flags, struct q_write_plan *
   if (*got > 0)
     r = 0; /* a shorter plan is a plan */
   for (i = 0; i < *got; ++i)
-    used += holds_references (q_entry_get (t, plan->index + (uint32_t)i));
+    used += holds_references (q_l2_entry_get (t, plan->index + (uint32_t)i));
   q_limbo_cancel (&img->limbo, frees - used);
   plan->frees = (uint32_t)used;
   q_alloc_unlock (img);
@@ -200,7 +206,7 @@ reuse (struct q_image *img, uint64_t n, struct q_write_plan *plan, uint64_t *got
   struct q_table *t = plan->table;
 
   for (*got = 0; *got < n; ++*got) {
-    uint64_t host = q_entry_get (t, plan->index + (uint32_t)*got) & Q_OFFSET_MASK;
+    uint64_t host = q_l2_entry_get (t, plan->index + (uint32_t)*got).descriptor & Q_OFFSET_MASK;
 
     if (!add_run (plan, host, q_cluster_bytes (img), 1))
       break;
@@ -255,13 +261,14 @@ plan_allocating (struct q_image *img, uint64_t offset, uint64_t len, unsigned fl
   plan->index = (uint32_t)(first & (per_table - 1));
 
   /* Somebody may have been here while we waited for the claim. */
-  if (is_in_place (q_entry_get (t, plan->index))) {
+  if (is_in_place (q_l2_entry_get (t, plan->index))) {
     let_go (plan);
     return 1;
   }
-  plan->reuses = is_reusable (q_entry_get (t, plan->index));
+  plan->reuses = is_reusable (q_l2_entry_get (t, plan->index));
   for (n = 0; n <= last - first; ++n) {
-    uint64_t entry = q_entry_get (t, plan->index + (uint32_t)n), host;
+    struct q_l2_entry entry = q_l2_entry_get (t, plan->index + (uint32_t)n);
+    uint64_t host;
     enum q_cluster_kind kind;
     uint32_t csize;
 
@@ -411,9 +418,10 @@ q_write_commit (struct q_write_plan *plan)
     uint64_t host = plan->run[i].host & ~(q_cluster_bytes (img) - 1);
 
     for (uint32_t n = plan->clusters[i]; n > 0; --n, ++index, host += q_cluster_bytes (img)) {
-      uint64_t old = q_entry_get (t, index), cluster, count;
+      struct q_l2_entry old = q_l2_entry_get (t, index);
+      uint64_t cluster, count;
 
-      q_entry_set (t, index, host | Q_COPIED);
+      q_l2_entry_set (t, index, (struct q_l2_entry){ .descriptor = host | Q_COPIED });
       if (plan->reuses)
         continue;
       q_entry_references (img, old, &cluster, &count);
@@ -425,7 +433,7 @@ q_write_commit (struct q_write_plan *plan)
     }
   }
   Q_PROBE ("write published, table not marked");
-  q_table_mark_dirty (t, plan->index * 8, (index - plan->index) * 8);
+  q_l2_mark_dirty (t, plan->index, index - plan->index);
   assert (plan->frees == 0); /* the claim kept the entries as begin counted them */
   if (frees)
     q_alloc_unlock (img);

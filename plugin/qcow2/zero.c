@@ -14,11 +14,11 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "image.h"
+#include "entry.h"
 
 enum mode { DISCARD, ZERO_UNMAP, ZERO_KEEP, ZERO_PROVISION };
 
-/* What new_entry answers for a cluster that must first be allocated. */
+/* The descriptor that new_entry answers for a cluster that must first be allocated. */
 #define WANTS_CLUSTER UINT64_MAX
 
 #define MAX_CLUSTERS (1u << 14) /* at a time: bounds how long the claim is held */
@@ -27,7 +27,8 @@ enum mode { DISCARD, ZERO_UNMAP, ZERO_KEEP, ZERO_PROVISION };
 /* True if OLD cannot be turned into something that reads as zeros without writing data; else *NEW
  * is what it becomes, maybe OLD itself. */
 static int
-new_entry (struct q_image *img, uint64_t gc, uint64_t old, enum mode mode, uint64_t *new)
+new_entry (struct q_image *img, uint64_t gc, struct q_l2_entry old, enum mode mode,
+           struct q_l2_entry *new)
 {
   enum q_cluster_kind kind;
   uint64_t host, offset = gc << img->cluster_bits, len;
@@ -41,10 +42,10 @@ new_entry (struct q_image *img, uint64_t gc, uint64_t old, enum mode mode, uint6
   if (mode == ZERO_PROVISION) {
     if (img->version < 3)
       return 1;
-    if ((kind == Q_CLUSTER_DATA || kind == Q_CLUSTER_ZERO_ALLOC) && (old & Q_COPIED))
-      *new = old | Q_L2_ZERO;
+    if ((kind == Q_CLUSTER_DATA || kind == Q_CLUSTER_ZERO_ALLOC) && (old.descriptor & Q_COPIED))
+      new->descriptor |= Q_L2_ZERO;
     else
-      *new = WANTS_CLUSTER;
+      new->descriptor = WANTS_CLUSTER;
     return 0;
   }
   if (kind == Q_CLUSTER_ZERO_PLAIN || (kind == Q_CLUSTER_ZERO_ALLOC && mode == ZERO_KEEP))
@@ -65,18 +66,18 @@ new_entry (struct q_image *img, uint64_t gc, uint64_t old, enum mode mode, uint6
   if (img->version < 3) {
     if (below_shows || mode == ZERO_KEEP)
       return mode == DISCARD ? 0 : 1;
-    *new = 0;
-  } else if (mode == ZERO_KEEP && kind == Q_CLUSTER_DATA && (old & Q_COPIED))
-    *new = old | Q_L2_ZERO;
+    new->descriptor = 0;
+  } else if (mode == ZERO_KEEP && kind == Q_CLUSTER_DATA && (old.descriptor & Q_COPIED))
+    new->descriptor |= Q_L2_ZERO;
   else
-    *new = below_shows || img->backing ? Q_L2_ZERO : 0;
+    new->descriptor = below_shows || img->backing ? Q_L2_ZERO : 0;
   return 0;
 }
 
 /* Gives those of the COUNT entries in NEW that want a cluster one, with its space on disk.  *FIT
  * says how many entries, from the first, are satisfied.  alloc_lock held. */
 static int
-provision (struct q_image *img, uint64_t *new, uint64_t count, uint64_t *fit)
+provision (struct q_image *img, struct q_l2_entry *new, uint64_t count, uint64_t *fit)
 {
   uint64_t i = 0, host, got;
   int r = 0;
@@ -85,7 +86,7 @@ provision (struct q_image *img, uint64_t *new, uint64_t count, uint64_t *fit)
     uint64_t n = 0;
     bool fresh;
 
-    while (i + n < count && new[i + n] == WANTS_CLUSTER)
+    while (i + n < count && new[i + n].descriptor == WANTS_CLUSTER)
       ++n;
     if (n == 0) {
       ++i;
@@ -101,7 +102,7 @@ provision (struct q_image *img, uint64_t *new, uint64_t count, uint64_t *fit)
       break;
     }
     for (; got > 0; --got, ++i, host += q_cluster_bytes (img))
-      new[i] = host | Q_COPIED | Q_L2_ZERO;
+      new[i].descriptor = host | Q_COPIED | Q_L2_ZERO;
   }
   *fit = i;
   return i > 0 ? 0 : r;
@@ -109,11 +110,12 @@ provision (struct q_image *img, uint64_t *new, uint64_t count, uint64_t *fit)
 
 /* The host clusters that OLD refers to and NEW does not. */
 static void
-references_lost (const struct q_image *img, uint64_t old, uint64_t new, uint64_t *cluster,
-                 uint64_t *count)
+references_lost (const struct q_image *img, struct q_l2_entry old, struct q_l2_entry new,
+                 uint64_t *cluster, uint64_t *count)
 {
   q_entry_references (img, old, cluster, count);
-  if (!(old & Q_L2_COMPRESSED) && (old & Q_OFFSET_MASK) == (new &Q_OFFSET_MASK))
+  if (!(old.descriptor & Q_L2_COMPRESSED) && new.descriptor != WANTS_CLUSTER &&
+      ((old.descriptor ^ new.descriptor) & Q_OFFSET_MASK) == 0)
     *count = 0;
 }
 
@@ -124,7 +126,8 @@ change_held (struct q_image *img, struct q_table *t, uint64_t first, uint64_t co
              uint64_t *done)
 {
   uint32_t index = (uint32_t)(first & ((1u << img->l2_bits) - 1)), i;
-  uint64_t *new = malloc (count * sizeof *new), cluster, refs, frees = 0;
+  struct q_l2_entry *new = malloc (count * sizeof *new);
+  uint64_t cluster, refs, frees = 0;
   uint32_t changed_from = UINT32_MAX, changed_to = 0;
   int r = 0;
 
@@ -132,12 +135,12 @@ change_held (struct q_image *img, struct q_table *t, uint64_t first, uint64_t co
   if (!new)
     return -ENOMEM;
   for (i = 0; r == 0 && i < count; ++i) {
-    uint64_t old = q_entry_get (t, index + i);
+    struct q_l2_entry old = q_l2_entry_get (t, index + i);
 
     r = new_entry (img, first + i, old, mode, &new[i]);
     if (r != 0)
       break;
-    references_lost (img, old, new[i] == WANTS_CLUSTER ? 0 : new[i], &cluster, &refs);
+    references_lost (img, old, new[i], &cluster, &refs);
     frees += refs > 0;
   }
   count = i;
@@ -159,11 +162,11 @@ change_held (struct q_image *img, struct q_table *t, uint64_t first, uint64_t co
     r = r2 < 0 ? r2 : r;
   }
   for (i = 0; i < count; ++i) {
-    uint64_t old = q_entry_get (t, index + i);
+    struct q_l2_entry old = q_l2_entry_get (t, index + i);
 
-    if (new[i] == old)
+    if (q_l2_entry_equal (old, new[i]))
       continue;
-    q_entry_set (t, index + i, new[i]);
+    q_l2_entry_set (t, index + i, new[i]);
     changed_from = changed_from == UINT32_MAX ? i : changed_from;
     changed_to = i;
     references_lost (img, old, new[i], &cluster, &refs);
@@ -175,7 +178,7 @@ change_held (struct q_image *img, struct q_table *t, uint64_t first, uint64_t co
   q_limbo_cancel (&img->limbo, frees); /* of those that found no cluster */
   Q_PROBE ("zeros published, table not marked");
   if (changed_from != UINT32_MAX)
-    q_table_mark_dirty (t, (index + changed_from) * 8, (changed_to - changed_from + 1) * 8);
+    q_l2_mark_dirty (t, index + changed_from, changed_to - changed_from + 1);
   q_alloc_unlock (img);
   *done = count;
 out:
