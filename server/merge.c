@@ -19,7 +19,7 @@ struct merge {
 
 bool
 merge_add (struct shard *shard, const struct request *rq, const uint8_t *payload,
-           const struct q_write_plan *plan)
+           struct q_write_plan *plan)
 {
   struct merge *m = shard->merge;
 
@@ -32,6 +32,8 @@ merge_add (struct shard *shard, const struct request *rq, const uint8_t *payload
     merge_flush (shard);
   if (m->n == 0)
     m->plan = *plan;
+  else
+    q_write_commit (plan); /* it is in place; the first one keeps the mapping as it is for all */
   m->end = plan->run[0].host + rq->len;
   m->rq[m->n] = *rq;
   m->payload[m->n++] = payload;

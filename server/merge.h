@@ -17,7 +17,7 @@
 
 /* RQ is on the stack, nothing of it is done yet, and its PAYLOAD is in the receive buffer. */
 bool merge_add (struct shard *shard, const struct request *rq, const uint8_t *payload,
-                const struct q_write_plan *plan);
+                struct q_write_plan *plan);
 void merge_flush (struct shard *shard);
 void merge_destroy (struct shard *shard);
 

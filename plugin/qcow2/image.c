@@ -104,7 +104,8 @@ free_layer (struct q_image *img)
     pthread_mutex_destroy (&img->stripe[i]);
   pthread_mutex_destroy (&img->l2_cache_own.lock);
   pthread_mutex_destroy (&img->refblock_cache.lock);
-  pthread_mutex_destroy (&img->resize_lock);
+  pthread_mutex_destroy (&img->layout_lock);
+  q_gate_destroy (&img->gate);
   pthread_mutex_destroy (&img->bitmap_lock);
   pthread_mutex_destroy (&img->claim_lock);
   pthread_cond_destroy (&img->claim_released);
@@ -127,7 +128,8 @@ new_layer (const char *filename)
     pthread_mutex_init (&img->stripe[i], NULL);
   pthread_mutex_init (&img->l2_cache_own.lock, NULL);
   pthread_mutex_init (&img->refblock_cache.lock, NULL);
-  pthread_mutex_init (&img->resize_lock, NULL);
+  pthread_mutex_init (&img->layout_lock, NULL);
+  q_gate_init (&img->gate);
   pthread_mutex_init (&img->bitmap_lock, NULL);
   pthread_mutex_init (&img->claim_lock, NULL);
   pthread_cond_init (&img->claim_released, NULL);

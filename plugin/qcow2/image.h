@@ -5,7 +5,7 @@
  * One struct q_image is one layer: a file, its geometry, its tables.  Only the top layer of a
  * chain is ever written; layers below are immutable to us and carry no allocator state.
  *
- * Order of taking things (DESIGN section 4): claim -> pin -> table stripe -> allocator -> dirty
+ * Order of taking things: layout lock -> gate -> claim -> pin -> table stripe -> allocator -> dirty
  * list. Never wait for pins to drain while holding a pin or a claim.
  */
 
@@ -141,6 +141,31 @@ struct q_snapshot {
 
 struct q_state; /* state.h */
 
+/* ---- the gate (gate.c) ---------------------------------------------------------------------- */
+
+#define Q_GATE_COUNTERS 32
+
+struct q_gate {
+  struct {
+    _Atomic uint64_t count;
+    uint8_t line[56]; /* no two of them share a cache line */
+  } inside[Q_GATE_COUNTERS];
+  _Atomic bool closed;
+  pthread_mutex_t lock; /* who closes, and who waits */
+  pthread_cond_t changed;
+};
+
+void q_gate_init (struct q_gate *g);
+void q_gate_destroy (struct q_gate *g);
+/* Before anything that changes guest data or a mapping; waits while the gate is closed, or -EAGAIN
+ * with Q_NOWAIT.  Whoever may be inside already passes Q_NOWAIT.  Leaving may be on any thread. */
+int q_gate_enter (struct q_image *img, unsigned flags);
+void q_gate_leave (struct q_image *img);
+/* Waits until nobody is inside and keeps the others out.  The caller holds nothing but locks that
+ * nobody takes inside. */
+void q_gate_close (struct q_image *img);
+void q_gate_open (struct q_image *img);
+
 /* ---- the image ------------------------------------------------------------------------------ */
 
 struct q_image {
@@ -195,7 +220,8 @@ struct q_image {
   struct q_table_cache l2_cache_own;
   pthread_mutex_t stripe[Q_TABLE_STRIPES]; /* by L1 index: loading, creating, moving L2 tables */
 
-  pthread_mutex_t resize_lock;
+  pthread_mutex_t layout_lock; /* one at a time: resizing, making and dropping snapshots */
+  struct q_gate gate;
 
   /* claims (claim.c) */
   pthread_mutex_t claim_lock;

@@ -86,11 +86,11 @@ q_resize (struct q_image *img, uint64_t size, struct q_error *err)
   }
   if (size == old)
     return 0;
-  pthread_mutex_lock (&img->resize_lock);
+  pthread_mutex_lock (&img->layout_lock);
   r = size < q_size (img)             ? -EAGAIN /* another call was faster and went further */
       : img->format == Q_FORMAT_QCOW2 ? grow_qcow2 (img, size)
                                       : grow_raw (img, size);
-  pthread_mutex_unlock (&img->resize_lock);
+  pthread_mutex_unlock (&img->layout_lock);
   return r < 0 ? q_fail (err, r, "%s: cannot grow to %llu bytes: %s", img->filename, ull (size),
                          strerror (-r))
                : 0;

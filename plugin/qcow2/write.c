@@ -9,8 +9,9 @@
  * Invariant 2, this file's part: data and what surrounds it in a new cluster are written before
  * commit publishes the L2 entry; flush.c syncs them before the entry reaches the disk.
  * Invariant 4: a plan that changes a mapping holds the claim from before it looks at the old
- * mapping until after it has published the new one. Invariant 6: commit cannot fail.  The table is
- * held, the clusters allocated, and room in limbo for what is let go of is reserved, all by begin.
+ * mapping until after it has published the new one.  A plan, of whatever sort, is inside the gate
+ * (gate.c) from begin to its end.  Invariant 6: commit cannot fail.  The table is held, the
+ * clusters allocated, and room in limbo for what is let go of is reserved, all by begin.
  */
 
 #include <errno.h>
@@ -308,6 +309,29 @@ fail:
   return r;
 }
 
+/* Inside the gate. */
+static int
+plan_inside (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags,
+             struct q_write_plan *plan)
+{
+  int r;
+
+  if (offset > q_size (img) || len > q_size (img) - offset)
+    return -ENOSPC;
+  if (img->format == Q_FORMAT_RAW) {
+    add_run (plan, offset, len, 0);
+    plan->len = len;
+    return 0;
+  }
+  do {
+    r = plan_in_place (img, offset, len, flags, plan);
+    if (r != 0)
+      return r < 0 ? r : 0;
+    r = plan_allocating (img, offset, len, flags, plan);
+  } while (r > 0);
+  return r;
+}
+
 int
 q_write_begin (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags,
                struct q_write_plan *plan)
@@ -328,20 +352,13 @@ q_write_begin (struct q_image *img, uint64_t offset, uint64_t len, unsigned flag
     return r;
   if (len == 0)
     return -EINVAL;
-  if (offset > q_size (img) || len > q_size (img) - offset)
-    return -ENOSPC;
+  r = q_gate_enter (img, flags);
+  if (r < 0)
+    return r;
   q_state_touch (img->state);
-  if (img->format == Q_FORMAT_RAW) {
-    add_run (plan, offset, len, 0);
-    plan->len = len;
-    return 0;
-  }
-  do {
-    r = plan_in_place (img, offset, len, flags, plan);
-    if (r != 0)
-      return r < 0 ? r : 0;
-    r = plan_allocating (img, offset, len, flags, plan);
-  } while (r > 0);
+  r = plan_inside (img, offset, len, flags, plan);
+  if (r < 0)
+    q_gate_leave (img);
   return r;
 }
 
@@ -408,7 +425,7 @@ q_write_commit (struct q_write_plan *plan)
   q_note_data_written (img);
   q_state_touch (img->state);
   if (!plan->allocates)
-    return;
+    goto out;
   /* Under the allocator's lock if anything is let go of: the flusher marks limbo under it, and
    * must not find something there whose entry is not yet marked dirty. */
   Q_PROBE ("before a write is published");
@@ -438,6 +455,8 @@ q_write_commit (struct q_write_plan *plan)
   if (frees)
     q_alloc_unlock (img);
   let_go (plan);
+out:
+  q_gate_leave (img);
 }
 
 void
@@ -446,7 +465,7 @@ q_write_abort (struct q_write_plan *plan)
   struct q_image *img = plan->img;
 
   if (!plan->allocates)
-    return;
+    goto out;
   Q_PROBE ("before an abort");
   if (!plan->reuses) {
     q_alloc_lock (img);
@@ -456,6 +475,8 @@ q_write_abort (struct q_write_plan *plan)
       q_alloc_drop (img, plan->run[i].host >> img->cluster_bits, plan->clusters[i]);
   }
   let_go (plan);
+out:
+  q_gate_leave (img);
 }
 
 int

@@ -217,19 +217,22 @@ change_clusters (struct q_image *img, uint64_t first, uint64_t count, enum mode 
 
   count = q_min (count, per_table - (first & (per_table - 1)));
   *done = 0;
+  r = q_gate_enter (img, 0);
+  if (r < 0)
+    return r;
   pin = q_pin ();
   r = is_blank (img, first, count, mode);
+  q_unpin (pin);
   if (r != 0) {
     *done = r > 0 ? count : 0;
-    q_unpin (pin);
-    return r < 0 ? r : 0;
+    r = r < 0 ? r : 0;
+    goto out;
   }
-  q_unpin (pin);
 
   count = q_min (count, MAX_CLUSTERS);
   r = q_claim_take (img, &claim, first, first + count - 1, 0);
   if (r < 0)
-    return r;
+    goto out;
   pin = q_pin ();
   r = q_l2_hold (img, first >> img->l2_bits, 0, &t);
   if (r == 0) {
@@ -238,6 +241,8 @@ change_clusters (struct q_image *img, uint64_t first, uint64_t count, enum mode 
   }
   q_unpin (pin);
   q_claim_release (img, &claim);
+out:
+  q_gate_leave (img);
   return r;
 }
 
@@ -327,15 +332,18 @@ check_fast (struct q_image *img, uint64_t offset, uint64_t len, uint64_t first, 
 static int
 zero_raw (struct q_image *img, uint64_t offset, uint64_t len, bool unmap, bool provision)
 {
-  int r = q_file_write_zeroes (img->file, offset, len, unmap && img->discard);
+  int r = q_gate_enter (img, 0);
 
+  if (r < 0)
+    return r;
+  r = q_file_write_zeroes (img->file, offset, len, unmap && img->discard);
   if (r == 0 && provision) {
     r = q_file_allocate (img->file, offset, len);
     if (r == -ENOTSUP) /* what was written is there */
       r = 0;
   }
-
   q_note_data_written (img);
+  q_gate_leave (img);
   return r;
 }
 
@@ -400,8 +408,12 @@ q_discard (struct q_image *img, uint64_t offset, uint64_t len)
   if (len == 0 || !img->discard)
     return 0;
   if (img->format != Q_FORMAT_QCOW2) {
+    r = q_gate_enter (img, 0);
+    if (r < 0)
+      return r;
     r = q_file_zero (img->file, offset, len, true);
     q_note_data_written (img);
+    q_gate_leave (img);
     return r == -ENOTSUP ? 0 : r;
   }
   whole_clusters (img, offset, len, &first, &last);
