@@ -31,7 +31,6 @@ struct patch {
   uint64_t host, bytes;
   const uint8_t *data;
   enum q_table_kind kind;
-  bool header; /* its data is memory of our own */
 };
 
 struct replay {
@@ -41,7 +40,7 @@ struct replay {
   const uint8_t *map;
   uint64_t mapped;
   const struct q_state_slot *l1, *reftable; /* NULL: as on disk */
-  struct patch *patch;
+  struct patch *patch; /* in the order of the image file; none overlaps another */
   size_t n;
   struct qcow2_header disk_header; /* as it will be */
   bool header_changed;
@@ -219,6 +218,25 @@ is_reachable (const struct replay *p, const struct q_state_slot *slot)
   }
 }
 
+static int
+by_host (const void *a, const void *b)
+{
+  uint64_t x = ((const struct patch *)a)->host, y = ((const struct patch *)b)->host;
+
+  return (x > y) - (x < y);
+}
+
+/* Puts the patches in order.  Two tables in one place are none. */
+static const char *
+sort_patches (struct replay *p)
+{
+  qsort (p->patch, p->n, sizeof *p->patch, by_host);
+  for (size_t i = 1; i < p->n; ++i)
+    if (p->patch[i - 1].host + p->patch[i - 1].bytes > p->patch[i].host)
+      return "it is damaged";
+  return NULL;
+}
+
 static const char *
 collect (struct replay *p)
 {
@@ -258,7 +276,7 @@ collect (struct replay *p)
         put32 ((uint32_t)(p->reftable->bytes >> p->img->cluster_bits));
     p->header_changed = true;
   }
-  return NULL;
+  return sort_patches (p);
 }
 
 /* ---- the image as it would be --------------------------------------------------------------- */
@@ -278,13 +296,31 @@ overlay_patch (uint8_t *buf, size_t len, uint64_t offset, uint64_t host, uint64_
     memcpy (buf + (from - offset), (const uint8_t *)data + (from - host), to - from);
 }
 
+/* The first patch that ends after OFFSET. */
+static size_t
+first_patch (const struct replay *p, uint64_t offset)
+{
+  size_t low = 0, high = p->n;
+
+  while (low < high) {
+    size_t mid = low + (high - low) / 2;
+
+    if (p->patch[mid].host + p->patch[mid].bytes > offset)
+      high = mid;
+    else
+      low = mid + 1;
+  }
+  return low;
+}
+
 static int
 overlay_pread (struct q_file *f, void *buf, size_t len, uint64_t offset)
 {
   const struct replay *p = ((struct overlay *)f)->p;
   int r = q_file_pread (p->img->file, buf, len, offset);
 
-  for (size_t i = 0; r == 0 && i < p->n; ++i)
+  for (size_t i = first_patch (p, offset); r == 0 && i < p->n && p->patch[i].host < offset + len;
+       ++i)
     overlay_patch (buf, len, offset, p->patch[i].host, p->patch[i].bytes, p->patch[i].data);
   if (r == 0)
     overlay_patch (buf, len, offset, 0,
@@ -298,9 +334,8 @@ overlay_size (struct q_file *f, uint64_t *size)
   const struct replay *p = ((struct overlay *)f)->p;
   int r = q_file_size (p->img->file, size);
 
-  for (size_t i = 0; r == 0 && i < p->n; ++i)
-    if (p->patch[i].host + p->patch[i].bytes > *size)
-      *size = p->patch[i].host + p->patch[i].bytes;
+  if (r == 0 && p->n > 0 && p->patch[p->n - 1].host + p->patch[p->n - 1].bytes > *size)
+    *size = p->patch[p->n - 1].host + p->patch[p->n - 1].bytes;
   return r;
 }
 
