@@ -105,7 +105,6 @@ q_alloc_reserve_space (struct q_image *img, uint64_t cluster, uint64_t count)
     return r < 0 ? r : -ENOSPC;
   if (img->file->is_device)
     return 0;
-  q_state_touch (img->state);
   r = q_file_allocate (img->file, cluster << img->cluster_bits, count << img->cluster_bits);
   if (r == -ENOTSUP)
     r = q_file_write_zeroes (img->file, cluster << img->cluster_bits, count << img->cluster_bits,
@@ -255,7 +254,6 @@ release_entry (struct q_image *img, const struct q_limbo_entry *e)
     if (run > 0) {
       if (img->discard) {
         q_alloc_unlock (img);
-        q_state_touch (img->state);
         Q_PROBE ("before a punch");
         q_file_zero (img->file, c << img->cluster_bits, run << img->cluster_bits, true);
         Q_PROBE ("punched, still counted");

@@ -18,6 +18,7 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "image.h"
@@ -436,6 +437,22 @@ out:
 
 /* ---- the seam ------------------------------------------------------------------------------ */
 
+/* F is about to be changed. */
+static void
+sign (struct q_file *f)
+{
+  struct timespec now;
+  int64_t ns;
+
+  if (!f->alive)
+    return;
+  clock_gettime (CLOCK_REALTIME_COARSE, &now);
+  ns = now.tv_sec * 1000000000ll + now.tv_nsec;
+  /* Look before writing: the line stays shared. */
+  if (atomic_load_explicit (f->alive, memory_order_relaxed) != ns)
+    atomic_store_explicit (f->alive, ns, memory_order_relaxed);
+}
+
 int
 q_file_open (const struct q_file_opener *opener, const char *name, unsigned flags,
              struct q_file **file, struct q_error *err)
@@ -468,6 +485,7 @@ q_file_pread (struct q_file *f, void *buf, size_t len, uint64_t offset)
 int
 q_file_pwritev (struct q_file *f, struct iovec *iov, int iovcnt, uint64_t offset)
 {
+  sign (f);
   return f->ops->pwritev (f, iov, iovcnt, offset);
 }
 
@@ -476,6 +494,7 @@ q_file_pwrite (struct q_file *f, const void *buf, size_t len, uint64_t offset)
 {
   struct iovec iov = { (void *)buf, len };
 
+  sign (f);
   return f->ops->pwritev (f, &iov, 1, offset);
 }
 
@@ -488,7 +507,12 @@ q_file_sync (struct q_file *f)
 int
 q_file_zero (struct q_file *f, uint64_t offset, uint64_t len, bool unmap)
 {
-  return f->ops->zero (f, offset, len, unmap);
+  int r;
+
+  sign (f);
+  r = f->ops->zero (f, offset, len, unmap);
+  sign (f); /* that may have taken long, and the change be its last step */
+  return r;
 }
 
 int
@@ -525,13 +549,23 @@ q_file_write_zeroes (struct q_file *f, uint64_t offset, uint64_t len, bool unmap
 int
 q_file_truncate (struct q_file *f, uint64_t size)
 {
-  return f->ops->truncate (f, size);
+  int r;
+
+  sign (f);
+  r = f->ops->truncate (f, size);
+  sign (f); /* that may have taken long, and the change be its last step */
+  return r;
 }
 
 int
 q_file_allocate (struct q_file *f, uint64_t offset, uint64_t len)
 {
-  return f->ops->allocate (f, offset, len);
+  int r;
+
+  sign (f);
+  r = f->ops->allocate (f, offset, len);
+  sign (f); /* that may have taken long, and the change be its last step */
+  return r;
 }
 
 int

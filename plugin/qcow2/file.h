@@ -55,6 +55,8 @@ struct q_file {
   int direct_fd;             /* for asynchronous reads past the page cache ... */
   uint32_t direct_align;     /* ... at multiples of this; 0: there is no such descriptor */
   struct q_windows *windows; /* of its page cache; NULL if none */
+  _Atomic int64_t *alive;    /* where to leave the time before each change, nanoseconds since 1970
+                              * by CLOCK_REALTIME_COARSE (state.h); NULL: nowhere */
 };
 
 enum q_file_flags {

@@ -229,7 +229,6 @@ write_phase (struct q_image *img, struct round *round, enum phase phase)
   int r = 0;
 
   for (struct piece *p = round->list[phase]; r == 0 && p; p = p->next) {
-    q_state_touch (img->state);
     r = q_file_pwrite (img->file, p->data, p->len, p->host);
     round->wrote = true;
   }
@@ -279,8 +278,6 @@ write_all (struct q_image *img, struct round *round)
   }
   if (r == 0)
     r = write_phase (img, round, PHASE_COUNTS);
-  /* A sync may have taken long, and the header is about to be touched. */
-  q_state_touch (img->state);
   if (r == 0 && round->reftable_moved) {
     r = q_header_write_reftable (img, round->reftable_offset, round->reftable_clusters);
     round->wrote = true;
@@ -291,13 +288,11 @@ write_all (struct q_image *img, struct round *round)
     no_longer_fresh (round, PHASE_COUNTS);
     r = write_phase (img, round, PHASE_REFERENCES);
   }
-  q_state_touch (img->state);
   if (r == 0 && q_highest_offset (img) != img->highest_recorded) {
     r = q_highest_persist (img);
     round->wrote = true;
   }
   numbered = r == 0 && round->wrote;
-  q_state_touch (img->state);
   if (numbered)
     r = q_state_write_sequence (img);
   if (r == 0 && numbered)

@@ -35,7 +35,7 @@ struct patch {
 
 struct replay {
   struct q_image *img;
-  const struct q_state_header *h;
+  struct q_state_header *h;
   const struct q_state_slot *slot;
   const uint8_t *map;
   uint64_t mapped;
@@ -469,7 +469,7 @@ try_replay (struct q_image *img, const struct stat *st, bool *replayed, struct q
 {
   struct replay p = { .img = img, .mapped = (uint64_t)st->st_size };
   const char *wrong;
-  void *map = mmap (NULL, p.mapped, PROT_READ, MAP_SHARED, img->state->fd, 0);
+  void *map = mmap (NULL, p.mapped, PROT_READ | PROT_WRITE, MAP_SHARED, img->state->fd, 0);
   int r = 0;
 
   if (map == MAP_FAILED)
@@ -497,12 +497,18 @@ try_replay (struct q_image *img, const struct stat *st, bool *replayed, struct q
     goto out;
   }
   if (p.n > 0 || p.header_changed) {
+    /* This changes the image file, too, and whoever takes over from us must see that we did. */
+    img->file->alive = &p.h->alive;
     r = replay (&p);
+    img->file->alive = NULL;
     if (r < 0) {
       q_fail (err, r, "%s: cannot write what a killed server left in %s: %s", img->filename,
               img->state->path, strerror (-r));
       goto out;
     }
+    /* All of it is durable.  The repair that comes next changes the image without us, and has no
+     * need to be done again. */
+    atomic_store (&p.h->valid, 0);
     q_log (Q_LOG_WARNING, "%s: a server was killed: %zu tables were recovered from %s",
            img->filename, p.n, img->state->path);
   }

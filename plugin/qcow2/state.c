@@ -14,7 +14,6 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "state.h"
@@ -156,20 +155,6 @@ q_state_switch (struct q_state *s, struct q_state_slot *slot)
     atomic_store (&s->header->reftable_slot, number);
 }
 
-void
-q_state_touch (struct q_state *s)
-{
-  struct timespec now;
-  int64_t ns;
-
-  if (!s || !s->header)
-    return;
-  clock_gettime (CLOCK_REALTIME_COARSE, &now);
-  ns = now.tv_sec * 1000000000ll + now.tv_nsec;
-  if (atomic_load_explicit (&s->header->alive, memory_order_relaxed) != ns)
-    atomic_store_explicit (&s->header->alive, ns, memory_order_relaxed);
-}
-
 int
 q_state_write_sequence (struct q_image *img)
 {
@@ -272,6 +257,7 @@ static int
 mark_image (struct q_image *img, const struct qcow2_session *session)
 {
   struct q_extension *e = q_extension_find (img, Q_EXT_SESSION);
+  int64_t changed;
   int r;
 
   if (e && e->length != sizeof *session)
@@ -286,6 +272,9 @@ mark_image (struct q_image *img, const struct qcow2_session *session)
     return r;
   img->autoclear |= Q_AUTOCLEAR_SESSION;
   r = q_header_write_features (img);
+  /* Before the sync: the time that it takes is no difference between the clocks. */
+  if (r == 0 && q_file_changed (img->file, &changed) == 0)
+    img->state->header->clock_skew = changed - atomic_load (img->file->alive);
   return r < 0 ? r : q_file_sync (img->file);
 }
 
@@ -294,6 +283,7 @@ static void
 give_up (struct q_image *img)
 {
   unlink (img->state->path);
+  img->file->alive = NULL;
   q_state_drop (img->state); /* tables that are in it keep it */
   img->state = NULL;
 }
@@ -320,13 +310,12 @@ q_state_start (struct q_image *img, struct q_error *err)
 {
   struct q_state *s = img->state;
   struct qcow2_session session = { .sequence = put64 (0) };
-  struct timespec now;
-  int64_t changed;
   int r;
 
   if (!s)
     return 0;
   memcpy (session.session, s->header->session, sizeof session.session);
+  img->file->alive = &s->header->alive;
   r = mark_image (img, &session);
   if (r == -E2BIG) {
     q_log (Q_LOG_INFO,
@@ -339,10 +328,6 @@ q_state_start (struct q_image *img, struct q_error *err)
   if (r < 0)
     return q_fail (err, r, "%s: cannot mark the image as open for writing: %s", img->filename,
                    strerror (-r));
-  clock_gettime (CLOCK_REALTIME_COARSE, &now);
-  if (q_file_changed (img->file, &changed) == 0)
-    s->header->clock_skew = changed - (now.tv_sec * 1000000000ll + now.tv_nsec);
-  q_state_touch (s);
   atomic_store (&s->header->valid, 1);
   return 0;
 }
@@ -367,6 +352,7 @@ q_state_end (struct q_image *img, bool clean)
   else if (s->header)
     q_log (Q_LOG_WARNING, "%s: what could not be written is kept in %s for the next open",
            img->filename, s->path);
+  img->file->alive = NULL;
   q_state_drop (s);
   img->state = NULL;
   return r;

@@ -13,7 +13,8 @@
  * Proof.  The image carries autoclear bit 63 and an extension with a random session id and the
  * number of the last flush (struct qcow2_session).  Any other writer clears the bit; a copy or
  * another file in its place has another inode; an older backup has another session or flush number;
- * and what was put in its place since has a change time later than the last thing we did (alive).
+ * and what was put in its place since has a change time later than the last thing we did (alive,
+ * which the storage seam renews before each change: file.h).
  * No proof, no replay: the file is renamed and a warning says so.
  *
  * Order of calls: q_state_recover, q_state_prepare, q_state_start (by q_open, for writing),
@@ -108,8 +109,6 @@ struct q_state_slot *q_state_take (struct q_state *s, enum q_table_kind kind, ui
 void q_state_give (struct q_state *s, struct q_state_slot *slot);
 /* The L1 or refcount table in SLOT is the one that counts from now on. */
 void q_state_switch (struct q_state *s, struct q_state_slot *slot);
-/* Before the image file is touched: cheap. */
-void q_state_touch (struct q_state *s);
 /* A flush that changed metadata: its number goes to the header with the references, and is
  * finished once it is there. */
 int q_state_write_sequence (struct q_image *img);

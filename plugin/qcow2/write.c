@@ -355,7 +355,6 @@ q_write_begin (struct q_image *img, uint64_t offset, uint64_t len, unsigned flag
   r = q_gate_enter (img, flags);
   if (r < 0)
     return r;
-  q_state_touch (img->state);
   r = plan_inside (img, offset, len, flags, plan);
   if (r < 0)
     q_gate_leave (img);
@@ -391,7 +390,6 @@ q_write_data (struct q_write_plan *plan, const void *buf)
     r = read_padding (img, plan->offset - plan->head, plan->head, &head);
   if (r == 0 && plan->copy_tail)
     r = read_padding (img, plan->offset + plan->len, plan->tail, &tail);
-  q_state_touch (img->state); /* reading what surrounds it may have taken long */
   for (unsigned i = 0; r == 0 && i < plan->n_runs; ++i) {
     uint64_t host = plan->run[i].host;
     struct iovec iov[3];
@@ -423,7 +421,6 @@ q_write_commit (struct q_write_plan *plan)
   bool frees = plan->frees > 0;
 
   q_note_data_written (img);
-  q_state_touch (img->state);
   if (!plan->allocates)
     goto out;
   /* Under the allocator's lock if anything is let go of: the flusher marks limbo under it, and

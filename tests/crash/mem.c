@@ -77,6 +77,18 @@ is_full (struct mem_file *f, uint64_t offset, uint64_t len)
   return full;
 }
 
+/* ---- the clock ------------------------------------------------------------------------------- */
+
+int64_t (*mem_now) (void);
+
+/* Lock held. */
+static void
+stamp (struct mem_file *m)
+{
+  if (mem_now)
+    m->changed = mem_now ();
+}
+
 /* ---- the seam -------------------------------------------------------------------------------- */
 
 struct handle {
@@ -135,6 +147,7 @@ put (struct mem_file *m, const struct mem_call *call)
   if (call->offset + call->len > m->size)
     mem_resize (m, call->offset + call->len);
   memcpy (m->data + call->offset, call->data, call->len);
+  stamp (m);
   done (m, call);
 }
 
@@ -204,6 +217,7 @@ mem_zero (struct q_file *f, uint64_t offset, uint64_t len, bool unmap)
   pthread_mutex_lock (&m->lock);
   if (offset < m->size)
     memset (m->data + offset, 0, m->size - offset < len ? m->size - offset : len);
+  stamp (m);
   done (m, &call);
   pthread_mutex_unlock (&m->lock);
   return 0;
@@ -220,6 +234,7 @@ mem_truncate (struct q_file *f, uint64_t size)
     return r;
   pthread_mutex_lock (&m->lock);
   mem_resize (m, size);
+  stamp (m);
   done (m, &call);
   pthread_mutex_unlock (&m->lock);
   return 0;
@@ -240,6 +255,7 @@ mem_allocate (struct q_file *f, uint64_t offset, uint64_t len)
   pthread_mutex_lock (&m->lock);
   if (offset + len > m->size)
     mem_resize (m, offset + len);
+  stamp (m);
   done (m, &call);
   pthread_mutex_unlock (&m->lock);
   return 0;
@@ -256,6 +272,19 @@ mem_size (struct q_file *f, uint64_t *size)
     return r;
   pthread_mutex_lock (&m->lock);
   *size = m->size;
+  pthread_mutex_unlock (&m->lock);
+  return 0;
+}
+
+static int
+mem_changed (struct q_file *f, int64_t *ns)
+{
+  struct mem_file *m = mem_of (f);
+
+  if (!mem_now)
+    return -ENOTSUP;
+  pthread_mutex_lock (&m->lock);
+  *ns = m->changed;
   pthread_mutex_unlock (&m->lock);
   return 0;
 }
@@ -294,6 +323,7 @@ static const struct q_file_ops mem_ops = {
   .truncate = mem_truncate,
   .allocate = mem_allocate,
   .size = mem_size,
+  .changed = mem_changed,
   .usage = mem_size,
   .extent = mem_extent,
   .prefetch = mem_prefetch,

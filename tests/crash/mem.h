@@ -55,9 +55,10 @@ struct mem_file {
   pthread_mutex_t lock;
   uint8_t *data;
   uint64_t size, capacity;
-  bool device;    /* of a fixed size; what was never written is not zeros */
-  bool plain;     /* cannot punch or allocate: -ENOTSUP */
-  uint64_t limit; /* where the disk below is full; 0: never */
+  bool device;     /* of a fixed size; what was never written is not zeros */
+  bool plain;      /* cannot punch or allocate: -ENOTSUP */
+  uint64_t limit;  /* where the disk below is full; 0: never */
+  int64_t changed; /* when, by mem_now */
   const struct mem_tap *tap;
 };
 
@@ -65,6 +66,10 @@ struct mem_store {
   struct mem_file *files;
   struct q_file_opener opener;
 };
+
+/* The clock of the file system, nanoseconds.  NULL, which it is: files do not tell when they were
+ * changed. */
+extern int64_t (*mem_now) (void);
 
 void mem_store_init (struct mem_store *s);
 void mem_store_free (struct mem_store *s);

@@ -198,6 +198,10 @@ without mark-of-the-session state.c \
   's/img->autoclear \|= Q_AUTOCLEAR_SESSION;//'
 without number-of-the-flush state.c \
   's/(q_state_write_sequence \(struct q_image \*img\)\s*\{)/$1 if (img) return 0;/'
+without sign-of-life file.c \
+  's/(sign \(struct q_file \*f\)\s*\{\s*struct timespec now;\s*int64_t ns;)/$1\n  if (f) return;/'
+without sign-of-life-in-recovery recover.c \
+  's/img->file->alive = &p\.h->alive;//'
 without proof-of-the-session recover.c \
   's/memcmp \(session\.session, h->session, sizeof h->session\) != 0/false/'
 
