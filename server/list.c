@@ -20,10 +20,99 @@ list_exports (const struct list_options *options, struct q_error *err)
 
 #else
 
+#include <dlfcn.h>
 #include <inttypes.h>
 #include <libnbd.h>
 
 #include "nbd.h"
+
+/* ---- the library ----------------------------------------------------------------------------- */
+
+#define LIBRARY "libnbd.so.0"
+
+#ifdef LIBNBD_HAVE_NBD_CAN_BLOCK_STATUS_PAYLOAD
+#define NEWER_FLAGS(X) X (nbd_can_block_status_payload)
+#else
+#define NEWER_FLAGS(X)
+#endif
+#ifdef LIBNBD_HAVE_NBD_GET_EXTENDED_HEADERS_NEGOTIATED
+#define EXTENDED_HEADERS(X) X (nbd_get_extended_headers_negotiated)
+#else
+#define EXTENDED_HEADERS(X)
+#endif
+#ifdef LIBNBD_HAVE_NBD_SET_TLS_HOSTNAME
+#define TLS_HOSTNAME(X) X (nbd_set_tls_hostname)
+#else
+#define TLS_HOSTNAME(X)
+#endif
+
+#define FUNCTIONS(X)                                                                               \
+  X (nbd_create)                                                                                   \
+  X (nbd_close)                                                                                    \
+  X (nbd_get_error)                                                                                \
+  X (nbd_get_errno)                                                                                \
+  X (nbd_set_opt_mode)                                                                             \
+  X (nbd_set_full_info)                                                                            \
+  X (nbd_set_export_name)                                                                          \
+  X (nbd_set_tls)                                                                                  \
+  X (nbd_set_tls_certificates)                                                                     \
+  X (nbd_set_tls_verify_peer)                                                                      \
+  X (nbd_set_tls_psk_file)                                                                         \
+  X (nbd_set_tls_username)                                                                         \
+  X (nbd_connect_unix)                                                                             \
+  X (nbd_connect_tcp)                                                                              \
+  X (nbd_opt_list)                                                                                 \
+  X (nbd_opt_info)                                                                                 \
+  X (nbd_opt_list_meta_context)                                                                    \
+  X (nbd_opt_abort)                                                                                \
+  X (nbd_get_size)                                                                                 \
+  X (nbd_get_block_size)                                                                           \
+  X (nbd_is_read_only)                                                                             \
+  X (nbd_can_flush)                                                                                \
+  X (nbd_can_fua)                                                                                  \
+  X (nbd_is_rotational)                                                                            \
+  X (nbd_can_trim)                                                                                 \
+  X (nbd_can_zero)                                                                                 \
+  X (nbd_can_df)                                                                                   \
+  X (nbd_can_multi_conn)                                                                           \
+  X (nbd_can_cache)                                                                                \
+  X (nbd_can_fast_zero)                                                                            \
+  NEWER_FLAGS (X)                                                                                  \
+  EXTENDED_HEADERS (X)                                                                             \
+  TLS_HOSTNAME (X)
+
+/* libnbd is loaded by --list alone: if it were linked, every server would load it when it starts,
+ * with all that it needs itself, and that takes longer than opening an image.  The functions go by
+ * their own names. */
+static struct {
+#define MEMBER(name) __typeof__ (name) *name;
+  FUNCTIONS (MEMBER)
+#undef MEMBER
+} lib;
+
+static int
+load_library (struct q_error *err)
+{
+  void *handle = dlopen (LIBRARY, RTLD_NOW | RTLD_LOCAL);
+
+  if (!handle) {
+    snprintf (err->text, sizeof err->text, "--list needs libnbd: %s (nbdinfo --list needs it, too)",
+              dlerror ());
+    return -ENOTSUP;
+  }
+#define LOAD(name)                                                                                 \
+  if (!(lib.name = (__typeof__ (name) *)dlsym (handle, #name))) {                                  \
+    snprintf (err->text, sizeof err->text,                                                         \
+              "--list: " LIBRARY " has no " #name ": it is older than the one that this nbdcow "   \
+              "was built with");                                                                   \
+    return -ENOTSUP;                                                                               \
+  }
+  FUNCTIONS (LOAD)
+#undef LOAD
+  return 0;
+}
+
+/* ---- what is listed -------------------------------------------------------------------------- */
 
 /* Exports and contexts that are listed at most: the other side says how many there are. */
 #define MAX_LISTED 10000
@@ -93,23 +182,23 @@ print_text (const char *text)
 static void
 print_flags (struct nbd_handle *nbd)
 {
-  static const struct {
+  const struct {
     int (*has) (struct nbd_handle *);
     unsigned flag;
     const char *name;
   } known[] = {
-    { nbd_is_read_only, NBD_FLAG_READ_ONLY, "readonly" },
-    { nbd_can_flush, NBD_FLAG_SEND_FLUSH, "flush" },
-    { nbd_can_fua, NBD_FLAG_SEND_FUA, "fua" },
-    { nbd_is_rotational, NBD_FLAG_ROTATIONAL, "rotational" },
-    { nbd_can_trim, NBD_FLAG_SEND_TRIM, "trim" },
-    { nbd_can_zero, NBD_FLAG_SEND_WRITE_ZEROES, "zeroes" },
-    { nbd_can_df, NBD_FLAG_SEND_DF, "df" },
-    { nbd_can_multi_conn, NBD_FLAG_CAN_MULTI_CONN, "multi" },
-    { nbd_can_cache, NBD_FLAG_SEND_CACHE, "cache" },
-    { nbd_can_fast_zero, NBD_FLAG_SEND_FAST_ZERO, "fast-zero" },
+    { lib.nbd_is_read_only, NBD_FLAG_READ_ONLY, "readonly" },
+    { lib.nbd_can_flush, NBD_FLAG_SEND_FLUSH, "flush" },
+    { lib.nbd_can_fua, NBD_FLAG_SEND_FUA, "fua" },
+    { lib.nbd_is_rotational, NBD_FLAG_ROTATIONAL, "rotational" },
+    { lib.nbd_can_trim, NBD_FLAG_SEND_TRIM, "trim" },
+    { lib.nbd_can_zero, NBD_FLAG_SEND_WRITE_ZEROES, "zeroes" },
+    { lib.nbd_can_df, NBD_FLAG_SEND_DF, "df" },
+    { lib.nbd_can_multi_conn, NBD_FLAG_CAN_MULTI_CONN, "multi" },
+    { lib.nbd_can_cache, NBD_FLAG_SEND_CACHE, "cache" },
+    { lib.nbd_can_fast_zero, NBD_FLAG_SEND_FAST_ZERO, "fast-zero" },
 #ifdef LIBNBD_HAVE_NBD_CAN_BLOCK_STATUS_PAYLOAD
-    { nbd_can_block_status_payload, NBD_FLAG_BLOCK_STATUS_PAYLOAD, "block-status-payload" },
+    { lib.nbd_can_block_status_payload, NBD_FLAG_BLOCK_STATUS_PAYLOAD, "block-status-payload" },
 #endif
   };
   unsigned flags = NBD_FLAG_HAS_FLAGS;
@@ -140,7 +229,7 @@ print_block_sizes (struct nbd_handle *nbd)
   };
 
   for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
-    int64_t v = nbd_get_block_size (nbd, sizes[i].which);
+    int64_t v = lib.nbd_get_block_size (nbd, sizes[i].which);
     if (v > 0)
       printf ("  %s block: %" PRIi64 "\n", sizes[i].name, v);
   }
@@ -159,19 +248,20 @@ print_export (struct nbd_handle *nbd, const struct name *x)
     print_text (x->description);
     putchar ('\n');
   }
-  if (nbd_set_export_name (nbd, x->name) < 0)
+  if (lib.nbd_set_export_name (nbd, x->name) < 0)
     return -1;
-  if (nbd_opt_info (nbd) == 0) {
-    printf ("  size:  %" PRIi64 "\n", nbd_get_size (nbd));
+  if (lib.nbd_opt_info (nbd) == 0) {
+    printf ("  size:  %" PRIi64 "\n", lib.nbd_get_size (nbd));
     print_flags (nbd);
     print_block_sizes (nbd);
 #ifdef LIBNBD_HAVE_NBD_GET_EXTENDED_HEADERS_NEGOTIATED
     printf ("  transaction size: %s-bit\n",
-            nbd_get_extended_headers_negotiated (nbd) > 0 ? "64" : "32");
+            lib.nbd_get_extended_headers_negotiated (nbd) > 0 ? "64" : "32");
 #endif
   } else
-    printf ("  %s\n", nbd_get_error ());
-  if (nbd_opt_list_meta_context (nbd, (nbd_context_callback){ on_context, &contexts, NULL }) >= 0 &&
+    printf ("  %s\n", lib.nbd_get_error ());
+  if (lib.nbd_opt_list_meta_context (nbd, (nbd_context_callback){ on_context, &contexts, NULL }) >=
+          0 &&
       contexts.n > 0) {
     printf ("  available meta contexts: %u\n", contexts.n);
     for (unsigned i = 0; i < contexts.n; i++) {
@@ -189,26 +279,26 @@ static int
 set_tls (struct nbd_handle *nbd, const struct list_options *o)
 {
   const struct object *creds = o->tls;
-  int r = nbd_set_tls (nbd, LIBNBD_TLS_REQUIRE);
+  int r = lib.nbd_set_tls (nbd, LIBNBD_TLS_REQUIRE);
 
   if (creds->type == OBJECT_TLS_X509) {
     if (r == 0)
-      r = nbd_set_tls_certificates (nbd, creds->tls.dir);
+      r = lib.nbd_set_tls_certificates (nbd, creds->tls.dir);
     if (r == 0)
-      r = nbd_set_tls_verify_peer (nbd, creds->tls.verify_peer);
+      r = lib.nbd_set_tls_verify_peer (nbd, creds->tls.verify_peer);
 #ifdef LIBNBD_HAVE_NBD_SET_TLS_HOSTNAME
     if (r == 0 && o->tls_hostname)
-      r = nbd_set_tls_hostname (nbd, o->tls_hostname);
+      r = lib.nbd_set_tls_hostname (nbd, o->tls_hostname);
 #endif
   } else if (creds->type == OBJECT_TLS_PSK) {
     char *file = NULL;
     if (asprintf (&file, "%s/keys.psk", creds->tls.dir) < 0)
       return -1;
     if (r == 0)
-      r = nbd_set_tls_psk_file (nbd, file);
+      r = lib.nbd_set_tls_psk_file (nbd, file);
     /* The default is QEMU's. */
     if (r == 0)
-      r = nbd_set_tls_username (nbd, creds->tls.username ? creds->tls.username : "qemu");
+      r = lib.nbd_set_tls_username (nbd, creds->tls.username ? creds->tls.username : "qemu");
     free (file);
   }
   return r;
@@ -219,18 +309,19 @@ list (struct nbd_handle *nbd, const struct list_options *o)
 {
   struct names exports = { 0 };
 
-  if (nbd_set_opt_mode (nbd, true) < 0 || nbd_set_full_info (nbd, true) < 0)
+  if (lib.nbd_set_opt_mode (nbd, true) < 0 || lib.nbd_set_full_info (nbd, true) < 0)
     return -1;
   if (o->tls && set_tls (nbd, o) < 0)
     return -1;
-  if ((o->socket ? nbd_connect_unix (nbd, o->socket) : nbd_connect_tcp (nbd, o->host, o->port)) < 0)
+  if ((o->socket ? lib.nbd_connect_unix (nbd, o->socket)
+                 : lib.nbd_connect_tcp (nbd, o->host, o->port)) < 0)
     return -1;
-  int r = nbd_opt_list (nbd, (nbd_list_callback){ on_export, &exports, NULL });
+  int r = lib.nbd_opt_list (nbd, (nbd_list_callback){ on_export, &exports, NULL });
   if (r >= 0) {
     printf ("exports available: %u\n", exports.n);
     for (unsigned i = 0; i < exports.n && r >= 0; i++)
       r = print_export (nbd, &exports.list[i]);
-    nbd_opt_abort (nbd);
+    lib.nbd_opt_abort (nbd);
   }
   free_names (&exports);
   return r;
@@ -240,8 +331,10 @@ int
 list_exports (const struct list_options *o, struct q_error *err)
 {
   struct nbd_handle *nbd;
-  int r = 0;
+  int r = load_library (err);
 
+  if (r < 0)
+    return r;
 #ifndef LIBNBD_HAVE_NBD_SET_TLS_HOSTNAME
   if (o->tls_hostname && (o->socket || strcmp (o->tls_hostname, o->host) != 0)) {
     snprintf (err->text, sizeof err->text,
@@ -251,14 +344,14 @@ list_exports (const struct list_options *o, struct q_error *err)
     return -ENOTSUP;
   }
 #endif
-  nbd = nbd_create ();
+  nbd = lib.nbd_create ();
   if (!nbd || list (nbd, o) < 0) {
-    r = nbd_get_errno () ? -nbd_get_errno () : -EIO;
+    r = lib.nbd_get_errno () ? -lib.nbd_get_errno () : -EIO;
     snprintf (err->text, sizeof err->text, "--list: %s%s%s%s: %s", o->socket ? o->socket : o->host,
               o->socket ? "" : " port ", o->socket ? "" : o->port, nbd ? "" : "no connection",
-              nbd_get_error ());
+              lib.nbd_get_error ());
   }
-  nbd_close (nbd);
+  lib.nbd_close (nbd);
   return r;
 }
 
