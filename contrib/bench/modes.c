@@ -83,6 +83,12 @@ idle_run (const struct target *t, unsigned n, uint32_t block, pid_t pid, struct 
   struct export e;
   unsigned i;
 
+  /* Once there has been a client, the server has started. */
+  fd[0] = client_connect_patiently (t);
+  client_handshake (fd[0], t, &e);
+  if (block)
+    client_read (fd[0], 0, block, NULL);
+  client_close (fd[0]);
   process_memory (pid, &r->before);
   for (i = 0; i < n; i++) {
     fd[i] = client_connect_patiently (t);
