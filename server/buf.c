@@ -61,6 +61,9 @@ buf_alloc (struct buf_cache *cache, size_t size)
   unsigned shift = size_class (size);
   struct buf *b = NULL;
 
+  if (cache && cache->limit > 0 && size > BUF_LARGE &&
+      (cache->outstanding > cache->limit || size > cache->limit - cache->outstanding))
+    return NULL;
   if (shift <= BUF_MAX_SHIFT) {
     size = (size_t)1 << shift;
     if (cache && (b = cache->free[shift - BUF_MIN_SHIFT]) != NULL) {

@@ -37,7 +37,11 @@ struct buf_cache {
   struct buf *free[BUF_MAX_SHIFT - BUF_MIN_SHIFT + 1];
   size_t bytes;       /* held in free[] */
   size_t outstanding; /* allocated here and not freed yet */
+  size_t limit;       /* large buffers beyond that many bytes outstanding are refused; 0: never */
 };
+
+/* What is not larger is never refused: the limit is for those who ask for much. */
+#define BUF_LARGE (1024 * 1024)
 
 /* An empty buffer (start = end = data) with at least SIZE bytes, or NULL without memory. */
 struct buf *buf_alloc (struct buf_cache *cache, size_t size);

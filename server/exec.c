@@ -76,7 +76,8 @@ run_flush (struct job *job)
 static bool
 wants_flush (const struct request *rq)
 {
-  return ((rq->flags & NBD_CMD_FLAG_FUA) || rq->export->write_through) && !rq->export->ignore_flush;
+  return ((rq->flags & NBD_CMD_FLAG_FUA) || rq->export->write_through) &&
+         !rq->export->ignore_flush && !rq->whole;
 }
 
 static void
@@ -281,7 +282,8 @@ dispose (struct request *rq)
 static void
 succeed (struct request *rq)
 {
-  reply_ok (rq->session, rq);
+  if (!rq->whole)
+    reply_ok (rq->session, rq);
   dispose (rq);
 }
 
@@ -301,7 +303,9 @@ fail (struct request *rq, int error)
 
   /* A client that did not ask for speed has no use for "not supported". */
   int code = error == -ENOTSUP && !(rq->flags & NBD_CMD_FLAG_FAST_ZERO) ? -EIO : error;
-  if (rq->type == NBD_CMD_READ)
+  if (rq->whole)
+    rq->whole->error = error;
+  else if (rq->type == NBD_CMD_READ)
     reply_read_error (rq->session, rq, code, rq->error_offset);
   else
     reply_error (rq->session, rq, code, "%s of %" PRIu64 " bytes at offset %" PRIu64 ": %s",
@@ -468,6 +472,15 @@ exec_write (struct request *rq, const uint8_t *payload)
     r = write_now (rq, payload ? payload : rq->payload->start, payload != NULL);
   if (r <= 0)
     wrote_now (rq, payload, r);
+}
+
+void
+exec_whole (struct request *whole)
+{
+  if (whole->error < 0)
+    fail (whole, whole->error);
+  else
+    written (whole);
 }
 
 void

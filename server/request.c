@@ -182,8 +182,11 @@ payload_received (struct session *s, struct buf *b)
 static void
 receive (struct session *s, const struct request *rq, size_t n)
 {
-  struct request *heap = request_new (s->shard);
+  bool is_long = rq->type == NBD_CMD_WRITE && long_write_is (s, n);
 
+  if (is_long && long_write_begin (s, rq))
+    return;
+  struct request *heap = is_long ? NULL : request_new (s->shard);
   if (!heap || !session_keep (s, n)) {
     reply_error (s, rq, ENOMEM, "no memory for %zu bytes of payload", n);
     if (heap)
@@ -313,9 +316,8 @@ extended_header (struct session *s, const uint8_t *p, size_t n)
 }
 
 void
-transmission_begin (struct session *s)
+request_expect_header (struct session *s)
 {
-  s->transmission = true;
   if (s->mode == MODE_EXTENDED) {
     s->header_size = sizeof (struct nbd_extended_request);
     s->on_header = extended_header;
@@ -323,5 +325,12 @@ transmission_begin (struct session *s)
     s->header_size = sizeof (struct nbd_request);
     s->on_header = compact_header;
   }
+}
+
+void
+transmission_begin (struct session *s)
+{
+  s->transmission = true;
+  request_expect_header (s);
   s->on_payload = payload_received;
 }

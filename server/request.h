@@ -3,6 +3,7 @@
  * One request of the transmission phase, from its header to its reply.
  *
  *     request.c   parses and checks it; nothing past there is malformed or out of range
+ *     long.c      takes a long WRITE in in pieces
  *     exec.c      does it: inline, or by way of the worker pool
  *     reply.c     encodes the answer
  */
@@ -23,27 +24,45 @@ struct request {
   uint64_t cookie, offset, len;
   uint64_t contexts; /* BLOCK_STATUS: which to answer for */
 
-  uint64_t done;        /* of len: written inline, or read and queued */
-  struct buf *payload;  /* WRITE: the data; BLOCK_STATUS: the filter */
-  uint64_t piece;       /* READ: how much of it is in OUT, or about to be */
-  struct buf *out;      /* the reply (or the next piece of it), if it is more than success */
-  size_t held;          /* what this counts for in session.held */
-  struct ring_job ring; /* while the ring reads it ... */
-  q_pin_t pin;          /* ... under this pin */
-  int error;            /* -errno, 0 on success */
+  uint64_t done;         /* of len: written inline, or read and queued */
+  struct buf *payload;   /* WRITE: the data; BLOCK_STATUS: the filter */
+  uint64_t piece;        /* READ: how much of it is in OUT, or about to be */
+  struct buf *out;       /* the reply (or the next piece of it), if it is more than success */
+  size_t held;           /* what this counts for in session.held */
+  struct request *whole; /* the long WRITE that this is a piece of */
+  unsigned pieces;       /* of a long WRITE: those under way, and one while more are to come */
+  bool abandoned;        /* a long WRITE that will never be complete */
+  struct ring_job ring;  /* while the ring reads it ... */
+  q_pin_t pin;           /* ... under this pin */
+  int error;             /* -errno, 0 on success */
   uint64_t error_offset;
 };
 
+/* The next bytes of input are a request's header. */
+void request_expect_header (struct session *s);
 struct request *request_new (struct shard *shard);
 void request_free (struct shard *shard, struct request *rq);
-/* Frees a request that was received but is not carried out, with what it holds. */
+/* Frees a request that needs no more, with what it holds; of a piece, tells the whole. */
 void request_discard (struct request *rq);
+
+/* ---- long.c ---------------------------------------------------------------------------------- */
+
+/* Whether a WRITE of LEN bytes is to be taken in in pieces. */
+bool long_write_is (const struct session *s, uint64_t len);
+/* Takes in RQ, on the stack: false without memory. */
+bool long_write_begin (struct session *s, const struct request *rq);
+/* The rest of it will not come. */
+void long_write_abandon (struct session *s);
+/* A piece of WHOLE is done with. */
+void long_write_piece_done (struct request *whole);
 
 /* ---- exec.c ---------------------------------------------------------------------------------- */
 
 /* Carries RQ out.  If rq->heap, RQ is taken over; if not, it is copied should it outlive the call.
  * PAYLOAD is the data of a WRITE that lies in a receive buffer and not in rq->payload. */
 void exec_request (struct request *rq, const uint8_t *payload);
+/* WHOLE, a long WRITE, has had all its pieces carried out, or one of them failed. */
+void exec_whole (struct request *whole);
 /* RQ, on the stack, whose PAYLOAD is in the receive buffer, has been written together with others,
  * or failed to be with R. */
 void exec_merged (struct request *rq, const uint8_t *payload, int r);

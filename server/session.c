@@ -17,6 +17,10 @@
 #define MAX_HELD_LOW (1024 * 1024)
 #define MAX_INFLIGHT 256
 
+/* Times the shard's memory: what a few requests that have to be in memory as a whole may add to it
+ * before others of that kind are refused. */
+#define HARD_LIMIT 4
+
 /* ---- shard ----------------------------------------------------------------------------------- */
 
 void
@@ -24,7 +28,11 @@ shard_init (struct shard *shard, const struct exports *exports, struct pool *poo
             size_t max_memory, void (*wake) (struct mailbox *))
 {
   *shard = (struct shard){
-    .exports = exports, .pool = pool, .max_memory = max_memory, .done = { .wake = wake }
+    .exports = exports,
+    .pool = pool,
+    .max_memory = max_memory,
+    .done = { .wake = wake },
+    .cache = { .limit = HARD_LIMIT * max_memory },
   };
 }
 
@@ -84,8 +92,12 @@ request_free (struct shard *shard, struct request *rq)
 void
 request_discard (struct request *rq)
 {
+  struct request *whole = rq->whole;
+
   rq->session->held -= rq->held;
   request_free (rq->session->shard, rq);
+  if (whole)
+    long_write_piece_done (whole);
 }
 
 /* ---- input ----------------------------------------------------------------------------------- */
@@ -299,6 +311,7 @@ abandon_payload (struct session *s)
   buf_free (&s->shard->cache, s->payload);
   s->payload = NULL;
   s->payload_left = 0;
+  long_write_abandon (s);
   if (s->receiving)
     request_discard (s->receiving);
   s->receiving = NULL;

@@ -119,6 +119,7 @@ struct session {
   /* Transmission. */
   enum reply_mode mode;
   struct request *receiving;                      /* whose payload is being received */
+  struct request *long_write;                     /* of which more pieces are to come */
   uint64_t n_requests, bytes_read, bytes_written; /* for the log */
   struct batch parked; /* long reads that wait for their last piece to be sent */
   unsigned inflight;   /* requests at the pool or parked */

@@ -343,6 +343,30 @@ memory (struct test *t)
   CHECK (t, peak - before < allowed, "the server grew by %ld KiB", peak - before);
 }
 
+/* The longest writes there are, of which the end never comes: what they hold of the server's memory
+ * is not what they are long. */
+static void
+held_writes (struct test *t)
+{
+  enum { N = 24 };
+  const size_t len = max_payload (t), sent = len - 64 * KiB;
+  const long allowed = (long)(N * (len / 2) / KiB);
+  const uint16_t flags = t->mode == EXTENDED ? NBD_CMD_FLAG_PAYLOAD_LEN : 0;
+  const struct bytes *payload = put_fill (bytes_new (t), 0x5a, sent);
+  long before = memory_of (t, "VmRSS:"), peak;
+
+  for (int i = 0; i < N; i++) {
+    struct conn *c = open_transmission (t);
+
+    conn_send_bytes (c, put_header (bytes_new (t), t->mode, flags, NBD_CMD_WRITE, 1, SCRATCH, len));
+    conn_send_some (c, payload->data, payload->len, 100);
+  }
+  expect_alive (t);
+  peak = memory_of (t, "VmRSS:");
+  CHECK (t, peak - before < allowed, "the server grew by %ld KiB, more than %ld", peak - before,
+         allowed);
+}
+
 #define ALIVE "whatever a client does, the server stays, and serves the others"
 
 const struct tcase hostile_cases[] = {
@@ -363,5 +387,7 @@ const struct tcase hostile_cases[] = {
     "a connection that ends leaves no descriptor open" },
   { "hostile.memory", IN_ALL, PLAIN | PID | WRITABLE, memory,
     "a length is a promise, nothing to allocate by" },
+  { "hostile.held-writes", IN_SIMPLE | IN_EXTENDED, PLAIN | PID | WRITABLE, held_writes,
+    "many long requests must not use up the server's memory" },
   { NULL, 0, 0, NULL, NULL },
 };

@@ -137,6 +137,71 @@ write_large (struct test *t)
   expect_filled (c, do_read (c, SCRATCH, len), 0x33, len);
 }
 
+/* Bytes that tell where they belong. */
+static uint8_t *
+numbered (struct test *t, uint32_t salt, size_t len)
+{
+  uint8_t *p = test_alloc (t, len);
+
+  for (size_t i = 0; i < len; i++)
+    p[i] = (uint8_t)((i >> 12) * 7 + i + salt);
+  return p;
+}
+
+/* Long payloads, one after the other and with short requests between them, before any reply is
+ * looked at: however a server takes them in, each byte gets to its place. */
+static void
+write_long_pipeline (struct test *t)
+{
+  enum { N = 3 };
+  struct conn *c = open_transmission (t);
+  size_t len = max_payload (t) < 20 * MiB ? max_payload (t) : 20 * MiB;
+  struct bytes *b = bytes_new (t);
+  uint8_t *data[N];
+
+  for (uint32_t i = 0; i < N; i++) {
+    data[i] = numbered (t, i, len);
+    put_request (b, c,
+                 &(struct request){ .type = NBD_CMD_WRITE,
+                                    .flags = has_flag (t, NBD_FLAG_SEND_FUA) ? NBD_CMD_FLAG_FUA : 0,
+                                    .cookie = 2 * i + 1,
+                                    .offset = SCRATCH + i * 20 * MiB,
+                                    .length = len,
+                                    .payload = data[i] });
+    put_request (
+        b, c, &(struct request){ .type = NBD_CMD_READ, .cookie = 2 * i + 2, .length = 64 * KiB });
+  }
+  conn_send_bytes (c, b);
+  recv_all (c);
+  for (uint32_t i = 0; i < N; i++) {
+    const uint8_t *got = do_read (c, SCRATCH + i * 20 * MiB, len);
+
+    CHECK (t, memcmp (got, data[i], len) == 0, "write %u reads back as something else", i);
+  }
+}
+
+/* A long payload that ends in the middle gets no answer of success. */
+static void
+write_cut_short (struct test *t)
+{
+  const size_t cuts[] = { 1, 4 * MiB - 1, 4 * MiB, 4 * MiB + 1, 9 * MiB };
+  size_t len = max_payload (t) < 20 * MiB ? max_payload (t) : 20 * MiB;
+
+  for (size_t i = 0; i < sizeof cuts / sizeof cuts[0]; i++) {
+    struct conn *c = open_transmission (t);
+    struct bytes *b = bytes_new (t);
+    uint16_t flags = c->mode == EXTENDED ? NBD_CMD_FLAG_PAYLOAD_LEN : 0;
+
+    if (cuts[i] >= len)
+      continue;
+    put_header (b, c->mode, flags, NBD_CMD_WRITE, 1, SCRATCH, len);
+    conn_send_bytes (c, put_fill (b, 0x66, cuts[i]));
+    conn_half_close (c);
+    CHECK (t, conn_at_eof (c), "an answer to a write of which %zu of %zu bytes came", cuts[i], len);
+  }
+  expect_alive (t);
+}
+
 /* A payload beyond the limit may be refused, after all of it, or cut off. */
 static void
 write_too_large (struct test *t)
@@ -439,6 +504,10 @@ const struct tcase write_cases[] = {
   { "write.length-zero", IN_ALL, PLAIN | WRITABLE, write_length_zero, ZERO },
   { "write.maximum-payload", IN_ALL, PLAIN | WRITABLE, write_large,
     "32 MiB, or the maximum payload advertised, SHOULD be served" },
+  { "write.long-pipeline", IN_ALL, PLAIN | WRITABLE, write_long_pipeline,
+    "what is written is read" },
+  { "write.cut-short", IN_ALL, PLAIN | WRITABLE, write_cut_short,
+    "a request that did not come is not done" },
   { "write.beyond-maximum-payload", IN_ALL, PLAIN | WRITABLE, write_too_large,
     "an error after all of the payload, or a hang-up" },
   { "write.endless", IN_ALL, PLAIN | WRITABLE, write_endless,
