@@ -7,7 +7,7 @@
 
 . "${SRCDIR:-$(dirname "$0")}/functions.sh"
 requires_frontend
-requires certtool psktool qemu-img qemu-io nbdinfo nbdcopy
+requires certtool psktool gnutls-cli qemu-img qemu-io nbdinfo nbdcopy
 requires_python_nbd
 "$NBDCOW" --help | grep -q -e --tls-creds || skip "nbdcow was built without TLS"
 "$PYTHON" -c 'import nbd; assert nbd.NBD().supports_tls()' || skip "libnbd was built without TLS"
@@ -357,6 +357,51 @@ start_server disk.qcow2 "arg=$x509" arg=--tls-creds=tls0
 speaks TLSv1_1 none
 speaks TLSv1_2 TLSv1.2
 speaks TLSv1_3 TLSv1.3
+
+echo "== TLS versions, with GnuTLS's own client"
+# relay.py SOCKET PORT-FILE: takes one connection, begins TLS for it, and hands it over.
+cat >relay.py <<'END'
+import select, socket, struct, sys
+l = socket.create_server(("127.0.0.1", 0))
+with open(sys.argv[2], "w") as f:
+    f.write("%d\n" % l.getsockname()[1])
+l.settimeout(60)
+a, _ = l.accept()
+b = socket.socket(socket.AF_UNIX)
+b.settimeout(20)
+b.connect(sys.argv[1])
+assert len(b.recv(18, socket.MSG_WAITALL)) == 18
+b.sendall(struct.pack(">I", 3) + b"IHAVEOPT" + struct.pack(">II", 5, 0))
+assert b.recv(20, socket.MSG_WAITALL) == struct.pack(">QIII", 0x3e889045565a9, 5, 1, 0)
+while True:
+    for s in select.select([a, b], [], [], 60)[0]:
+        data = s.recv(65536)
+        if not data:
+            sys.exit()
+        (b if s is a else a).sendall(data)
+END
+# gnutls_speaks PRIORITY EXPECTED
+gnutls_speaks ()
+{
+  rm -f port
+  timeout 90 "$PYTHON" relay.py "$SOCK" port &
+  _relay=$!
+  track $_relay
+  wait_for 20 test -s port || fail "no relay"
+  timeout 60 gnutls-cli --priority "$1" --x509cafile alice/ca-cert.pem --no-ca-verification \
+    --x509certfile alice/client-cert.pem --x509keyfile alice/client-key.pem \
+    --port "$(cat port)" 127.0.0.1 </dev/null >gnutls.log 2>&1 || :
+  kill $_relay 2>/dev/null || :
+  wait $_relay 2>/dev/null || :
+  if [ "$2" = none ]; then
+    ! grep -q 'Handshake was completed' gnutls.log || fail "$1 was accepted"
+  else
+    grep -q "Description: ($2" gnutls.log || { cat gnutls.log >&2; fail "$1 does not speak $2"; }
+  fi
+}
+gnutls_speaks NORMAL:-VERS-ALL:+VERS-TLS1.1 none
+gnutls_speaks NORMAL:-VERS-ALL:+VERS-TLS1.2 TLS1.2
+gnutls_speaks NORMAL:-VERS-ALL:+VERS-TLS1.3 TLS1.3
 stop_server
 start_server disk.qcow2 "arg=$x509,priority=NORMAL:-VERS-ALL:+VERS-TLS1.2" arg=--tls-creds=tls0
 speaks TLSv1_2 TLSv1.2
@@ -498,6 +543,8 @@ echo 'no key' >odd/keys.psk
 refuse "tls-creds-psk,id=tls0,endpoint=server,dir=$tmp/odd" 'line 1' USER:HEX
 echo 'dave:xyz' >odd/keys.psk
 refuse "tls-creds-psk,id=tls0,endpoint=server,dir=$tmp/odd" 'line 1' dave hexadecimal
+echo >odd/keys.psk
+refuse "tls-creds-psk,id=tls0,endpoint=server,dir=$tmp/odd" 'no user'
 certificate old ours server old 'activation_date = "2020-01-01 00:00:00"' 'expiration_date = "2021-01-01 00:00:00"'
 refuse "tls-creds-x509,id=tls0,endpoint=server,dir=$tmp/old" server-cert.pem expired
 certificate notyet ours server notyet 'activation_date = "2090-01-01 00:00:00"' \
