@@ -169,6 +169,21 @@ row_tcp_read1m_d8 ()
     measure tcp-read1m-d8 "$all" writeback tcp data $timed --pattern seq --block 1M --depth 8
 }
 
+# The whole image by nbdcopy, for which the load generator has no TLS.
+row_tls_copy ()
+{
+    if ! found $NBDCOPY; then
+        note "tls-copy: '$NBDCOPY' does not run (install libnbd-bin, or set NBDCOPY)"
+        return
+    fi
+    image data && warm_cache data
+    [ -d "$work/psk" ] || {
+        mkdir "$work/psk"
+        echo "bench:$(od -An -N 16 -t x1 /dev/urandom | tr -d ' \n')" >"$work/psk/keys.psk"
+    }
+    measure tls-copy "nbdcow qemu nbdkit plugin" writeback tls data --nbdcopy
+}
+
 # ---- steps before and after each turn -------------------------------------------------------
 
 sync_image ()
@@ -197,6 +212,12 @@ one_turn ()
         "$load" $at "$@" -- $cmd >"$work/line" 2>"$work/err"
         status=$?
         ;;
+    *" --nbdcopy "*)
+        start_server $server
+        copy_by_tls >"$work/line" 2>>"$work/err"
+        status=$?
+        stop_server
+        ;;
     *)
         start_server $server
         "$load" $at --pid "$pid" "$@" >"$work/line" 2>"$work/load.err"
@@ -208,6 +229,23 @@ one_turn ()
     line=$(cat "$work/line")
     $after
     return $status
+}
+
+# Reads everything through TLS; prints how fast, and the server's share of the work.
+copy_by_tls ()
+{
+    tries=0
+    while [ ! -S "$work/sock" ] && [ $tries -lt 500 ]; do
+        tries=$((tries + 1))
+        sleep 0.01
+    done
+    began=$(date +%s%N)
+    timeout 300 $NBDCOPY --connections="$cpus" \
+        "nbds+unix://bench@/?socket=$work/sock&tls-psk-file=$work/psk/keys.psk" null: || return 1
+    took=$((($(date +%s%N) - began) / 1000000))
+    ticks=$(awk '{ print $14 + $15 }' "/proc/$pid/stat")
+    awk -v mb="$size_mib" -v ms="$took" -v ticks="$ticks" -v hz="$(getconf CLK_TCK)" \
+        'BEGIN { printf "mb_s=%.1f server_us=%.1f\n", mb * 1.048576 * 1000 / ms, ticks / hz * 1e6 / mb }'
 }
 
 # measure RUN SIDES CACHE TRANSPORT IMAGE LOAD-OPTIONS...: takes the sides in turn, $turns times.

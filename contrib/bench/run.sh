@@ -26,6 +26,7 @@ Environment:
   NBDCOW_MICRO   the micro-benchmarks (default: build/contrib/bench/nbdcow-bench-micro, if there)
   PEER_ROOT      a directory tree with newer peers in it: they are run by chroot (needs root)
   QEMU_NBD, QEMU_IMG, NBDKIT    other peers
+  NBDCOPY        the client of the row over TLS (default: nbdcopy)
   NBDCOW_OPTS, NBDCOW_POLL_OPTS, PLUGIN_OPTS, QEMU_OPTS, NBDKIT_OPTS    more of their options
   BENCH_DIR      where images and sockets are made (default: PEER_ROOT/tmp, or /var/tmp)
   BENCH_PORT     the TCP port used on 127.0.0.1 (default 10909)
@@ -97,6 +98,7 @@ done
 : "${NBDCOW:=$top/build/server/nbdcow}"
 : "${NBDCOW_PLUGIN:=$top/build/plugin/nbdkit-qcow2-plugin.so}"
 : "${NBDCOW_POLL_OPTS=--poll=200}"
+: "${NBDCOPY:=nbdcopy}"
 : "${NBDCOW_MICRO:=$top/build/contrib/bench/nbdcow-bench-micro}"
 
 # ---- a place to work ------------------------------------------------------------------------

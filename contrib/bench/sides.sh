@@ -100,7 +100,7 @@ modes ()
 }
 
 # set_command SIDE MODE CACHE TRANSPORT IMAGE: puts the server's command line into $cmd.  CACHE is
-# writeback or none; TRANSPORT is unix or tcp; IMAGE is the base name of an image in the work
+# writeback or none; TRANSPORT is unix, tcp or tls; IMAGE is the base name of an image in the work
 # directory, where sides without a format find the same contents in IMAGE.raw.
 set_command ()
 {
@@ -110,6 +110,12 @@ set_command ()
         at_nbdkit="-U $inside/sock"
         at_bare="--unix $work/sock"
         at="--unix $work/sock"
+        ;;
+    tls)
+        at_qemu="-k $inside/sock --tls-creds=tls"
+        at_qemu="$at_qemu --object=tls-creds-psk,id=tls,endpoint=server,dir=$inside/psk"
+        at_nbdkit="-U $inside/sock --tls=require --tls-psk=$inside/psk/keys.psk"
+        at=
         ;;
     tcp)
         at_qemu="-b 127.0.0.1 -p $port"
@@ -122,7 +128,7 @@ set_command ()
     nbdcow)
         # nbdcow runs out here, where its libraries are.
         cmd="$NBDCOW -t -e 0 -f qcow2 --cache=$3 $NBDCOW_OPTS"
-        cmd="$cmd $(echo "$at_qemu" | sed "s|$inside/sock|$work/sock|") $work/$5.qcow2"
+        cmd="$cmd $(echo "$at_qemu" | sed "s|$inside/|$work/|g") $work/$5.qcow2"
         ;;
     qemu)
         cmd="$QEMU_NBD -t -e 0 -f qcow2 --cache=$3 --aio=$2 $QEMU_OPTS $at_qemu $inside/$5.qcow2"
