@@ -95,6 +95,8 @@ run ()
   [ "$PICK" != 0 ] || set -- "$@" -l $((cluster * 3))
   pick 4
   [ "$PICK" != 0 ] || set -- "$@" -d
+  pick 3
+  [ "$PICK" = 0 ] || set -- "$@" -z
   pick 2
   if [ "$PICK" = 0 ]; then
     set -- "$@" -c -t 1 -n 300

@@ -252,6 +252,7 @@ release_entry (struct q_image *img, const struct q_limbo_entry *e)
       ++run;
     }
     if (run > 0) {
+      q_pack_forget (img, c, run);
       if (img->discard) {
         q_alloc_unlock (img);
         Q_PROBE ("before a punch");

@@ -230,6 +230,19 @@ q_compressed_decode (uint64_t entry, unsigned cluster_bits, uint64_t *host, uint
   *csize = (uint32_t)(sectors * 512 - (*host & 511));
 }
 
+/* Compressed data must end below this, for its descriptor to say where it begins. */
+#define Q_COMPRESSED_LIMIT(cluster_bits)                                                           \
+  (1ull << ((cluster_bits) < 14 ? 56u : 62u - ((cluster_bits)-8)))
+
+static inline uint64_t
+q_compressed_encode (unsigned cluster_bits, uint64_t host, uint32_t csize)
+{
+  unsigned x = 62 - (cluster_bits - 8);
+  uint64_t sectors = ((host + csize - 1) >> 9) - (host >> 9); /* after the first one */
+
+  return Q_L2_COMPRESSED | sectors << x | host;
+}
+
 /* ---- limits -------------------------------------------------------------------------------- */
 
 #define Q_MIN_CLUSTER_BITS   9u

@@ -91,6 +91,7 @@ static void
 free_layer (struct q_image *img)
 {
   q_inflate_close (img);
+  q_deflate_close (img);
   q_l2_close (img);
   q_refcount_close (img);
   q_snapshots_free (img);
@@ -297,6 +298,8 @@ activate (struct q_image *img, const struct q_open_options *opts, struct q_error
     return open_tables (img, true, err);
   r = recover (img, opts, err);
   if (r == 0)
+    r = q_deflate_open (img, opts->compression_level, err);
+  if (r == 0)
     r = q_state_prepare (img);
   if (r == 0)
     r = open_tables (img, true, err);
@@ -447,6 +450,7 @@ q_close (struct q_image **pimg, struct q_error *err)
   if (!img->read_only && (img->format == Q_FORMAT_RAW || atomic_load (&img->l1)) &&
       (q_flush_is_due (img) || atomic_load (&img->sticky) == 0)) {
     img->closing = true;
+    q_pack_close (img);
     /* The first round frees what is in limbo, the second makes the lowered counts durable. */
     for (round = 0; r == 0 && round < 3; ++round)
       r = q_flush (img);

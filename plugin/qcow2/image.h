@@ -118,6 +118,20 @@ struct q_limbo {
   _Atomic uint64_t clusters;
 };
 
+/* ---- host clusters that compressed data is being packed into (pack.c) ----------------------- */
+
+#define Q_PACK_TAILS 16u
+
+struct q_pack_tail {
+  uint64_t cluster;
+  uint32_t used; /* bytes from its start; the rest was never handed out */
+};
+
+struct q_pack {
+  unsigned n;
+  struct q_pack_tail tail[Q_PACK_TAILS];
+};
+
 /* ---- header extensions (extensions.c) ------------------------------------------------------- */
 
 /* One extension as found, kept in its order. */
@@ -241,6 +255,7 @@ struct q_image {
   uint64_t hole_from;       /* bytes at and past this that were never allocated read as zeros */
   struct q_limbo limbo;     /* freed by mapping changes: wait for a flush, then for pins */
   struct q_limbo dropped;   /* never referenced (aborted plans): wait for pins only */
+  struct q_pack pack;       /* host clusters with room for more compressed data */
   bool reftable_moved;      /* the header does not point to the table in memory yet */
 
   /* dirty metadata and the group commit (table.c, flush.c) */
@@ -257,6 +272,7 @@ struct q_image {
   uint64_t highest_recorded; /* the value in the header on disk */
 
   struct q_state *state;       /* survives a killed process (state.h); NULL: no such file */
+  struct q_deflate *deflate;   /* deflate.c: NULL unless compressed clusters can be written */
   struct q_inflated *inflated; /* compress.c: recently inflated clusters */
   _Atomic uint64_t inflate_epoch;
 };
@@ -428,6 +444,18 @@ void q_limbo_add (struct q_limbo *l, uint64_t cluster, uint64_t count);
 /* Frees what both the flush and the pins have let go. */
 int q_limbo_release (struct q_image *img);
 
+/* ---- pack.c: all under alloc_lock ------------------------------------------------------------ */
+
+/* Room for NEED bytes (fewer than a cluster) at *HOST, with one reference to each of the one or two
+ * adjacent host clusters that they touch.  -EFBIG: no descriptor can say where that would be;
+ * otherwise as q_alloc_run. */
+int q_pack_take (struct q_image *img, uint32_t need, uint64_t *host);
+/* These are about to have no reference left. */
+void q_pack_forget (struct q_image *img, uint64_t cluster, uint64_t count);
+/* Nobody writes any more: a file that ends inside a sector of compressed data is made to end with
+ * it, for readers that take the descriptor's word for how much there is. */
+void q_pack_close (struct q_image *img);
+
 /* ---- flush.c --------------------------------------------------------------------------------- */
 
 /* For those who must have the metadata still (resize.c): while held, nobody flushes but the caller,
@@ -481,6 +509,20 @@ int q_inflate_read (struct q_image *img, uint64_t host, uint32_t csize, uint32_t
                     void *buf);
 /* Clusters that may have held compressed data are being reused: forget them. */
 void q_inflate_forget (struct q_image *img);
+
+/* ---- deflate.c ------------------------------------------------------------------------------- */
+
+/* LEVEL 0 is the default. */
+int q_deflate_open (struct q_image *img, int level, struct q_error *err);
+void q_deflate_close (struct q_image *img);
+/* Takes what one thread needs to compress; NULL without memory.  Give it back. */
+struct q_deflator;
+struct q_deflator *q_deflator_take (struct q_image *img);
+void q_deflator_give (struct q_image *img, struct q_deflator *d);
+/* Compresses the cluster at IN.  How many bytes it becomes, at *OUT until the next run; 0: not
+ * fewer than it has.  No lock needed. */
+uint32_t q_deflator_run (struct q_image *img, struct q_deflator *d, const void *in,
+                         const uint8_t **out);
 
 /* ---- check.c --------------------------------------------------------------------------------- */
 

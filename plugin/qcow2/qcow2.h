@@ -115,6 +115,8 @@ struct q_open_options {
   uint64_t l2_cache_size; /* bytes, for the whole chain; 0 means 128 MiB: 1 TiB at 64 KiB
                            * clusters stays mapped */
   uint64_t refcount_cache_size; /* bytes; 0 means 32 MiB */
+  int compression_level; /* of q_write_compressed: 1 to q_compression_max_level, 0 for the default
+                          */
   const char *state_dir; /* where what a killed process acknowledged survives: a directory on a
                           * tmpfs; "" means the default, /run/nbdcow or nbdcow in the user's
                           * runtime directory; NULL (default) means nowhere.  Version 3 only */
@@ -314,6 +316,15 @@ int q_pwrite (struct q_image *img, const void *buf, uint64_t offset, uint64_t le
 int q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags);
 /* Advisory, except that what is discarded never shows anything but its old bytes or zeros. */
 int q_discard (struct q_image *img, uint64_t offset, uint64_t len);
+/* As q_pwrite, but stores compressed (specification: "Compressed Clusters Descriptor") what becomes
+ * smaller by it, and nothing at all for clusters of zeros; the rest is written as q_pwrite does.
+ * OFFSET is a multiple of the cluster size, and so is LEN, unless the range ends where the disk
+ * does; else -EINVAL.  -ENOTSUP if q_can_compress says no.  What is compressed can be overwritten
+ * like anything else.  Compression holds no lock: callers on several threads use several cores. */
+int q_write_compressed (struct q_image *img, const void *buf, uint64_t offset, uint64_t len);
+bool q_can_compress (const struct q_image *img);
+/* The highest level that there is for zlib, or zstd. */
+int q_compression_max_level (bool zstd);
 /* Brings the range into the page cache, best effort. */
 int q_prefetch (struct q_image *img, uint64_t offset, uint64_t len);
 /* All writes that returned before this call are on stable storage when it returns 0.  Any number

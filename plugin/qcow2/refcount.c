@@ -394,6 +394,8 @@ q_refcount_set (struct q_image *img, uint64_t cluster, unsigned flags, uint64_t 
   r = get_or_make_block (img, cluster / per_block, flags, &t);
   if (r == 0)
     set_in_block (img, t, cluster % per_block, count);
+  if (r == 0 && count == 0)
+    q_pack_forget (img, cluster, 1);
   return r;
 }
 

@@ -11,7 +11,8 @@
 uint8_t
 guest_byte (uint64_t seed, uint64_t offset)
 {
-  uint64_t v = (seed ^ offset >> 3) * 0x9e3779b97f4a7c15ull;
+  unsigned run = seed & GUEST_COMPRESSIBLE ? 6 : 3; /* log2 of what repeats 8 bytes */
+  uint64_t v = (seed ^ offset >> run) * 0x9e3779b97f4a7c15ull;
   uint8_t b;
 
   v ^= v >> 29;

@@ -31,6 +31,9 @@ struct guest_op {
   uint64_t when;   /* it was done, in the order of everything; 0 if it never was */
 };
 
+/* Set in a seed whose bytes are to be compressible. */
+#define GUEST_COMPRESSIBLE (1ull << 63)
+
 /* The byte at OFFSET that a write with SEED puts there; never 0. */
 uint8_t guest_byte (uint64_t seed, uint64_t offset);
 void guest_fill (uint64_t seed, uint64_t offset, uint64_t len, uint8_t *buf);

@@ -121,6 +121,7 @@ create (struct run *run, const char *name, uint64_t size, const char *backing)
   c.cluster_bits = run->cluster_bits;
   c.refcount_bits = run->refcount_bits;
   c.lazy_refcounts = run->w->lazy;
+  c.zstd = run->w->zstd;
   c.backing_file = backing;
   c.backing_format = backing ? "qcow2" : NULL;
   c.opener = &run->store.opener;

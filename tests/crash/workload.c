@@ -21,6 +21,11 @@
     .small = 30, .cluster = 15, .large = 5, .zero = 12, .discard = 12, .read = 10, .flush = 16     \
   }
 
+#define PACKED                                                                                     \
+  {                                                                                                \
+    .small = 12, .cluster = 8, .compress = 45, .zero = 5, .discard = 12, .read = 6, .flush = 12    \
+  }
+
 const struct workload workloads[] = {
   { .name = "fresh",
     .version = 3,
@@ -77,6 +82,43 @@ const struct workload workloads[] = {
     .threads = 1,
     .operations = 50,
     .mix = MIXED },
+  { .name = "pack", .version = 3, .clusters = 100, .threads = 1, .operations = 60, .mix = PACKED },
+  { .name = "pack-overlay",
+    .image = IMAGE_OVERLAY,
+    .version = 3,
+    .clusters = 100,
+    .threads = 1,
+    .operations = 60,
+    .zstd = true,
+    .mix = PACKED },
+  { .name = "pack-v2",
+    .image = IMAGE_COMPRESSED,
+    .version = 2,
+    .clusters = 100,
+    .threads = 1,
+    .operations = 60,
+    .mix = PACKED },
+  { .name = "pack-snapshot",
+    .image = IMAGE_SNAPSHOT,
+    .version = 3,
+    .clusters = 100,
+    .threads = 1,
+    .operations = 60,
+    .mix = PACKED },
+  { .name = "pack-counts",
+    .version = 3,
+    .cluster_bits = 12,
+    .refcount_bits = 2,
+    .clusters = 60,
+    .threads = 1,
+    .operations = 60,
+    .mix = PACKED },
+  { .name = "pack-threads",
+    .version = 3,
+    .clusters = 200,
+    .threads = 4,
+    .operations = 25,
+    .mix = PACKED },
   { .name = "discard",
     .version = 3,
     .clusters = 100,
@@ -334,18 +376,28 @@ check_error (struct guest *g, const char *what, int r)
 }
 
 static struct guest_op *
-begin (struct guest *g, enum guest_kind kind, uint64_t offset, uint64_t len)
+begin_with (struct guest *g, enum guest_kind kind, uint64_t offset, uint64_t len, bool compressible)
 {
   struct run *run = g->run;
   struct guest_op *op;
 
   pthread_mutex_lock (&run->lock);
   op = &run->op[run->n_ops++];
-  *op = (struct guest_op){ .kind = kind, .offset = offset, .len = len, .seed = g->random };
+  *op = (struct guest_op){
+    .kind = kind, .offset = offset, .len = len, .seed = g->random & ~GUEST_COMPRESSIBLE
+  };
+  if (compressible)
+    op->seed |= GUEST_COMPRESSIBLE;
   expect_begin (&run->live, op);
   mark (run, MARK_BEGUN, (size_t)(op - run->op));
   pthread_mutex_unlock (&run->lock);
   return op;
+}
+
+static struct guest_op *
+begin (struct guest *g, enum guest_kind kind, uint64_t offset, uint64_t len)
+{
+  return begin_with (g, kind, offset, len, false);
 }
 
 static void
@@ -406,6 +458,19 @@ guest_write (struct guest *g, uint64_t offset, uint64_t len)
   if (r == 0)
     done (g, op);
   return check_error (g, "write", r);
+}
+
+int
+guest_compress (struct guest *g, uint64_t offset, uint64_t len)
+{
+  struct guest_op *op = begin_with (g, GUEST_WRITE, offset, len, random_below (&g->random, 8) > 0);
+  int r;
+
+  guest_fill (op->seed, offset, len, g->buf);
+  r = q_write_compressed (g->run->img, g->buf, offset, len);
+  if (r == 0)
+    done (g, op);
+  return check_error (g, "compressed write", r);
 }
 
 int
@@ -527,12 +592,31 @@ choose_range (struct guest *g, uint64_t max, bool aligned, uint64_t *offset, uin
   }
 }
 
+/* Some whole clusters, or nothing if the guest has none to itself. */
+static int
+compress (struct guest *g)
+{
+  uint64_t cluster = 1ull << g->run->cluster_bits, most = MAX_IO >> g->run->cluster_bits;
+  uint64_t first = (g->from + cluster - 1) / cluster, last = g->to / cluster, len, end;
+
+  if (g->to == g->run->disk)
+    last = (g->to + cluster - 1) / cluster;
+  if (first >= last)
+    return 0;
+  most = most > 6 ? 6 : most;
+  first += random_below (&g->random, last - first);
+  most = most < last - first ? most : last - first;
+  len = (1 + random_below (&g->random, most)) * cluster;
+  end = first * cluster + len;
+  return guest_compress (g, first * cluster, end > g->to ? g->to - first * cluster : len);
+}
+
 void
 guest_operate (struct guest *g)
 {
   const struct workload_mix *m = &g->run->w->mix;
-  uint64_t total =
-      m->small + m->cluster + m->large + m->zero + m->discard + m->read + m->flush + m->grow;
+  uint64_t total = m->small + m->cluster + m->large + m->zero + m->discard + m->read + m->flush +
+                   m->grow + m->compress;
   uint64_t pick = random_below (&g->random, total), cluster = 1ull << g->run->cluster_bits;
   uint64_t offset, len;
   bool aligned = random_below (&g->random, 3) > 0;
@@ -557,6 +641,8 @@ guest_operate (struct guest *g)
     guest_read (g, offset, len);
   } else if ((pick -= m->read) < m->grow)
     grow (g);
+  else if ((pick -= m->grow) < m->compress)
+    compress (g);
   else
     check_error (g, "flush", workload_flush (g->run));
 }

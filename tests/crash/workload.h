@@ -27,7 +27,8 @@ enum workload_image {
 struct workload_mix {
   unsigned small, cluster, large; /* writes: of up to 4 KiB, of whole clusters, of many */
   unsigned zero, discard, read, flush;
-  unsigned grow; /* the disk */
+  unsigned grow;     /* the disk */
+  unsigned compress; /* whole clusters, compressed; most of them become smaller */
 };
 
 struct workload {
@@ -45,6 +46,7 @@ struct workload {
   unsigned fill; /* percent of the disk that are written before it is recorded */
   bool device;   /* the file is a block device full of old bytes */
   bool plain;    /* the file system can neither punch nor allocate */
+  bool zstd;     /* compression type */
   struct workload_mix mix;
 };
 
@@ -114,6 +116,8 @@ void guest_init (struct guest *g, struct run *run, unsigned index, uint64_t from
 void guest_free (struct guest *g);
 /* The errno of the engine is checked against what the run allows, and handed out. */
 int guest_write (struct guest *g, uint64_t offset, uint64_t len);
+/* Whole clusters, or up to the end of the disk. */
+int guest_compress (struct guest *g, uint64_t offset, uint64_t len);
 int guest_zero (struct guest *g, uint64_t offset, uint64_t len, unsigned flags);
 int guest_discard (struct guest *g, uint64_t offset, uint64_t len);
 int guest_read (struct guest *g, uint64_t offset, uint64_t len);

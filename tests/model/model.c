@@ -2,13 +2,14 @@
  *
  * The model test: random operations on the engine and on a plain array, compared all the way.
  *
- *     model [-s SEED] [-n OPERATIONS] [-t THREADS] [-c] [-d] [-l L2_CACHE_BYTES] [-S STATE_DIR]
- * IMAGE
+ *     model [-s SEED] [-n OPERATIONS] [-t THREADS] [-c] [-d] [-z] [-l L2_CACHE_BYTES] [-S
+ * STATE_DIR] IMAGE
  *
  * IMAGE is a qcow2 image, whose present contents become the model's.  With several threads each has
  * a part of the disk to itself, cut at odd places so that neighbours share clusters, and does
- * everything there; flushes are everybody's.  With -c the image is closed and opened again now and
- * then.  At the end everything is read back, closed, opened, and read again.
+ * everything there; flushes are everybody's.  With -z half of the writes are of whole clusters that
+ * are to be compressed.  With -c the image is closed and opened again now and then.  At the end
+ * everything is read back, closed, opened, and read again.
  */
 
 #include <errno.h>
@@ -30,6 +31,7 @@ static struct q_open_options opts;
 static struct q_image *img;
 static uint8_t *model;
 static uint64_t seed = 1;
+static bool compress;
 
 static void __attribute__ ((noreturn, format (printf, 1, 2))) die (const char *fmt, ...)
 {
@@ -136,6 +138,23 @@ choose_range (struct worker *w, uint64_t *offset, uint64_t *len)
   }
 }
 
+/* Whole clusters instead, if the worker has any there. */
+static bool
+cut_to_clusters (struct worker *w, uint64_t *offset, uint64_t *len)
+{
+  uint64_t cluster = q_cluster_size (img), size = q_size (img);
+  uint64_t first = (*offset + cluster - 1) / cluster * cluster;
+  uint64_t end = (*offset + *len + cluster - 1) / cluster * cluster;
+
+  if (end > w->to)
+    end = w->to == size ? size : w->to / cluster * cluster;
+  if (first >= end || end - first > MAX_IO)
+    return false;
+  *offset = first;
+  *len = end - first;
+  return true;
+}
+
 static void
 fill (uint8_t *buf, uint64_t len, uint64_t *state)
 {
@@ -160,8 +179,10 @@ work (void *opaque)
 
     choose_range (w, &offset, &len);
     if (op < 40) {
+      bool whole = compress && op < 20 && cut_to_clusters (w, &offset, &len);
+
       fill (buf, len, &w->state);
-      r = q_pwrite (img, buf, offset, len);
+      r = whole ? q_write_compressed (img, buf, offset, len) : q_pwrite (img, buf, offset, len);
       memcpy (model + offset, buf, len);
     } else if (op < 65)
       verify (offset, len, buf, "while running");
@@ -211,7 +232,7 @@ main (int argc, char **argv)
 
   q_open_options_init (&opts);
   opts.discard = true;
-  while ((c = getopt (argc, argv, "s:n:t:l:S:cd")) != -1)
+  while ((c = getopt (argc, argv, "s:n:t:l:S:cdz")) != -1)
     switch (c) {
     case 's':
       seed = strtoull (optarg, NULL, 0);
@@ -230,6 +251,9 @@ main (int argc, char **argv)
       break;
     case 'c':
       reopen = true;
+      break;
+    case 'z':
+      compress = true;
       break;
     case 'd':
       opts.cache = Q_CACHE_DIRECT;
