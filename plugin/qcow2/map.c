@@ -84,7 +84,7 @@ static int
 map_raw (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags, struct piece *p)
 {
   *p = (struct piece){ .kind = Q_CLUSTER_DATA, .host = offset, .len = len };
-  if (flags & Q_MAP_MERGE) {
+  if (flags & (Q_MAP_MERGE | Q_MAP_HOST)) {
     uint64_t end;
     bool hole;
 
@@ -110,6 +110,14 @@ run_without_table (struct q_image *img, uint64_t offset, uint64_t len, struct wa
   while (run_end < end && ++w->work < MAX_WORK &&
          (index >= l1->entries || (q_entry_get (l1->table, (uint32_t)index) & Q_OFFSET_MASK) == 0));
   return q_min (run_end, end) - offset;
+}
+
+/* Whether it matters where clusters of KIND are. */
+static bool
+has_place (enum q_cluster_kind kind, unsigned flags)
+{
+  return (kind == Q_CLUSTER_DATA && !(flags & Q_MAP_MERGE)) ||
+         (kind == Q_CLUSTER_ZERO_ALLOC && (flags & Q_MAP_HOST));
 }
 
 static int
@@ -146,11 +154,11 @@ map_qcow2 (struct q_image *img, uint64_t offset, uint64_t len, struct walk *w, s
     /* What is wrong with the next entry is for whoever asks for it. */
     if (decode (img, q_l2_entry_get (t, index), &kind, &host, &csize))
       break;
-    if (kind != p->kind || (kind == Q_CLUSTER_DATA && !merge && host != p->host + covered + in))
+    if (kind != p->kind || (has_place (kind, w->flags) && host != p->host + covered + in))
       break;
   }
   p->len = q_min (covered, len);
-  if (p->kind == Q_CLUSTER_DATA)
+  if (has_place (p->kind, w->flags))
     p->host += in;
   return 0;
 }
@@ -205,6 +213,10 @@ resolve (struct q_image *top, uint64_t offset, uint64_t len, struct walk *w, str
     /* fall through */
   case Q_CLUSTER_ZERO_ALLOC:
     e->kind = Q_ZERO;
+    if ((w->flags & Q_MAP_HOST) && (p.host || img->format == Q_FORMAT_RAW)) {
+      e->file = img->file;
+      e->host = p.host;
+    }
     break;
   case Q_CLUSTER_COMPRESSED:
     e->kind = Q_COMPRESSED;
@@ -230,8 +242,9 @@ merge_extents (struct q_extent *a, const struct q_extent *b, unsigned flags)
   if (flags & Q_MAP_MERGE) {
     if (a->flags != b->flags || a->depth != b->depth)
       return false;
-  } else if (a->kind == Q_COMPRESSED ||
-             (a->kind == Q_DATA && (a->file != b->file || a->host + a->len != b->host)))
+  } else if (a->kind == Q_COMPRESSED || a->file != b->file ||
+             (a->file && a->host + a->len != b->host) ||
+             ((flags & Q_MAP_HOST) && (a->depth != b->depth || a->layer != b->layer)))
     return false;
   else
     a->flags &= b->flags;

@@ -173,6 +173,10 @@ struct q_image_info {
 };
 void q_get_info (const struct q_image *img, struct q_image_info *info);
 
+/* Whether many clusters that have a refcount take no room on the file system, as after preallocation
+ * of metadata alone: then what the mapping calls data may be a hole in the file. */
+bool q_is_sparse (struct q_image *img);
+
 struct q_snapshot_info {
   const char *id, *name; /* valid until the snapshot list changes or q_close */
   uint64_t vm_state_size, disk_size;
@@ -250,6 +254,9 @@ enum q_flags {
                           * their holes */
   Q_MAP_TOP = 16,        /* q_map: only the top layer: unallocated clusters come as Q_ZERO with
                           * Q_HOLE and depth 1 */
+  Q_MAP_HOST = 64,       /* q_map: also for zeros, file and host say where they are allocated (file
+                          * is NULL if they are not); raw layers are asked for their holes.  Not
+                          * with Q_MAP_MERGE */
 };
 
 /* Maps [offset, offset + len), which must lie inside the image, to at most MAX extents, in guest

@@ -19,7 +19,7 @@ enum {
 };
 
 struct checking {
-  const char *filename;
+  struct img_spec spec;
   const char *state_dir; /* of q_open_options */
   bool json, quiet;
   unsigned repair;
@@ -46,7 +46,7 @@ print_json (const struct checking *c, const struct q_check_result *r)
 {
   json_t *j = json_object ();
 
-  json_object_set_new (j, "filename", json_string (c->filename));
+  json_object_set_new (j, "filename", json_string (c->spec.name));
   json_object_set_new (j, "format", json_string ("qcow2"));
   json_object_set_new (j, "check-errors", json_integer ((json_int_t)r->check_errors));
   set_nonzero (j, "image-end-offset", r->image_end_offset);
@@ -113,43 +113,48 @@ exit_status (const struct q_check_result *r)
 #define SESSION_BIT (1ull << 63)
 
 static void
-finish_killed_session (const struct checking *c, const struct q_open_options *opts)
+finish_killed_session (const struct checking *c)
 {
-  struct q_open_options o = *opts;
+  struct q_open_options o;
   struct q_image_info info = { 0 };
   struct q_image *img;
   struct q_error err;
 
+  /* Servers keep state for files that are opened by name. */
+  if (c->spec.image_opts || !c->state_dir)
+    return;
+  q_open_options_init (&o);
+  o.metadata_only = true;
   o.read_only = true;
   o.lock = Q_LOCK_OFF;
-  if (q_open (&img, c->filename, &o, &err) < 0)
+  if (q_open (&img, c->spec.name, &o, &err) < 0)
     return; /* the caller's open says why */
   q_get_info (img, &info);
   q_close (&img, &err);
-  if (!(info.autoclear & SESSION_BIT) || info.dirty || info.corrupt || !c->state_dir)
+  if (!(info.autoclear & SESSION_BIT) || info.dirty || info.corrupt)
     return;
 
-  o = *opts;
-  o.repair = false;
+  o.read_only = false;
+  o.lock = Q_LOCK_ON;
   o.state_dir = c->state_dir;
-  if (q_open (&img, c->filename, &o, &err) == 0)
+  if (q_open (&img, c->spec.name, &o, &err) == 0)
     q_close (&img, &err);
 }
 
 static int
-check (const struct checking *c, struct q_open_options *opts)
+check (const struct checking *c)
 {
   struct q_check_result result;
   struct q_error err = { "" };
   struct q_image *img;
 
   if (c->repair)
-    finish_killed_session (c, opts);
-  img = img_open (c->filename, opts);
+    finish_killed_session (c);
+  img = img_open_spec (&c->spec);
   if (!img)
     return EXIT_NOT_CHECKED;
   if (q_image_format (img) != Q_FORMAT_QCOW2) {
-    img_error ("%s: a raw image has nothing that could be checked", c->filename);
+    img_error ("%s: a raw image has nothing that could be checked", c->spec.name);
     img_close (&img);
     return EXIT_NO_CHECK_FOR_FORMAT;
   }
@@ -181,55 +186,29 @@ parse_repair (const char *text, unsigned *repair)
   return true;
 }
 
-static bool
-parse_cache (const char *text, enum q_cache *cache)
-{
-  static const char *const buffered[] = { "writeback", "writethrough", "unsafe" };
-  static const char *const direct[] = { "none", "directsync" };
-
-  *cache = Q_CACHE_BUFFERED;
-  for (size_t i = 0; i < sizeof buffered / sizeof buffered[0]; i++)
-    if (strcmp (text, buffered[i]) == 0)
-      return true;
-  *cache = Q_CACHE_DIRECT;
-  for (size_t i = 0; i < sizeof direct / sizeof direct[0]; i++)
-    if (strcmp (text, direct[i]) == 0)
-      return true;
-  img_error ("cache mode '%s' is not known: it is writeback, writethrough, unsafe, none or "
-             "directsync",
-             text);
-  return false;
-}
-
 static int
 run (int argc, char **argv)
 {
-  enum { OUTPUT = IMG_OPT_LONG, STATE_DIR, IMAGE_OPTS, OBJECT };
+  enum { OUTPUT = IMG_OPT_LONG, STATE_DIR };
   static const struct option options[] = { { "format", required_argument, NULL, 'f' },
                                            { "cache", required_argument, NULL, 'T' },
                                            { "repair", required_argument, NULL, 'r' },
                                            { "output", required_argument, NULL, OUTPUT },
                                            { "quiet", no_argument, NULL, 'q' },
                                            { "state-dir", required_argument, NULL, STATE_DIR },
-                                           { "force-share", no_argument, NULL, 'U' },
-                                           { "image-opts", no_argument, NULL, IMAGE_OPTS },
-                                           { "object", required_argument, NULL, OBJECT },
+                                           IMG_IMAGE_OPTIONS,
                                            IMG_COMMON_OPTIONS };
-  struct q_open_options opts;
   struct checking c = { .state_dir = "" };
   int status = 0, letter;
 
-  q_open_options_init (&opts);
   while ((letter = img_getopt (&img_check_command, argc, argv, ":f:T:r:qUh", options, &status)) !=
          -1)
     switch (letter) {
     case 'f':
-      if (!img_parse_format (optarg, &opts.format))
-        return 1;
+      c.spec.format = optarg;
       break;
     case 'T':
-      if (!parse_cache (optarg, &opts.cache))
-        return 1;
+      c.spec.cache = optarg;
       break;
     case 'r':
       if (!parse_repair (optarg, &c.repair))
@@ -247,24 +226,19 @@ run (int argc, char **argv)
         return img_error ("check: --state-dir '%s' is neither an absolute name nor off", optarg);
       c.state_dir = optarg[0] == '/' ? optarg : NULL;
       break;
-    case 'U':
-      opts.lock = Q_LOCK_OFF;
-      break;
-    case IMAGE_OPTS:
-    case OBJECT:
-      return img_error ("check: %s is not supported: name the file", argv[optind - 1]);
     default:
-      return status;
+      if (!img_image_option (&c.spec, letter, &status) || status)
+        return status;
     }
   if (argc - optind != 1)
     return img_error ("check: one file name is needed, %d were given", argc - optind);
-  if (c.repair && opts.lock == Q_LOCK_OFF)
+  if (c.repair && c.spec.force_share)
     return img_error ("check: -U cannot be used with -r: nobody else may write what is repaired");
-  c.filename = argv[optind];
-  opts.read_only = !c.repair;
-  opts.metadata_only = true;
-  opts.repair = true; /* also what is damaged is to be opened, and nothing mended on the way */
-  return check (&c, &opts);
+  c.spec.name = argv[optind];
+  c.spec.writable = c.repair;
+  c.spec.metadata_only = true;
+  c.spec.repair = true; /* also what is damaged is to be opened, and nothing mended on the way */
+  return check (&c);
 }
 
 const struct img_command img_check_command = {

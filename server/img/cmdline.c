@@ -66,7 +66,7 @@ img_getopt (const struct img_command *cmd, int argc, char **argv, const char *le
     *status = img_error ("%s: option '%s' needs an argument", cmd->name, argv[optind - 1]);
     return '?';
   case '?':
-    if (optopt && optopt < IMG_OPT_LONG)
+    if (optopt && optopt < IMG_OPT_OPTS)
       *status = img_error ("%s: unknown option '-%c'; 'nbdcow-img %s --help' lists them", cmd->name,
                            optopt, cmd->name);
     else

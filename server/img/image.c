@@ -4,35 +4,236 @@
  */
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "file.h"
 #include "img.h"
+#include "keyval.h"
+#include "nbd-file.h"
+#include "objects.h"
+#include "slice.h"
+#include "source.h"
+
+/* ---- what an image needs beside itself ------------------------------------------------------- */
+
+/* Openers, and what they refer to, must outlive the image; this program has a few images and a
+ * short life, and keeps them all. */
+static struct kept {
+  struct kept *next;
+  struct source source;
+  struct q_file_opener unsynced; /* its opaque is the opener below */
+  struct kept_ops {
+    struct kept_ops *next;
+    struct q_file_ops ops;
+  } * ops;
+} * kept;
+
+struct objects img_objects;
+
+/* cache=unsafe: a sync does nothing, in whatever file. */
+static int
+sync_nothing (struct q_file *f)
+{
+  (void)f;
+  return 0;
+}
+
+static int
+open_unsynced (void *opaque, const char *name, unsigned flags, struct q_file **file,
+               struct q_error *err)
+{
+  struct kept *k = opaque;
+  struct kept_ops *o = malloc (sizeof *o);
+
+  *file = NULL;
+  if (!o) {
+    snprintf (err->text, sizeof err->text, "%s: out of memory", name);
+    return -ENOMEM;
+  }
+  o->next = k->ops;
+  k->ops = o;
+
+  int r = q_file_open (k->source.open.opener, name, flags, file, err);
+
+  if (r == 0) {
+    o->ops = *(*file)->ops;
+    o->ops.sync = sync_nothing;
+    (*file)->ops = &o->ops;
+  }
+  return r;
+}
+
+/* ---- opening --------------------------------------------------------------------------------- */
+
+bool
+img_check_cache (const char *mode)
+{
+  struct source s = { 0 };
+
+  if (source_set_cache (&s, mode))
+    return true;
+  img_error ("cache mode '%s' is not known: it is writeback, writethrough, unsafe, none or "
+             "directsync",
+             mode);
+  return false;
+}
+
+bool
+img_image_option (struct img_spec *spec, int letter, int *status)
+{
+  struct q_error err = { "" };
+  struct source s = { 0 };
+
+  switch (letter) {
+  case 'U':
+    spec->force_share = true;
+    return true;
+  case IMG_OPT_OPTS:
+    spec->image_opts = true;
+    return true;
+  case IMG_OPT_OBJECT:
+    if (objects_add (&img_objects, optarg, &err) < 0)
+      *status = img_error ("%s", err.text);
+    return true;
+  case IMG_OPT_BACKING_MODE:
+    spec->backing_mode = optarg;
+    if (!source_set_backing (&s, optarg))
+      *status =
+          img_error ("--backing-mode '%s' is not known: it is recorded, probe or none", optarg);
+    return true;
+  default:
+    return false;
+  }
+}
+
+/* A part of the disk that was asked for by offset and size: of a raw image that is a part of its
+ * file. */
+static bool
+take_part (struct source *s, const char *name)
+{
+  if (s->offset == 0 && s->size == SOURCE_TO_END)
+    return true;
+  if (s->open.format != Q_FORMAT_RAW || s->slice) {
+    img_error ("%s: offset and size choose a part of a file, not of a qcow2 disk", name);
+    return false;
+  }
+  s->slice = slice_new (s->filename, s->offset, s->size);
+  if (!s->slice) {
+    img_error ("%s: out of memory", name);
+    return false;
+  }
+  s->open.opener = &s->slice->opener;
+  return true;
+}
+
+/* Everything in SPEC but the image's name. */
+static bool
+apply (const struct img_spec *spec, struct source *s)
+{
+  q_open_options_init (&s->open);
+  s->size = SOURCE_TO_END;
+  s->open.read_only = !spec->writable;
+  s->open.lock = spec->force_share ? Q_LOCK_OFF : Q_LOCK_ON;
+  s->open.snapshot = spec->snapshot;
+  s->open.discard = spec->discard;
+  s->open.metadata_only = spec->metadata_only;
+  s->open.repair = spec->repair;
+  if (spec->format && spec->image_opts) {
+    img_error ("%s: a format (%s) cannot be given together with --image-opts: write driver=%s",
+               spec->name, spec->format, spec->format);
+    return false;
+  }
+  if (spec->format && !img_parse_format (spec->format, &s->open.format))
+    return false;
+  return (!spec->cache || (img_check_cache (spec->cache) && source_set_cache (s, spec->cache))) &&
+         (!spec->backing_mode || source_set_backing (s, spec->backing_mode));
+}
+
+/* The image's name, in whatever way it was written. */
+static bool
+find_file (const struct img_spec *spec, struct source *s)
+{
+  struct q_error err = { "" };
+  json_t *tree;
+  int r;
+
+  if (!spec->image_opts)
+    r = source_from_name (s, spec->name, &err);
+  else {
+    tree = keyval_parse (spec->name, "file", &err);
+    r = tree ? source_from_tree (s, tree, "--image-opts", &err) : -EINVAL;
+    json_decref (tree);
+  }
+  if (r == 0 && img_is_nbd (s->filename))
+    s->open.opener = &img_nbd_opener;
+  if (r < 0)
+    img_error ("%s", err.text);
+  return r == 0 && take_part (s, spec->name);
+}
+
+/* Finds out what the file is when nobody has said: qcow2 if it begins with its magic, else raw. */
+static bool
+probe (struct source *s)
+{
+  struct q_error err = { "" };
+  struct q_file *f;
+  char magic[4];
+  int r = q_file_open (s->open.opener, s->filename, 0, &f, &err);
+
+  if (r < 0) {
+    img_error ("%s", err.text);
+    return false;
+  }
+  r = q_file_pread (f, magic, sizeof magic, 0);
+  q_file_close (&f);
+  if (r < 0) {
+    img_error ("%s: cannot read: %s", s->filename, strerror (-r));
+    return false;
+  }
+  s->open.format = memcmp (magic, "QFI\xfb", sizeof magic) == 0 ? Q_FORMAT_QCOW2 : Q_FORMAT_RAW;
+  return true;
+}
+
+struct q_image *
+img_open_spec (const struct img_spec *spec)
+{
+  struct kept *k = calloc (1, sizeof *k);
+  struct q_image *img = NULL;
+  struct q_error err = { "" };
+
+  if (!k) {
+    img_error ("out of memory");
+    return NULL;
+  }
+  k->next = kept;
+  kept = k;
+  if (!apply (spec, &k->source) || !find_file (spec, &k->source) ||
+      (k->source.open.format == Q_FORMAT_AUTO && !probe (&k->source)))
+    return NULL;
+
+  struct q_open_options opts = k->source.open;
+
+  if (k->source.ignore_flush) {
+    k->unsynced = (struct q_file_opener){ open_unsynced, k };
+    opts.opener = &k->unsynced;
+  }
+  if (q_open (&img, k->source.filename, &opts, &err) < 0)
+    img_error ("%s", err.text);
+  return img;
+}
 
 bool
 img_probe (const char *filename, enum q_format *format)
 {
-  char magic[4];
-  int fd = open (filename, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  struct source s = { .filename = (char *)filename };
 
-  if (fd == -1) {
-    img_error ("%s: cannot open: %s", filename, strerror (errno));
+  if (img_is_nbd (filename))
+    s.open.opener = &img_nbd_opener;
+  if (!probe (&s))
     return false;
-  }
-
-  ssize_t n = pread (fd, magic, sizeof magic, 0);
-  int saved = errno;
-
-  close (fd);
-  if (n == -1) {
-    img_error ("%s: cannot read: %s", filename, strerror (saved));
-    return false;
-  }
-  *format = n == sizeof magic && memcmp (magic, "QFI\xfb", sizeof magic) == 0 ? Q_FORMAT_QCOW2
-                                                                              : Q_FORMAT_RAW;
+  *format = s.open.format;
   return true;
 }
 
@@ -56,6 +257,16 @@ img_open (const char *filename, const struct q_open_options *opts)
     return NULL;
   }
   return img;
+}
+
+bool
+img_extent_is_absent (const struct q_image *img, const struct q_extent *e)
+{
+  if (e->kind != Q_ZERO)
+    return false;
+  for (unsigned i = 0; i < e->depth && img; i++)
+    img = q_backing_image (img);
+  return img != e->layer;
 }
 
 bool

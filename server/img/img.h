@@ -27,6 +27,7 @@ struct img_command {
 extern const struct img_command img_check_command;
 extern const struct img_command img_create_command;
 extern const struct img_command img_info_command;
+extern const struct img_command img_map_command;
 
 /* ---- messages (cmdline.c) -------------------------------------------------------------------- */
 
@@ -43,8 +44,16 @@ void img_warning (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
     NULL, 0, NULL, 0                                                                               \
   }
 
-/* Values of long options without a letter start here. */
-enum { IMG_OPT_LONG = 256 };
+/* What every sub-command understands that opens images: see img_image_option. */
+#define IMG_IMAGE_OPTIONS                                                                          \
+  { "force-share", no_argument, NULL, 'U' }, { "image-opts", no_argument, NULL, IMG_OPT_OPTS },    \
+      { "object", required_argument, NULL, IMG_OPT_OBJECT },                                       \
+  {                                                                                                \
+    "backing-mode", required_argument, NULL, IMG_OPT_BACKING_MODE                                  \
+  }
+
+/* Values of long options without a letter; a sub-command's own start at IMG_OPT_LONG. */
+enum { IMG_OPT_OPTS = 256, IMG_OPT_OBJECT, IMG_OPT_BACKING_MODE, IMG_OPT_LONG };
 
 /* getopt_long, with these differences: an option that is unknown or lacks its argument is reported
  * and comes back as '?', and --help is printed and comes back as 'h': in both cases the
@@ -81,16 +90,106 @@ void img_pairs_free (struct img_pairs *pairs);
 
 /* ---- images (image.c) ------------------------------------------------------------------------ */
 
+/* What the command line says about one image.  Zeroed, it is the safe default: read-only, locked,
+ * with its backing files, the format found out. */
+struct img_spec {
+  const char *name;         /* a file, json:{...}, an NBD URI; with image_opts, KEY=VALUE,... */
+  const char *format;       /* -f; NULL: as img_probe says */
+  const char *cache;        /* -t, -T: a mode of qemu-img's; NULL: writeback.  unsafe: nothing is
+                             * synced, so the caller's flushes are for the order alone */
+  const char *snapshot;     /* -l */
+  const char *backing_mode; /* recorded (default), probe, none: see enum q_backing */
+  bool image_opts;          /* --image-opts */
+  bool force_share;         /* -U */
+  bool writable;
+  bool discard;       /* see q_open_options */
+  bool metadata_only; /* likewise */
+  bool repair;        /* likewise */
+};
+
+/* Takes one of IMG_IMAGE_OPTIONS, as img_getopt returned it, into SPEC, or the definition of a
+ * secret into img_objects.  True if LETTER is one of them; *STATUS is set if it could not be taken,
+ * and then it was reported. */
+bool img_image_option (struct img_spec *spec, int letter, int *status);
+/* What --object defined so far. */
+struct objects;
+extern struct objects img_objects;
+
+/* Opens what SPEC says, and reports what is wrong; NULL then.  What the image needs beside itself
+ * lives until the program ends. */
+struct q_image *img_open_spec (const struct img_spec *spec);
+/* The names of qemu-img's cache modes; reports any other. */
+bool img_check_cache (const char *mode);
+
 /* What a file is when nobody has said: qcow2 if it begins with its magic, else raw. */
 bool img_probe (const char *filename, enum q_format *format);
 const char *img_format_name (enum q_format format);
 /* Opens an image; AUTO is probed.  Reports what is wrong; NULL then. */
 struct q_image *img_open (const char *filename, const struct q_open_options *opts);
+/* Whether no layer of IMG's chain has the extent, which q_map gave: zeros for want of anything. */
+bool img_extent_is_absent (const struct q_image *img, const struct q_extent *e);
+
+/* The layers of a chain, for img_walk. */
+struct img_layers {
+  unsigned n;
+  struct {
+    struct q_image *image;
+    bool sparse; /* q_is_sparse */
+  } layer[Q_MAX_CHAIN];
+};
+void img_layers_init (struct img_layers *l, struct q_image *img);
+
+struct img_extent {
+  uint64_t offset;   /* on the disk */
+  struct q_extent e; /* as from Q_MAP_HOST */
+  bool absent;       /* no layer has it */
+  bool reads_zero;   /* Q_ZERO, or data that is a hole in a sparse file */
+};
+/* Calls FN, under a pin, for each extent of [OFFSET, OFFSET + LEN), which lies on the disk, in
+ * order.  Extents are not merged.  Returns what the first call that did not return 0 did, or a
+ * negative errno. */
+typedef int (*img_extent_fn) (void *opaque, const struct img_extent *x);
+int img_walk (const struct img_layers *l, uint64_t offset, uint64_t len, img_extent_fn fn,
+              void *opaque);
+
 /* Closes it; false, and reported, if what was written may be lost. */
 bool img_close (struct q_image **img);
 /* NAME as OVERLAY would find it: relative to the overlay's directory.  NULL, and reported, if it
  * is not a local file.  The caller frees. */
 char *img_backing_path (const char *overlay, const char *name);
+
+/* ---- long work (progress.c, pieces.c) ------------------------------------------------------- */
+
+/* Progress of one piece of work at a time, counted in whatever unit TOTAL has.  WANTED is -p: a
+ * line on stdout as qemu-img has it, or a bar if that is a terminal.  Without it, a bar appears on
+ * a terminal at stderr when the work takes long, unless QUIET (-q); and SIGUSR1 makes a line on
+ * stderr, as with qemu-img.  A sub-command calls begin before anything long, and end in any case.
+ */
+void img_progress_begin (bool wanted, bool quiet, uint64_t total);
+void img_progress_add (uint64_t done);   /* any thread */
+void img_progress_more (uint64_t total); /* there is more to do than was thought */
+void img_progress_end (void);
+
+/* From here on SIGINT, SIGTERM and SIGHUP are noted, and the second one kills.  Whoever works for
+ * long asks img_interrupted between two steps that leave a sound image, cleans up, and returns
+ * -EINTR or a status; main then ends the program by that signal. */
+void img_catch_signals (void);
+int img_interrupted (void); /* the signal, or 0 */
+
+/* --rate: at most so many bytes a second in all threads together; 0 lifts the limit. */
+void img_rate_limit (uint64_t bytes_per_second);
+/* Pays for BYTES: returns when more may be moved, or when interrupted. */
+void img_rate_pay (uint64_t bytes);
+
+/* Calls WORK for the pieces of [0, LEN), PIECE bytes each but for the last, from THREADS threads
+ * (0: one for each processor, at most 16) in ascending order.  Stops at the first piece that does
+ * not return 0, or when interrupted (-EINTR), and returns that piece's value when all calls have
+ * ended. Of several that failed the lowest piece's counts. */
+typedef int (*img_piece_fn) (void *opaque, uint64_t offset, uint64_t len);
+int img_for_pieces (uint64_t len, uint64_t piece, unsigned threads, img_piece_fn work,
+                    void *opaque);
+/* How many threads 0 stands for. */
+unsigned img_default_threads (void);
 
 /* ---- output (output.c) ----------------------------------------------------------------------- */
 

@@ -276,24 +276,22 @@ note (struct chain *chain, const char *filename)
   return true;
 }
 
-/* Shows one layer.  *NEXT is the path of the one below, to be freed, or NULL; *FORMAT its format.
+/* Shows the layer that SPEC names.  *NEXT is the path of the one below, to be freed, or NULL;
+ * *FORMAT its format.
  */
 static bool
-show (struct chain *chain, const char *filename, enum q_format *format, char **next)
+show (struct chain *chain, const struct img_spec *spec, enum q_format *format, char **next)
 {
-  struct q_open_options opts;
   struct q_image_info info;
   struct q_image *img;
   bool ok = true;
 
   *next = NULL;
-  q_open_options_init (&opts);
-  opts.format = *format;
-  opts.read_only = true;
-  opts.lock = Q_LOCK_OFF;
-  opts.metadata_only = true;
-  if (!note (chain, filename) || !(img = img_open (filename, &opts)))
+  img = img_open_spec (spec);
+  if (!img || !note (chain, q_filename (img))) {
+    img_close (&img);
     return false;
+  }
   if (chain->json)
     json_array_append_new (chain->layers, layer_json (img));
   else {
@@ -306,23 +304,28 @@ show (struct chain *chain, const char *filename, enum q_format *format, char **n
     *format = Q_FORMAT_AUTO;
     ok = !info.backing_format || img_parse_format (info.backing_format, format);
     if (ok)
-      *next = img_backing_path (filename, info.backing_file);
+      *next = img_backing_path (q_filename (img), info.backing_file);
     ok = ok && *next;
   }
   return img_close (&img) && ok;
 }
 
 static int
-info (struct chain *chain, const char *filename, enum q_format format)
+info (struct chain *chain, const struct img_spec *top)
 {
+  struct img_spec spec = *top;
+  enum q_format format = Q_FORMAT_AUTO;
   char *name = NULL, *next;
   bool ok;
 
   chain->layers = chain->json ? json_array () : NULL;
-  for (ok = show (chain, filename, &format, &next); ok && next;
-       ok = show (chain, name, &format, &next)) {
+  for (ok = show (chain, &spec, &format, &next); ok && next;
+       ok = show (chain, &spec, &format, &next)) {
     free (name);
     name = next;
+    spec.name = name;
+    spec.image_opts = false;
+    spec.format = format == Q_FORMAT_AUTO ? NULL : img_format_name (format);
   }
   free (name);
   free (next);
@@ -346,23 +349,20 @@ info (struct chain *chain, const char *filename, enum q_format format)
 static int
 run (int argc, char **argv)
 {
-  enum { OUTPUT = IMG_OPT_LONG, BACKING_CHAIN, IMAGE_OPTS, OBJECT };
+  enum { OUTPUT = IMG_OPT_LONG, BACKING_CHAIN };
   static const struct option options[] = { { "format", required_argument, NULL, 'f' },
                                            { "output", required_argument, NULL, OUTPUT },
                                            { "backing-chain", no_argument, NULL, BACKING_CHAIN },
-                                           { "force-share", no_argument, NULL, 'U' },
-                                           { "image-opts", no_argument, NULL, IMAGE_OPTS },
-                                           { "object", required_argument, NULL, OBJECT },
+                                           IMG_IMAGE_OPTIONS,
                                            IMG_COMMON_OPTIONS };
-  enum q_format format = Q_FORMAT_AUTO;
+  struct img_spec spec = { 0 };
   struct chain chain = { 0 };
   int status = 0, letter;
 
   while ((letter = img_getopt (&img_info_command, argc, argv, ":f:Uh", options, &status)) != -1)
     switch (letter) {
     case 'f':
-      if (!img_parse_format (optarg, &format))
-        return 1;
+      spec.format = optarg;
       break;
     case OUTPUT:
       if (!img_parse_output (optarg, &chain.json))
@@ -371,17 +371,16 @@ run (int argc, char **argv)
     case BACKING_CHAIN:
       chain.whole = true;
       break;
-    case 'U':
-      break; /* always so */
-    case IMAGE_OPTS:
-    case OBJECT:
-      return img_error ("info: %s is not supported: name the file", argv[optind - 1]);
     default:
-      return status;
+      if (!img_image_option (&spec, letter, &status) || status)
+        return status;
     }
   if (argc - optind != 1)
     return img_error ("info: one file name is needed, %d were given", argc - optind);
-  return info (&chain, argv[optind], format);
+  spec.name = argv[optind];
+  spec.force_share = true; /* always so */
+  spec.metadata_only = true;
+  return info (&chain, &spec);
 }
 
 const struct img_command img_info_command = {

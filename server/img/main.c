@@ -10,9 +10,6 @@
 #include "img.h"
 
 static const struct img_command *const commands[] = {
-  &img_check_command,
-  &img_create_command,
-  &img_info_command,
 };
 #define N_COMMANDS (sizeof commands / sizeof commands[0])
 
@@ -26,6 +23,19 @@ print_help (void)
   printf (
       "\n'nbdcow-img COMMAND --help' lists the options of a command; nbdcow-img(1) says it all.\n"
       "Sizes may end in k, M, G, T, P or E: powers of 1024.\n");
+}
+
+/* A command that was interrupted has cleaned up; whoever waits for it is to see why it ended. */
+static int
+end (int status)
+{
+  int sig = img_interrupted ();
+
+  if (sig) {
+    signal (sig, SIG_DFL);
+    raise (sig);
+  }
+  return status;
 }
 
 int
@@ -47,6 +57,6 @@ main (int argc, char **argv)
   }
   for (size_t i = 0; i < N_COMMANDS; i++)
     if (strcmp (argv[1], commands[i]->name) == 0)
-      return img_finish_output (commands[i]->run (argc - 1, argv + 1));
+      return end (img_finish_output (commands[i]->run (argc - 1, argv + 1)));
   return img_error ("no command '%s'; 'nbdcow-img --help' lists them", argv[1]);
 }

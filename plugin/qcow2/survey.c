@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What a whole host file is like, read from the file and not from the engine's caches.
+ */
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "image.h"
+
+/* Adds to *COUNT the clusters of the block at HOST that are in use, up to LIMIT. */
+static int
+count_block (struct q_image *img, uint64_t host, uint8_t *block, uint64_t limit, uint64_t *count)
+{
+  int r = q_file_pread (img->file, block, q_cluster_bytes (img), host);
+
+  for (uint64_t i = 0; r == 0 && i < q_refblock_entries (img) && *count < limit; i++)
+    *count += q_refblock_read (block, img->refcount_order, i) != 0;
+  return r;
+}
+
+/* Counts the clusters in use, up to LIMIT. */
+static int
+count_clusters (struct q_image *img, uint64_t limit, uint64_t *count)
+{
+  const uint64_t bytes = (uint64_t)img->reftable_clusters << img->cluster_bits;
+  uint8_t *block = malloc (q_cluster_bytes (img));
+  be64 *table = malloc (bytes);
+  uint64_t size;
+  int r = table && block ? q_file_size (img->file, &size) : -ENOMEM;
+
+  *count = 0;
+  if (r == 0)
+    r = q_file_pread (img->file, table, bytes, img->reftable_offset);
+  if (r == 0) {
+    /* As many blocks as the file can have use for, whatever the table says. */
+    uint64_t n =
+        q_min (bytes / 8, q_div_up (size >> img->cluster_bits, q_refblock_entries (img)) + 1);
+
+    for (uint64_t i = 0; r == 0 && i < n && *count < limit; i++) {
+      uint64_t host = get64 (table[i]) & Q_REFTABLE_MASK;
+
+      if (host)
+        r = count_block (img, host, block, limit, count);
+    }
+  }
+  free (table);
+  free (block);
+  return r;
+}
+
+bool
+q_is_sparse (struct q_image *img)
+{
+  uint64_t usage, limit, count;
+
+  if (img->format != Q_FORMAT_QCOW2 || q_file_usage (img->file, &usage) < 0)
+    return false;
+  limit = usage >> img->cluster_bits;
+  limit = limit * 10 / 9 > limit + 2 ? limit * 10 / 9 : limit + 2;
+  return count_clusters (img, limit, &count) == 0 && count >= limit;
+}
