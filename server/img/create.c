@@ -11,20 +11,17 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "img.h"
+#include "create.h"
 
 /* Everything is a multiple of this in the world of disks. */
 #define SECTOR 512u
 
-struct creation {
-  const char *filename;
-  bool raw, quiet, unsafe;
-  bool has_size;
-  uint64_t size;
-  const char *compat; /* as given, for the report */
-  const char *preallocation;
-  struct q_create_options opts;
-};
+void
+img_creation_init (struct img_creation *c)
+{
+  *c = (struct img_creation){ 0 };
+  q_create_options_init (&c->opts);
+}
 
 /* ---- -o -------------------------------------------------------------------------------------- */
 
@@ -44,14 +41,14 @@ static const char option_help[] =
     "  size=SIZE\n";
 
 static bool
-set_size (struct creation *c, const char *text)
+set_size (struct img_creation *c, const char *text)
 {
   c->has_size = true;
   return img_parse_size ("size", text, &c->size);
 }
 
 static bool
-set_preallocation (struct creation *c, const char *text)
+set_preallocation (struct img_creation *c, const char *text)
 {
   static const char *const modes[] = { "off", "metadata", "falloc", "full" };
 
@@ -69,7 +66,7 @@ set_preallocation (struct creation *c, const char *text)
 }
 
 static bool
-set_cluster_size (struct creation *c, const char *text)
+set_cluster_size (struct img_creation *c, const char *text)
 {
   uint64_t bytes;
 
@@ -84,7 +81,7 @@ set_cluster_size (struct creation *c, const char *text)
 }
 
 static bool
-set_compat (struct creation *c, const char *text)
+set_compat (struct img_creation *c, const char *text)
 {
   if (strcmp (text, "0.10") == 0 || strcmp (text, "v2") == 0)
     c->opts.version = 2;
@@ -99,7 +96,7 @@ set_compat (struct creation *c, const char *text)
 }
 
 static bool
-set_compression_type (struct creation *c, const char *text)
+set_compression_type (struct img_creation *c, const char *text)
 {
   c->opts.zstd = strcmp (text, "zstd") == 0;
   if (c->opts.zstd || strcmp (text, "zlib") == 0)
@@ -109,7 +106,7 @@ set_compression_type (struct creation *c, const char *text)
 }
 
 static bool
-set_refcount_bits (struct creation *c, const char *text)
+set_refcount_bits (struct img_creation *c, const char *text)
 {
   uint64_t bits;
 
@@ -124,20 +121,20 @@ set_refcount_bits (struct creation *c, const char *text)
 }
 
 static bool
-set_lazy_refcounts (struct creation *c, const char *text)
+set_lazy_refcounts (struct img_creation *c, const char *text)
 {
   return img_parse_bool ("lazy_refcounts", text, &c->opts.lazy_refcounts);
 }
 
 static bool
-set_backing_file (struct creation *c, const char *text)
+set_backing_file (struct img_creation *c, const char *text)
 {
   c->opts.backing_file = text;
   return true;
 }
 
 static bool
-set_backing_format (struct creation *c, const char *text)
+set_backing_format (struct img_creation *c, const char *text)
 {
   enum q_format format;
 
@@ -164,12 +161,12 @@ refuse (const char *key, const char *text)
   return false;
 }
 
-static bool
-set_option (struct creation *c, const struct img_pair *p)
+bool
+img_creation_set (struct img_creation *c, const struct img_pair *p)
 {
   static const struct {
     const char *key;
-    bool (*set) (struct creation *c, const char *text);
+    bool (*set) (struct img_creation *c, const char *text);
     bool raw;
   } known[] = {
     { "size", set_size, true },
@@ -205,7 +202,7 @@ set_option (struct creation *c, const struct img_pair *p)
 
 /* The size of the backing file, which is also looked at to see whether it can be opened at all. */
 static bool
-look_at_backing (struct creation *c)
+look_at_backing (struct img_creation *c)
 {
   struct q_open_options opts;
   struct q_image *img;
@@ -252,7 +249,7 @@ print_value (const char *key, const char *value)
 }
 
 static void
-print_what (const struct creation *c)
+print_what (const struct img_creation *c)
 {
   const struct q_create_options *o = &c->opts;
 
@@ -280,7 +277,7 @@ print_what (const struct creation *c)
 }
 
 static int
-fill_raw (int fd, const struct creation *c)
+fill_raw (int fd, const struct img_creation *c)
 {
   static char zeros[1 << 20];
 
@@ -302,7 +299,7 @@ fill_raw (int fd, const struct creation *c)
 /* A raw image is its bytes: nothing for the engine, but for the lock that keeps us from emptying a
  * disk that is in use. */
 static int
-create_raw (const struct creation *c)
+create_raw (const struct img_creation *c)
 {
   struct q_open_options opts;
   struct q_image *lock;
@@ -336,11 +333,23 @@ create_raw (const struct creation *c)
   return r ? 1 : 0;
 }
 
-static int
-create (struct creation *c)
+bool
+img_creation_make (struct img_creation *c)
 {
   struct q_error err = { "" };
 
+  c->size = (c->size + SECTOR - 1) & ~(uint64_t)(SECTOR - 1);
+  if (c->raw)
+    return create_raw (c) == 0;
+  if (q_create (c->filename, c->size, &c->opts, &err) == 0)
+    return true;
+  img_error ("%s", err.text);
+  return false;
+}
+
+static int
+create (struct img_creation *c)
+{
   if (c->opts.backing_file && !c->opts.backing_format && !c->unsafe)
     return img_error ("backing file '%s': say what format it has with -F: a format that is guessed "
                       "later lets a guest choose it",
@@ -352,20 +361,15 @@ create (struct creation *c)
                       c->opts.backing_file ? ": with -u the backing file is not asked" : "");
   if (!c->quiet)
     print_what (c);
-  c->size = (c->size + SECTOR - 1) & ~(uint64_t)(SECTOR - 1);
-  if (c->raw)
-    return create_raw (c);
-  if (q_create (c->filename, c->size, &c->opts, &err) < 0)
-    return img_error ("%s", err.text);
-  return 0;
+  return img_creation_make (c) ? 0 : 1;
 }
 
 /* ---- the command line ------------------------------------------------------------------------ */
 
 /* FORMAT, BACKING, BACKING_FORMAT: -f, -b, -F, or NULL. */
 static int
-apply (struct creation *c, const struct img_pairs *pairs, const char *format, const char *backing,
-       const char *backing_format, int argc, char **argv)
+apply (struct img_creation *c, const struct img_pairs *pairs, const char *format,
+       const char *backing, const char *backing_format, int argc, char **argv)
 {
   enum q_format f = Q_FORMAT_QCOW2;
 
@@ -375,7 +379,7 @@ apply (struct creation *c, const struct img_pairs *pairs, const char *format, co
   if (c->raw && (backing || backing_format))
     return img_error ("a raw image has no backing file");
   for (size_t i = 0; i < pairs->n; i++)
-    if (!set_option (c, &pairs->pair[i]))
+    if (!img_creation_set (c, &pairs->pair[i]))
       return 1;
   if (backing)
     c->opts.backing_file = backing;
@@ -407,10 +411,10 @@ run (int argc, char **argv)
                                            IMG_COMMON_OPTIONS };
   const char *format = NULL, *backing = NULL, *backing_format = NULL;
   struct img_pairs pairs = { 0 };
-  struct creation c = { 0 };
+  struct img_creation c;
   int status = 0, letter;
 
-  q_create_options_init (&c.opts);
+  img_creation_init (&c);
   while ((letter =
               img_getopt (&img_create_command, argc, argv, ":f:b:F:uo:qh", options, &status)) != -1)
     switch (letter) {

@@ -10,6 +10,8 @@
 #include "img.h"
 
 static const struct img_command *const commands[] = {
+  &img_check_command, &img_compare_command, &img_create_command,
+  &img_info_command,  &img_map_command,     &img_measure_command,
 };
 #define N_COMMANDS (sizeof commands / sizeof commands[0])
 

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Making images: what create has in common with the sub-commands that make one to write to, or
+ * reckon what it would be like.
+ *
+ *     struct img_creation c;
+ *     img_creation_init (&c);
+ *     c.raw = ...                       before anything else
+ *     img_creation_set (&c, pair)       for each pair of -o
+ *     c.filename, c.size = ...
+ *     img_creation_make (&c)
+ */
+
+#ifndef CREATE_H
+#define CREATE_H
+
+#include "img.h"
+
+struct img_creation {
+  const char *filename;
+  bool raw, quiet, unsafe;
+  bool has_size;
+  uint64_t size;
+  const char *compat; /* as given, for the report */
+  const char *preallocation;
+  struct q_create_options opts; /* its strings belong to whoever gave them */
+};
+
+void img_creation_init (struct img_creation *c);
+/* Takes one option of -o.  Reports what is wrong; false then. */
+bool img_creation_set (struct img_creation *c, const struct img_pair *pair);
+/* Makes the image, emptying a file that is there.  Reports what is wrong; false then. */
+bool img_creation_make (struct img_creation *c);
+
+#endif /* CREATE_H */
