@@ -173,8 +173,8 @@ struct q_image_info {
 };
 void q_get_info (const struct q_image *img, struct q_image_info *info);
 
-/* Whether many clusters that have a refcount take no room on the file system, as after preallocation
- * of metadata alone: then what the mapping calls data may be a hole in the file. */
+/* Whether many clusters that have a refcount take no room on the file system, as after
+ * preallocation of metadata alone: then what the mapping calls data may be a hole in the file. */
 bool q_is_sparse (struct q_image *img);
 
 struct q_snapshot_info {
