@@ -386,13 +386,13 @@ plugin_get_size (void *handle)
 static int
 plugin_block_size (void *handle, uint32_t *minimum, uint32_t *preferred, uint32_t *maximum)
 {
-  uint32_t cluster = q_cluster_size (image);
+  uint32_t unit = q_allocation_size (image);
 
   (void)handle;
   *minimum = 1;
-  /* A write of whole clusters copies nothing from below.  Pages bound it from beneath: smaller
+  /* A write of whole units copies nothing from below.  Pages bound it from beneath: smaller
    * requests than that are slower whatever the image says. */
-  *preferred = cluster < 4096 ? 4096 : cluster;
+  *preferred = unit < 4096 ? 4096 : unit;
   *maximum = UINT32_MAX;
   return 0;
 }

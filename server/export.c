@@ -116,8 +116,8 @@ describe (struct export *x, const struct export_options *opts, const struct sour
   x->max_connections = opts->max_connections;
   x->rate.bytes_per_second = opts->rate;
   x->min_block = opts->min_block ? opts->min_block : 1;
-  /* A cluster is what is allocated and copied as a whole. */
-  x->preferred_block = q_cluster_size (x->img);
+  /* What is allocated and copied as a whole. */
+  x->preferred_block = q_allocation_size (x->img);
   if (x->preferred_block < 4096)
     x->preferred_block = 4096;
   if (x->preferred_block < x->min_block)

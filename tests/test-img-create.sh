@@ -89,6 +89,19 @@ for c, compat in itertools.product(("512", "4k", "64k", "2M"), ("0.10", "v2", "1
 case(option("cluster_size=512", "refcount_bits=64", "preallocation=metadata"), ["20M"])
 case(option("cluster_size=64k", "preallocation=metadata"), ["50G"])
 
+# Extended L2 entries.
+for c, compat in itertools.product(("512", "8k", "16k", "64k", "2M"), ("v2", "v3")):
+    for extra in "extended_l2=on", "extended_l2=off":
+        for size in "0", "1000", "1G":
+            case(option("cluster_size=" + c, "compat=" + compat, extra), [size])
+for mode in "metadata", "falloc", "full":
+    case(option("extended_l2=on", "preallocation=" + mode), ["40M"])
+    case(option("extended_l2=on", "cluster_size=16k", "preallocation=" + mode), ["70M"])
+case(option("extended_l2=on"), ["1000"])
+case(option("extended_l2=maybe"), ["1M"])
+for c, size in (("16k", "64T"), ("16k", "65T"), ("64k", "1P"), ("64k", "2P")):
+    case(option("extended_l2=on", "cluster_size=" + c), [size])
+
 # Too large, or not.
 for c, size in (("512", "128G"), ("512", "129G"), ("64k", "2P"), ("64k", "3P"), ("2M", "2E"), ("2M", "3E")):
     case(option("cluster_size=" + c), [size])
@@ -115,6 +128,8 @@ case(["-f", "qcow2", "-u", "-b", "n" * 1024, "-F", "raw"], ["1M"])
 for c, length in (("512", 300), ("512", 500), ("1k", 800), ("1k", 1000)):
     case(option("cluster_size=" + c) + ["-u", "-b", "n" * length, "-F", "raw"], ["1M"], unsafe=True)
 case(option("preallocation=metadata") + ["-b", "base.raw", "-F", "raw"], ["1M"])
+for mode in "off", "metadata", "falloc", "full":
+    case(option("extended_l2=on", "preallocation=" + mode) + ["-b", "base.raw", "-F", "raw"], ["1M"])
 case(option("backing_file=ba,,se", "backing_fmt=raw"), [])
 
 # Raw.
@@ -137,7 +152,7 @@ case(option("size=7M"), ["7M"])
 case(["-f", "vmdk_"], ["1M"])
 
 # What QEMU can make and we cannot is refused by its name.
-for o in "encryption=on", "encrypt.format=luks", "data_file=x", "extended_l2=on":
+for o in "encryption=on", "encrypt.format=luks", "data_file=x":
     p = run(IMG, "create", "-o", o, "ours2", "1M")
     if p.returncode != 1 or o.split("=")[0] not in p.stderr or os.path.exists("ours2"):
         sys.exit("create -o %s: %d %s" % (o, p.returncode, p.stderr))

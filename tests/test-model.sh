@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 #
 # The model test on images that qemu-img makes: version, cluster size, refcount width, lazy refcounts,
-# compression, what is below, internal snapshots, cache size and threads are all drawn from SEED.
+# extended L2 entries, compression, what is below, internal snapshots, cache size and threads are all drawn from SEED.
 # Afterwards qemu-img check finds nothing, QEMU reads the same contents as the engine, and snapshots and
 # backing files are what they were.
 #
@@ -45,6 +45,11 @@ choose_options ()
     [ "$PICK" != 0 ] || options=$options,compression_type=zstd
   fi
   options=$options,cluster_size=$cluster
+  pick 2
+  case $cluster,$PICK,$options in
+  512,* | 1024,* | 2048,* | 4096,* | 8192,* | *,0,* | *,compat=0.10*) ;;
+  *) options=$options,extended_l2=on ;;
+  esac
   pick 24576
   size=$(((PICK + 10) * 512))
   [ "$cluster" -ge 4096 ] || size=$((size / 2048 * 512 + 1536))
@@ -64,7 +69,9 @@ make_image ()
       below="-b base.raw -F raw"
     else
       qemu-img convert -c -f raw -O qcow2 base.raw base.qcow2
-      qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 -o cluster_size=4096 mid.qcow2
+      pick 2
+      [ "$PICK" = 0 ] && mid=cluster_size=4096 || mid=cluster_size=32768,extended_l2=on
+      qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 -o $mid mid.qcow2
       qemu-io -f qcow2 -c "write -P 77 0 1536" mid.qcow2 >/dev/null
       below="-b mid.qcow2 -F qcow2"
     fi

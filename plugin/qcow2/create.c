@@ -88,6 +88,9 @@ check_version_limits (const char *filename, const struct q_create_options *opts,
   if (opts->lazy_refcounts)
     return q_fail (err, -EINVAL, "%s: lazy refcounts need version 3 (compat=1.1), not version 2",
                    filename);
+  if (opts->extended_l2)
+    return q_fail (err, -EINVAL,
+                   "%s: extended L2 entries need version 3 (compat=1.1), not version 2", filename);
   if (opts->zstd)
     return q_fail (
         err, -EINVAL,
@@ -119,9 +122,10 @@ check_backing (const char *filename, const struct q_create_options *opts, struct
       return q_fail (err, -EINVAL, "%s: backing format '%.64s' has %zu bytes: 1 to %u are possible",
                      filename, opts->backing_format, len, MAX_BACKING_FORMAT);
   }
-  if (opts->preallocation != Q_PREALLOC_OFF)
+  if (opts->preallocation != Q_PREALLOC_OFF && !opts->extended_l2)
     return q_fail (err, -EINVAL,
-                   "%s: preallocation hides what the backing file holds: use one or the other",
+                   "%s: preallocation hides what the backing file holds: use one or the other, or "
+                   "extended L2 entries (extended_l2=on)",
                    filename);
   return 0;
 }
@@ -134,6 +138,10 @@ check_options (const char *filename, const struct q_create_options *opts, struct
         err, -EINVAL,
         "%s: cluster size 2^%u is out of range: it is a power of two from %u to %u bytes", filename,
         opts->cluster_bits, 1u << Q_MIN_CLUSTER_BITS, 1u << Q_MAX_CLUSTER_BITS);
+  if (opts->extended_l2 && opts->cluster_bits < Q_MIN_EXTL2_BITS)
+    return q_fail (err, -EINVAL,
+                   "%s: cluster size %u is too small for extended L2 entries: at least %u bytes",
+                   filename, 1u << opts->cluster_bits, 1u << Q_MIN_EXTL2_BITS);
   if (opts->refcount_bits < 1 || opts->refcount_bits > 64 ||
       (opts->refcount_bits & (opts->refcount_bits - 1)) != 0)
     return q_fail (err, -EINVAL,
@@ -154,7 +162,8 @@ plan_layout (struct creation *c, uint64_t size)
   struct layout *l = &c->layout;
   const unsigned bits = opts->cluster_bits;
   const uint64_t cluster = 1ull << bits;
-  const uint64_t l2_reach = cluster << (bits - 3); /* guest bytes below one L2 table */
+  /* Guest bytes below one L2 table. */
+  const uint64_t l2_reach = cluster << (bits - (opts->extended_l2 ? 4 : 3));
   const uint64_t max_size = Q_MAX_L1_BYTES / 8 * l2_reach;
 
   if (size > max_size)
@@ -298,7 +307,8 @@ build_header (struct creation *c, size_t *used)
     .l1_table_offset = put64 (l->l1 << l->cluster_bits),
     .refcount_table_offset = put64 (l->reftable << l->cluster_bits),
     .refcount_table_clusters = put32 ((uint32_t)l->n_reftable),
-    .incompatible_features = put64 (opts->zstd ? Q_INCOMPAT_COMPRESSION : 0),
+    .incompatible_features = put64 ((opts->zstd ? Q_INCOMPAT_COMPRESSION : 0) |
+                                    (opts->extended_l2 ? Q_INCOMPAT_EXTL2 : 0)),
     .compatible_features = put64 (opts->lazy_refcounts ? Q_COMPAT_LAZY_REFCOUNTS : 0),
     .refcount_order = put32 (l->refcount_order),
     .header_length = put32 ((uint32_t)header_length),
@@ -352,17 +362,19 @@ sync_file (struct creation *c)
 }
 
 /* COUNT table clusters at cluster FIRST, whose USED entries hold the offsets of consecutive
- * clusters beginning with TARGET, or'ed with FLAGS; the rest of the entries are 0. */
+ * clusters beginning with TARGET, or'ed with FLAGS; the rest of the entries are 0.  An entry is
+ * WORDS words of which the others are 0: no subcluster is allocated, whatever the cluster holds. */
 static int
 write_pointers (struct creation *c, uint64_t first, uint64_t count, uint64_t target, uint64_t used,
-                uint64_t flags, const char *what)
+                uint64_t flags, unsigned words, const char *what)
 {
   const unsigned bits = c->layout.cluster_bits;
   const uint64_t per_cluster = (1ull << bits) / 8;
   uint64_t done = 0;
 
   for (uint64_t i = 0; i < count; i++) {
-    for (uint64_t k = 0; k < per_cluster; k++) {
+    memset (c->cluster, 0, (size_t)1 << bits);
+    for (uint64_t k = 0; k < per_cluster; k += words) {
       be64 entry = put64 (done < used ? ((target + done) << bits) | flags : 0);
 
       memcpy (c->cluster + 8 * k, &entry, sizeof entry);
@@ -464,12 +476,13 @@ write_tables (struct creation *c)
   int r = write_refblocks (c);
 
   if (r == 0)
-    r = write_pointers (c, l->reftable, l->n_reftable, l->refblocks, l->n_refblocks, 0,
+    r = write_pointers (c, l->reftable, l->n_reftable, l->refblocks, l->n_refblocks, 0, 1,
                         "refcount table");
   if (r == 0 && (l->n_l2 || !c->file->holes_are_zero))
-    r = write_pointers (c, l->l1, l->n_l1, l->l2, l->n_l2, Q_COPIED, "L1 table");
+    r = write_pointers (c, l->l1, l->n_l1, l->l2, l->n_l2, Q_COPIED, 1, "L1 table");
   if (r == 0 && l->n_l2)
-    r = write_pointers (c, l->l2, l->n_l2, l->data, l->n_data, Q_COPIED, "L2 table");
+    r = write_pointers (c, l->l2, l->n_l2, l->data, l->n_data, Q_COPIED,
+                        c->opts->extended_l2 ? 2 : 1, "L2 table");
   return r;
 }
 

@@ -247,6 +247,8 @@ q_compressed_encode (unsigned cluster_bits, uint64_t host, uint32_t csize)
 
 #define Q_MIN_CLUSTER_BITS   9u
 #define Q_MAX_CLUSTER_BITS   21u
+#define Q_MIN_EXTL2_BITS     14u
+#define Q_SUBCLUSTER_BITS    5u /* 32 in a cluster with extended L2 entries */
 #define Q_MAX_L1_BYTES       (32u << 20)
 #define Q_MAX_REFTABLE_BYTES (8u << 20)
 #define Q_MAX_SNAPSHOTS      65536u

@@ -34,7 +34,8 @@ check_table (const struct q_image *img, const char *what, uint64_t offset, uint6
 static int
 check_features (struct q_image *img, struct q_error *err)
 {
-  uint64_t known = Q_INCOMPAT_DIRTY | Q_INCOMPAT_CORRUPT | Q_INCOMPAT_COMPRESSION;
+  uint64_t known =
+      Q_INCOMPAT_DIRTY | Q_INCOMPAT_CORRUPT | Q_INCOMPAT_COMPRESSION | Q_INCOMPAT_EXTL2;
   uint64_t unknown = img->incompatible & ~known;
   char buf[64];
 
@@ -89,6 +90,7 @@ parse_fields (struct q_image *img, const struct qcow2_header *h, struct q_error 
     return q_fail (err, -EINVAL, "%s: cluster_bits is %u, should be %u to %u", img->filename,
                    img->cluster_bits, Q_MIN_CLUSTER_BITS, Q_MAX_CLUSTER_BITS);
   img->l2_bits = img->cluster_bits - 3;
+  img->subcluster_bits = img->cluster_bits;
   atomic_init (&img->size, get64 (h->size));
   img->backing_file_offset = get64 (h->backing_file_offset);
   img->backing_file_size = get32 (h->backing_file_size);
@@ -107,8 +109,14 @@ parse_fields (struct q_image *img, const struct qcow2_header *h, struct q_error 
   img->incompatible = get64 (h->incompatible_features);
   img->compatible = get64 (h->compatible_features);
   img->autoclear = get64 (h->autoclear_features);
-  if (img->incompatible & Q_INCOMPAT_EXTL2)
+  if (img->incompatible & Q_INCOMPAT_EXTL2) {
+    if (img->cluster_bits < Q_MIN_EXTL2_BITS)
+      return q_fail (err, -EINVAL,
+                     "%s: cluster_bits is %u, should be at least %u with extended L2 entries",
+                     img->filename, img->cluster_bits, Q_MIN_EXTL2_BITS);
     img->l2_bits = img->cluster_bits - 4;
+    img->subcluster_bits = img->cluster_bits - Q_SUBCLUSTER_BITS;
+  }
   img->refcount_order = get32 (h->refcount_order);
   img->header_length = get32 (h->header_length);
   if (img->refcount_order > 6)

@@ -180,7 +180,7 @@ open_raw (struct q_image *img, struct q_error *err)
 
   if (r < 0)
     return q_fail (err, r, "%s: cannot tell the file's size: %s", img->filename, strerror (-r));
-  img->cluster_bits = 16;
+  img->cluster_bits = img->subcluster_bits = 16;
   atomic_store (&img->size, size);
   return 0;
 }
@@ -482,6 +482,12 @@ uint32_t
 q_cluster_size (const struct q_image *img)
 {
   return 1u << img->cluster_bits;
+}
+
+uint32_t
+q_allocation_size (const struct q_image *img)
+{
+  return 1u << img->subcluster_bits;
 }
 
 bool

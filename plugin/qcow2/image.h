@@ -29,8 +29,6 @@
 
 enum q_table_kind { Q_TABLE_L1, Q_TABLE_L2, Q_TABLE_REFTABLE, Q_TABLE_REFBLOCK };
 
-struct q_l2_entry; /* entry.h */
-
 /* A metadata table in memory, as it is on disk.  Entries of 8 bytes are read and written
  * atomically, so that readers need no lock; L2 entries, which may be wider, by entry.h; refcount
  * blocks belong to the allocator's lock. */
@@ -198,7 +196,8 @@ struct q_image {
   /* the header, in host byte order (header.c) */
   unsigned version;
   unsigned cluster_bits;
-  unsigned l2_bits; /* entries of an L2 table: 1 << l2_bits */
+  unsigned subcluster_bits; /* cluster_bits unless L2 entries are extended */
+  unsigned l2_bits;         /* entries of an L2 table: 1 << l2_bits */
   unsigned refcount_order;
   uint32_t crypt_method;
   uint32_t header_length;
@@ -473,17 +472,6 @@ int q_flush_throttle (struct q_image *img);
 
 /* ---- map.c ----------------------------------------------------------------------------------- */
 
-enum q_cluster_kind {
-  Q_CLUSTER_UNALLOCATED,
-  Q_CLUSTER_ZERO_PLAIN,
-  Q_CLUSTER_ZERO_ALLOC,
-  Q_CLUSTER_DATA,
-  Q_CLUSTER_COMPRESSED,
-};
-
-/* Decodes and checks an L2 entry.  -EIO, after logging, if it cannot be valid. */
-int q_decode_entry (struct q_image *img, uint64_t guest_cluster, struct q_l2_entry entry,
-                    enum q_cluster_kind *kind, uint64_t *host, uint32_t *csize);
 /* 1 if the range reads as zeros, 0 if it may not, or an error.  Hold a pin. */
 int q_reads_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags);
 /* q_pread for callers that hold a pin. */
@@ -491,9 +479,6 @@ int q_pread_pinned (struct q_image *img, void *buf, uint64_t offset, uint64_t le
 
 /* ---- write.c: what zero.c shares ------------------------------------------------------------- */
 
-/* The references that an L2 entry holds, as up to one run of host clusters; count 0 if none. */
-void q_entry_references (const struct q_image *img, struct q_l2_entry entry, uint64_t *cluster,
-                         uint64_t *count);
 static inline void
 q_note_data_written (struct q_image *img)
 {

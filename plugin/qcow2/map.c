@@ -11,9 +11,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "entry.h"
-
-#define ull(v) ((unsigned long long)(v))
+#include "cluster.h"
 
 /* The most L2 entries that one call looks at. */
 #define MAX_WORK (1u << 18)
@@ -31,52 +29,6 @@ struct walk {
   unsigned n;                  /* layers with an entry in until */
   uint64_t until[Q_MAX_CHAIN]; /* unallocated in that layer up to this offset */
 };
-
-/* NULL, or what is wrong with the entry. */
-static const char *
-decode (const struct q_image *img, struct q_l2_entry e, enum q_cluster_kind *kind, uint64_t *host,
-        uint32_t *csize)
-{
-  uint64_t entry = e.descriptor;
-
-  *host = 0;
-  if (entry == 0) {
-    *kind = Q_CLUSTER_UNALLOCATED;
-    return NULL;
-  }
-  if (entry & Q_L2_COMPRESSED) {
-    *kind = Q_CLUSTER_COMPRESSED;
-    q_compressed_decode (entry & ~(Q_COPIED | Q_L2_COMPRESSED), img->cluster_bits, host, csize);
-    return *host < q_cluster_bytes (img) || *host >= Q_MAX_HOST_OFFSET
-               ? "its compressed data is at an impossible offset"
-               : NULL;
-  }
-  *host = entry & Q_OFFSET_MASK;
-  *kind = !(entry & Q_L2_ZERO) ? Q_CLUSTER_DATA
-          : *host              ? Q_CLUSTER_ZERO_ALLOC
-                               : Q_CLUSTER_ZERO_PLAIN;
-  if (entry & Q_L2_RESERVED)
-    return "reserved bits are set";
-  if (*host & (q_cluster_bytes (img) - 1))
-    return "its host offset is not aligned to a cluster";
-  if ((entry & Q_L2_ZERO) && img->version < 3)
-    return "version 2 has no zero flag";
-  if (*host == 0 && (entry & Q_COPIED))
-    return "it claims the header's cluster";
-  return NULL;
-}
-
-int
-q_decode_entry (struct q_image *img, uint64_t guest_cluster, struct q_l2_entry entry,
-                enum q_cluster_kind *kind, uint64_t *host, uint32_t *csize)
-{
-  const char *wrong = decode (img, entry, kind, host, csize);
-
-  if (wrong)
-    return q_corrupt (img, "guest cluster %llu: L2 entry %#llx: %s", ull (guest_cluster),
-                      ull (entry.descriptor), wrong);
-  return 0;
-}
 
 /* ---- one layer ------------------------------------------------------------------------------ */
 
@@ -126,7 +78,9 @@ map_qcow2 (struct q_image *img, uint64_t offset, uint64_t len, struct walk *w, s
   uint64_t cluster = q_cluster_bytes (img), gc = offset >> img->cluster_bits;
   uint64_t in = offset & (cluster - 1), covered;
   uint32_t index = (uint32_t)(gc & ((1u << img->l2_bits) - 1));
+  unsigned sub = q_subcluster_at (img, offset);
   bool merge = w->flags & Q_MAP_MERGE;
+  struct q_cluster c;
   struct q_table *t;
   int r;
 
@@ -138,26 +92,28 @@ map_qcow2 (struct q_image *img, uint64_t offset, uint64_t len, struct walk *w, s
                          .len = run_without_table (img, offset, len, w) };
     return 0;
   }
-  *p = (struct piece){ .skip = (uint32_t)in };
-  r = q_decode_entry (img, gc, q_l2_entry_get (t, index), &p->kind, &p->host, &p->csize);
+  r = q_decode_entry (img, gc, q_l2_entry_get (t, index), &c);
   if (r < 0)
     return r;
-  /* Entries alike, or data that goes on in the host file, up to the end of the table. */
-  for (covered = cluster - in;
-       covered < len && ++index < 1u << img->l2_bits && ++w->work < MAX_WORK; covered += cluster) {
-    enum q_cluster_kind kind;
-    uint64_t host;
-    uint32_t csize;
-
+  *p = (struct piece){
+    .kind = q_subcluster_kind (&c, sub), .host = c.host, .csize = c.csize, .skip = (uint32_t)in
+  };
+  /* Subclusters alike, or data that goes on in the host file, up to the end of the table.  What is
+   * covered is counted from the start of the first cluster. */
+  covered = (uint64_t)(sub + q_subcluster_run (img, &c, sub)) << img->subcluster_bits;
+  while ((covered & (cluster - 1)) == 0 && covered < len + in && ++index < 1u << img->l2_bits &&
+         ++w->work < MAX_WORK) {
     if (p->kind == Q_CLUSTER_COMPRESSED && !merge)
       break;
     /* What is wrong with the next entry is for whoever asks for it. */
-    if (decode (img, q_l2_entry_get (t, index), &kind, &host, &csize))
+    if (q_entry_wrong (img, q_l2_entry_get (t, index), &c))
       break;
-    if (kind != p->kind || (has_place (kind, w->flags) && host != p->host + covered + in))
+    if (q_subcluster_kind (&c, 0) != p->kind ||
+        (has_place (p->kind, w->flags) && c.host != p->host + covered))
       break;
+    covered += (uint64_t)q_subcluster_run (img, &c, 0) << img->subcluster_bits;
   }
-  p->len = q_min (covered, len);
+  p->len = q_min (covered - in, len);
   if (has_place (p->kind, w->flags))
     p->host += in;
   return 0;

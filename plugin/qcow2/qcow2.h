@@ -139,7 +139,10 @@ int q_close (struct q_image **img, struct q_error *err);
 
 uint64_t q_size (const struct q_image *img);         /* virtual size in bytes */
 uint32_t q_cluster_size (const struct q_image *img); /* 65536 for raw */
-bool q_read_only (const struct q_image *img);        /* also true after a sticky error */
+/* The unit of allocation, copy on write, zeroes and discard: a 32nd of a cluster with extended L2
+ * entries, else a cluster. */
+uint32_t q_allocation_size (const struct q_image *img);
+bool q_read_only (const struct q_image *img); /* also true after a sticky error */
 enum q_format q_image_format (const struct q_image *img);
 const char *q_filename (const struct q_image *img);
 struct q_image *q_backing_image (const struct q_image *img); /* NULL if none or not opened */
@@ -349,7 +352,9 @@ struct q_create_options {
   unsigned cluster_bits;  /* 9 to 21 (default 16) */
   unsigned refcount_bits; /* 1, 2, 4, ... 64 (default 16) */
   bool lazy_refcounts;
-  bool zstd; /* compression type of clusters that are compressed later */
+  bool extended_l2; /* subclusters: a 32nd of a cluster can be allocated by itself; at least 16 KiB
+                     */
+  bool zstd;        /* compression type of clusters that are compressed later */
   enum { Q_PREALLOC_OFF, Q_PREALLOC_METADATA, Q_PREALLOC_FALLOC, Q_PREALLOC_FULL } preallocation;
   const char *backing_file;   /* recorded as given; NULL for none */
   const char *backing_format; /* recorded as given */

@@ -31,6 +31,7 @@ struct patch {
   uint64_t host, bytes;
   const uint8_t *data;
   enum q_table_kind kind;
+  uint8_t *own; /* its data, if not as it is in the state file */
 };
 
 struct replay {
@@ -237,6 +238,31 @@ sort_patches (struct replay *p)
   return NULL;
 }
 
+/* A process that was killed while it replaced a compressed cluster, or put one in place, may have
+ * left a bitmap with the compressed descriptor (entry.c).  Takes it out. */
+static const char *
+mend_halves (const struct replay *p, struct patch *patch)
+{
+  if (patch->kind != Q_TABLE_L2 || !(p->img->incompatible & Q_INCOMPAT_EXTL2))
+    return NULL;
+  for (uint64_t at = 0; at < patch->bytes; at += sizeof (be64[2])) {
+    be64 entry[2];
+
+    memcpy (entry, patch->data + at, sizeof entry);
+    if (!(get64 (entry[0]) & Q_L2_COMPRESSED) || get64 (entry[1]) == 0)
+      continue;
+    if (!patch->own) {
+      patch->own = malloc (patch->bytes);
+      if (!patch->own)
+        return "out of memory";
+      memcpy (patch->own, patch->data, patch->bytes);
+      patch->data = patch->own;
+    }
+    memset (patch->own + at + sizeof entry[0], 0, sizeof entry[1]);
+  }
+  return NULL;
+}
+
 static const char *
 collect (struct replay *p)
 {
@@ -257,11 +283,14 @@ collect (struct replay *p)
       continue;
     if (!slot_is_sane (p, s))
       return "it is damaged";
-    if (is_reachable (p, s))
-      p->patch[p->n++] = (struct patch){ .host = atomic_load (&s->host),
-                                         .bytes = s->bytes,
-                                         .data = p->map + s->offset,
-                                         .kind = s->kind };
+    if (!is_reachable (p, s))
+      continue;
+    p->patch[p->n] = (struct patch){
+      .host = atomic_load (&s->host), .bytes = s->bytes, .data = p->map + s->offset, .kind = s->kind
+    };
+    wrong = mend_halves (p, &p->patch[p->n++]);
+    if (wrong)
+      return wrong;
   }
   /* Tables that have moved: the header will say where they are. */
   if (p->l1 &&
@@ -519,6 +548,8 @@ try_replay (struct q_image *img, const struct stat *st, bool *replayed, struct q
         img->filename);
   *replayed = true;
 out:
+  for (size_t i = 0; i < p.n; ++i)
+    free (p.patch[i].own);
   free (p.patch);
   munmap (map, p.mapped);
   return r;

@@ -14,7 +14,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "entry.h"
+#include "cluster.h"
 
 bool
 q_can_compress (const struct q_image *img)
@@ -38,9 +38,9 @@ struct piece {
 /* Whether what is past the end of the disk may change beside us: the disk may have grown, or grow
  * now, and what is there already be overwritten in place, which takes no claim. */
 static bool
-end_is_unsure (const struct piece *p, struct q_l2_entry entry)
+end_is_unsure (const struct piece *p, const struct q_cluster *c)
 {
-  bool in_place = (entry.descriptor & (Q_COPIED | Q_L2_COMPRESSED | Q_L2_ZERO)) == Q_COPIED;
+  bool in_place = !c->compressed && c->own && c->data;
 
   return p->part > 0 && (in_place || (p->gc << p->img->cluster_bits) + p->part != q_size (p->img));
 }
@@ -51,10 +51,8 @@ static int
 begin (struct piece *p)
 {
   struct q_image *img = p->img;
-  enum q_cluster_kind kind;
   struct q_l2_entry entry;
-  uint64_t host;
-  uint32_t csize;
+  struct q_cluster c;
   int r;
 
   p->index = (uint32_t)(p->gc & ((1u << img->l2_bits) - 1));
@@ -62,8 +60,8 @@ begin (struct piece *p)
   if (r < 0)
     return r;
   entry = q_l2_entry_get (p->table, p->index);
-  r = q_decode_entry (img, p->gc, entry, &kind, &host, &csize);
-  if (r == 0 && end_is_unsure (p, entry))
+  r = q_decode_entry (img, p->gc, entry, &c);
+  if (r == 0 && end_is_unsure (p, &c))
     r = -EFBIG;
   if (r == 0) {
     q_entry_references (img, entry, &p->lost, &p->n_lost);

@@ -3,11 +3,17 @@
  * Writing: begin, data, commit.
  *
  * A plan covers a prefix of the request that is all of one sort: overwritten in place, put into
- * clusters that are allocated already but read as zeros, or put into new clusters; the last two
- * within one L2 table.  A request of mixed sorts takes several plans.
+ * clusters that are allocated already but hold no data there (zeros, or subclusters that were never
+ * written), or put into new clusters; the last two within one L2 table.  A request of mixed sorts
+ * takes several plans.
+ *
+ * What surrounds the request goes with it up to the ends of its subclusters; where a new host
+ * cluster replaces another, up to the ends of what that one held.  A subcluster of a cluster that
+ * is ours is never copied once it is data: others may be overwriting it in place, without a claim.
  *
  * Invariant 2, this file's part: data and what surrounds it in a new cluster are written before
- * commit publishes the L2 entry; flush.c syncs them before the entry reaches the disk.
+ * commit publishes the L2 entry, its subcluster bits included; flush.c syncs them before the entry
+ * reaches the disk.
  * Invariant 4: a plan that changes a mapping holds the claim from before it looks at the old
  * mapping until after it has published the new one.  A plan, of whatever sort, is inside the gate
  * (gate.c) from begin to its end.  Invariant 6: commit cannot fail.  The table is held, the
@@ -18,7 +24,7 @@
 #include <stdlib.h>
 #include <sys/uio.h>
 
-#include "entry.h"
+#include "cluster.h"
 #include "state.h"
 
 /* The most bytes of new clusters in one plan: bounds the time that a claim is held. */
@@ -27,45 +33,17 @@
 /* Zero padding around data: the largest cluster.  Never written to. */
 static uint8_t zeros[1u << Q_MAX_CLUSTER_BITS] __attribute__ ((aligned (4096)));
 
-void
-q_entry_references (const struct q_image *img, struct q_l2_entry e, uint64_t *cluster,
-                    uint64_t *count)
-{
-  uint64_t entry = e.descriptor;
-
-  *count = 0;
-  if (entry & Q_L2_COMPRESSED) {
-    uint64_t host;
-    uint32_t csize;
-
-    q_compressed_decode (entry & ~(Q_COPIED | Q_L2_COMPRESSED), img->cluster_bits, &host, &csize);
-    *cluster = host >> img->cluster_bits;
-    *count = ((host + csize - 1) >> img->cluster_bits) - *cluster + 1;
-  } else if (entry & Q_OFFSET_MASK) {
-    *cluster = (entry & Q_OFFSET_MASK) >> img->cluster_bits;
-    *count = 1;
-  }
-}
-
 static bool
 holds_references (struct q_l2_entry e)
 {
   return (e.descriptor & Q_L2_COMPRESSED) || (e.descriptor & Q_OFFSET_MASK);
 }
 
+/* Has a host cluster that is ours alone: what is written to it changes nothing else. */
 static bool
-is_in_place (struct q_l2_entry e)
+is_own (const struct q_cluster *c)
 {
-  return (e.descriptor & (Q_COPIED | Q_L2_COMPRESSED | Q_L2_ZERO)) == Q_COPIED &&
-         (e.descriptor & Q_OFFSET_MASK);
-}
-
-/* Allocated and ours alone, but marked as reading zeros. */
-static bool
-is_reusable (struct q_l2_entry e)
-{
-  return (e.descriptor & (Q_COPIED | Q_L2_COMPRESSED | Q_L2_ZERO)) == (Q_COPIED | Q_L2_ZERO) &&
-         (e.descriptor & Q_OFFSET_MASK);
+  return !c->compressed && c->own;
 }
 
 /* Adds LEN bytes at HOST to the plan's runs.  False if there is no room for another run. */
@@ -89,6 +67,18 @@ add_run (struct q_write_plan *plan, uint64_t host, uint64_t len, uint64_t cluste
 
 /* ---- overwriting in place ------------------------------------------------------------------- */
 
+/* Bytes from OFFSET on that can be overwritten where they are, up to the end of the cluster. */
+static uint64_t
+in_place_bytes (const struct q_image *img, const struct q_cluster *c, uint64_t offset)
+{
+  unsigned sub = q_subcluster_at (img, offset);
+  uint64_t in = offset & (q_cluster_bytes (img) - 1);
+
+  if (!is_own (c) || !(c->data >> sub & 1))
+    return 0;
+  return ((uint64_t)(sub + q_subcluster_run (img, c, sub)) << img->subcluster_bits) - in;
+}
+
 /* Covers what can be overwritten in place from the start of the range: 1 if anything can, else 0.
  */
 static int
@@ -98,21 +88,18 @@ plan_in_place (struct q_image *img, uint64_t offset, uint64_t len, unsigned flag
   uint64_t cluster = q_cluster_bytes (img);
 
   while (plan->len < len) {
-    uint64_t pos = offset + plan->len, gc = pos >> img->cluster_bits, in = pos & (cluster - 1);
-    uint64_t bytes = q_min (cluster - in, len - plan->len), host;
-    struct q_l2_entry entry = { 0 };
-    enum q_cluster_kind kind;
+    uint64_t pos = offset + plan->len, gc = pos >> img->cluster_bits, bytes;
+    struct q_cluster c = { 0 };
     struct q_table *t;
-    uint32_t csize;
     int r = q_l2_get (img, gc >> img->l2_bits, flags, &t);
 
-    if (r == 0 && t) {
-      entry = q_l2_entry_get (t, (uint32_t)(gc & ((1u << img->l2_bits) - 1)));
-      r = q_decode_entry (img, gc, entry, &kind, &host, &csize);
-    }
+    if (r == 0 && t)
+      r = q_decode_entry (img, gc, q_l2_entry_get (t, (uint32_t)(gc & ((1u << img->l2_bits) - 1))),
+                          &c);
     if (r < 0)
       return plan->len > 0 ? 1 : r;
-    if (!t || !is_in_place (entry) || !add_run (plan, host + in, bytes, 1))
+    bytes = q_min (in_place_bytes (img, &c, pos), len - plan->len);
+    if (bytes == 0 || !add_run (plan, c.host + (pos & (cluster - 1)), bytes, 1))
       break;
     plan->len += bytes;
   }
@@ -121,18 +108,61 @@ plan_in_place (struct q_image *img, uint64_t offset, uint64_t len, unsigned flag
 
 /* ---- allocating ----------------------------------------------------------------------------- */
 
+/* The subclusters of guest cluster GC that the plan's bytes touch. */
+static void
+touched (const struct q_image *img, const struct q_write_plan *plan, uint64_t gc, unsigned *from,
+         unsigned *to)
+{
+  uint64_t start = gc << img->cluster_bits, end = start + q_cluster_bytes (img);
+
+  *from = q_subcluster_at (img, start > plan->offset ? start : plan->offset);
+  *to = q_subcluster_at (img, q_min (end, plan->offset + plan->len) - 1);
+}
+
+/* FROM to TO become those that are written, padding included.  In a new host cluster that is also
+ * what the old one held, with what lies between. */
+static void
+widen (const struct q_image *img, const struct q_write_plan *plan, const struct q_cluster *old,
+       unsigned *from, unsigned *to)
+{
+  uint32_t keep = plan->reuses ? 0 : old->compressed ? q_all_subclusters (img) : old->data;
+
+  keep |= q_subcluster_mask (*from, *to);
+  *from = (unsigned)__builtin_ctz (keep);
+  *to = 31 - (unsigned)__builtin_clz (keep);
+}
+
 /* What has to surround the request in its first and last cluster.  Looks at the old mapping, which
  * the claim keeps as it is. */
 static int
 plan_padding (struct q_image *img, unsigned flags, struct q_write_plan *plan)
 {
-  uint64_t cluster = q_cluster_bytes (img), size = q_size (img);
-  uint64_t end = plan->offset + plan->len, tail_end;
+  uint64_t size = q_size (img), end = plan->offset + plan->len, tail_end;
+  uint64_t first = plan->offset >> img->cluster_bits, last = (end - 1) >> img->cluster_bits;
+  unsigned from, to;
+  struct q_cluster c;
   int r;
 
-  plan->head = (uint32_t)(plan->offset & (cluster - 1));
-  plan->tail = (uint32_t)(q_round_up (end, cluster) - end);
   plan->copy_head = plan->copy_tail = false;
+  r = q_decode_entry (img, first, q_l2_entry_get (plan->table, plan->index), &c);
+  if (r < 0)
+    return r;
+  touched (img, plan, first, &from, &to);
+  if (!plan->reuses || !(c.data >> from & 1)) {
+    widen (img, plan, &c, &from, &to);
+    plan->head = (uint32_t)(plan->offset - (first << img->cluster_bits) -
+                            ((uint64_t)from << img->subcluster_bits));
+  }
+  r = q_decode_entry (img, last,
+                      q_l2_entry_get (plan->table, plan->index + (uint32_t)(last - first)), &c);
+  if (r < 0)
+    return r;
+  touched (img, plan, last, &from, &to);
+  if (!plan->reuses || !(c.data >> to & 1)) {
+    widen (img, plan, &c, &from, &to);
+    plan->tail = (uint32_t)((last << img->cluster_bits) +
+                            ((uint64_t)(to + 1) << img->subcluster_bits) - end);
+  }
   if (plan->head) {
     r = q_reads_zero (img, plan->offset - plan->head, plan->head, flags);
     if (r < 0)
@@ -261,23 +291,21 @@ plan_allocating (struct q_image *img, uint64_t offset, uint64_t len, unsigned fl
   plan->table = t;
   plan->index = (uint32_t)(first & (per_table - 1));
 
-  /* Somebody may have been here while we waited for the claim. */
-  if (is_in_place (q_l2_entry_get (t, plan->index))) {
-    let_go (plan);
-    return 1;
-  }
-  plan->reuses = is_reusable (q_l2_entry_get (t, plan->index));
   for (n = 0; n <= last - first; ++n) {
-    struct q_l2_entry entry = q_l2_entry_get (t, plan->index + (uint32_t)n);
-    uint64_t host;
-    enum q_cluster_kind kind;
-    uint32_t csize;
+    struct q_cluster c;
 
-    if (is_in_place (entry) || is_reusable (entry) != plan->reuses)
-      break;
-    r = q_decode_entry (img, first + n, entry, &kind, &host, &csize);
+    r = q_decode_entry (img, first + n, q_l2_entry_get (t, plan->index + (uint32_t)n), &c);
     if (r < 0)
       goto fail;
+    if (n == 0) {
+      /* Somebody may have been here while we waited for the claim. */
+      if (in_place_bytes (img, &c, offset) > 0) {
+        let_go (plan);
+        return 1;
+      }
+      plan->reuses = is_own (&c);
+    } else if (is_own (&c) != plan->reuses || (is_own (&c) && c.data == q_all_subclusters (img)))
+      break;
   }
 
   /* The padding first: it may need waiting for, and then nothing has been allocated. */
@@ -412,11 +440,30 @@ q_write_data (struct q_write_plan *plan, const void *buf)
 
 /* ---- the end of a plan ---------------------------------------------------------------------- */
 
+/* What OLD, the entry of guest cluster GC, becomes when the plan's bytes are at HOST. */
+static struct q_l2_entry
+written_entry (const struct q_image *img, const struct q_write_plan *plan, uint64_t gc,
+               struct q_l2_entry old, uint64_t host)
+{
+  struct q_cluster c, new = { .own = true, .host = host };
+  const char *wrong = q_entry_wrong (img, old, &c);
+  unsigned from, to;
+
+  assert (!wrong); /* begin has seen it, and the claim kept it */
+  (void)wrong;
+  touched (img, plan, gc, &from, &to);
+  widen (img, plan, &c, &from, &to);
+  new.data = q_subcluster_mask (from, to) | (plan->reuses ? c.data : 0);
+  new.zero = c.zero & ~new.data;
+  return q_encode_entry (img, &new);
+}
+
 void
 q_write_commit (struct q_write_plan *plan)
 {
   struct q_image *img = plan->img;
   struct q_table *t = plan->table;
+  uint64_t gc = plan->offset >> img->cluster_bits;
   uint32_t index = plan->index;
   bool frees = plan->frees > 0;
 
@@ -435,7 +482,7 @@ q_write_commit (struct q_write_plan *plan)
       struct q_l2_entry old = q_l2_entry_get (t, index);
       uint64_t cluster, count;
 
-      q_l2_entry_set (t, index, (struct q_l2_entry){ .descriptor = host | Q_COPIED });
+      q_l2_entry_set (t, index, written_entry (img, plan, gc++, old, host));
       if (plan->reuses)
         continue;
       q_entry_references (img, old, &cluster, &count);

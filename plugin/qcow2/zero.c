@@ -2,9 +2,13 @@
  *
  * Write zeroes and discard: changes of mapping that move no data.
  *
- * What is not a whole cluster is written as zeros (write zeroes) or left alone (discard), except
+ * Subclusters are counted from the start of the disk; without extended L2 entries a cluster is one.
+ * What is not a whole subcluster is written as zeros (write zeroes) or left alone (discard), except
  * that the last cluster of the disk counts as whole when the range reaches the end.  What the range
  * lets go of goes to limbo, as in write.c, and under the same invariants 3 and 4.
+ *
+ * A host cluster is let go of with the last data in it.  While some is left, what was discarded
+ * beside it keeps its place: it may be written again at any time.
  *
  * Never does a discarded or zeroed cluster show what a backing file has there: with a backing
  * file below, version 3 gets a zero flag; version 2 has none, so there a discard does nothing and
@@ -14,64 +18,142 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "entry.h"
+#include "cluster.h"
 
 enum mode { DISCARD, ZERO_UNMAP, ZERO_KEEP, ZERO_PROVISION };
 
-/* The descriptor that new_entry answers for a cluster that must first be allocated. */
+/* The descriptor that new_mapping answers for a cluster that must first be allocated. */
 #define WANTS_CLUSTER UINT64_MAX
 
 #define MAX_CLUSTERS (1u << 14) /* at a time: bounds how long the claim is held */
 #define ZERO_BUFFER  (1u << 20)
 
+/* ---- what becomes of one cluster ------------------------------------------------------------ */
+
+/* Subclusters of a cluster, as a power of two. */
+static unsigned
+sub_shift (const struct q_image *img)
+{
+  return img->cluster_bits - img->subcluster_bits;
+}
+
+/* Which subclusters of guest cluster GC are among [FIRST, END). */
+static uint32_t
+part_of (const struct q_image *img, uint64_t gc, uint64_t first, uint64_t end)
+{
+  uint64_t start = gc << sub_shift (img);
+  uint64_t from = first > start ? first - start : 0;
+
+  return q_subcluster_mask ((unsigned)from, (unsigned)q_min (end - start, q_subclusters (img)) - 1);
+}
+
+/* Whether anything but zeros would be seen of PART of guest cluster GC if it were unallocated: 1,
+ * 0, or an error. */
+static int
+below_shows (struct q_image *img, uint64_t gc, uint32_t part)
+{
+  uint64_t from =
+      (gc << img->cluster_bits) + ((uint64_t)__builtin_ctz (part) << img->subcluster_bits);
+  uint64_t to =
+      (gc << img->cluster_bits) + ((uint64_t)(32 - __builtin_clz (part)) << img->subcluster_bits);
+  int r;
+
+  if (!img->backing || from >= q_size (img->backing))
+    return 0;
+  r = q_reads_zero (img->backing, from, q_min (to, q_size (img->backing)) - from, 0);
+  return r < 0 ? r : !r;
+}
+
+/* What PART of OLD becomes without data being written.  1 if it takes data, *C then being as it
+ * was.
+ */
+static int
+new_mapping (struct q_image *img, uint64_t gc, uint32_t part, enum mode mode, struct q_cluster *c)
+{
+  const struct q_cluster old = *c;
+  bool whole = part == q_all_subclusters (img), shows = false;
+  uint32_t lose = old.compressed ? part : part & old.data;
+  uint32_t blank = old.compressed || mode == DISCARD ? 0 : part & ~(old.data | old.zero);
+
+  if (old.compressed && !whole)
+    return mode == DISCARD ? 0 : 1;
+  if (blank || img->version < 3) {
+    int r = below_shows (img, gc, part);
+
+    if (r < 0)
+      return r;
+    shows = r > 0;
+  }
+  if (!shows)
+    blank = 0;
+  if (!lose && !blank && (mode == ZERO_KEEP || old.host == 0))
+    return 0;
+  if (img->version < 3) {
+    if (!lose && !blank)
+      return 0;
+    if (shows || mode == ZERO_KEEP)
+      return mode == DISCARD ? 0 : 1;
+    *c = (struct q_cluster){ 0 };
+    return 0;
+  }
+
+  if (old.compressed)
+    *c = (struct q_cluster){ 0 };
+  c->data &= ~lose;
+  c->zero |= blank;
+  if (img->backing || (mode == ZERO_KEEP && c->own))
+    c->zero |= lose;
+  if (c->data || (mode == ZERO_KEEP && c->own) || (!lose && !whole))
+    return 0;
+  c->host = 0;
+  c->own = false;
+  if (!img->backing)
+    c->zero &= ~part;
+  return 0;
+}
+
 /* True if OLD cannot be turned into something that reads as zeros without writing data; else *NEW
  * is what it becomes, maybe OLD itself. */
 static int
-new_entry (struct q_image *img, uint64_t gc, struct q_l2_entry old, enum mode mode,
+new_entry (struct q_image *img, uint64_t gc, uint32_t part, struct q_l2_entry old, enum mode mode,
            struct q_l2_entry *new)
 {
-  enum q_cluster_kind kind;
-  uint64_t host, offset = gc << img->cluster_bits, len;
-  uint32_t csize;
-  bool below_shows; /* would what is below be seen through an empty entry? */
-  int r = q_decode_entry (img, gc, old, &kind, &host, &csize);
+  struct q_cluster c;
+  int r = q_decode_entry (img, gc, old, &c);
 
   if (r < 0)
     return r;
   *new = old;
-  if (mode == ZERO_PROVISION) {
-    if (img->version < 3)
-      return 1;
-    if ((kind == Q_CLUSTER_DATA || kind == Q_CLUSTER_ZERO_ALLOC) && (old.descriptor & Q_COPIED))
-      new->descriptor |= Q_L2_ZERO;
-    else
-      new->descriptor = WANTS_CLUSTER;
+  if (mode != ZERO_PROVISION) {
+    r = new_mapping (img, gc, part, mode, &c);
+    if (r == 0 && !c.compressed)
+      *new = q_encode_entry (img, &c);
+    return r;
+  }
+  if (img->version < 3)
+    return 1;
+  if (!c.own || c.compressed) {
+    *new = (struct q_l2_entry){ .descriptor = WANTS_CLUSTER };
     return 0;
   }
-  if (kind == Q_CLUSTER_ZERO_PLAIN || (kind == Q_CLUSTER_ZERO_ALLOC && mode == ZERO_KEEP))
-    return 0;
-  if (kind == Q_CLUSTER_UNALLOCATED && mode == DISCARD)
-    return 0;
-
-  below_shows = img->backing && offset < q_size (img->backing);
-  if (below_shows && (img->version < 3 || kind == Q_CLUSTER_UNALLOCATED)) {
-    len = q_min (q_cluster_bytes (img), q_size (img->backing) - offset);
-    r = q_reads_zero (img->backing, offset, len, 0);
-    if (r < 0)
-      return r;
-    below_shows = r == 0;
-  }
-  if (kind == Q_CLUSTER_UNALLOCATED && !below_shows)
-    return 0;
-  if (img->version < 3) {
-    if (below_shows || mode == ZERO_KEEP)
-      return mode == DISCARD ? 0 : 1;
-    new->descriptor = 0;
-  } else if (mode == ZERO_KEEP && kind == Q_CLUSTER_DATA && (old.descriptor & Q_COPIED))
-    new->descriptor |= Q_L2_ZERO;
-  else
-    new->descriptor = below_shows || img->backing ? Q_L2_ZERO : 0;
+  c.data = 0;
+  c.zero = q_all_subclusters (img);
+  *new = q_encode_entry (img, &c);
   return 0;
+}
+
+/* ---- clusters ------------------------------------------------------------------------------- */
+
+/* The end of the run of host clusters that begins with entry I. */
+static uint64_t
+run_of_hosts (const struct q_image *img, const struct q_l2_entry *new, uint64_t i, uint64_t count)
+{
+  uint64_t end = i + 1;
+
+  while (end < count && new[end].descriptor != WANTS_CLUSTER &&new[end].descriptor ==
+                            new[end - 1].descriptor + q_cluster_bytes (img))
+    ++end;
+  return end;
 }
 
 /* Gives those of the COUNT entries in NEW that want a cluster one, with its space on disk.  *FIT
@@ -79,7 +161,8 @@ new_entry (struct q_image *img, uint64_t gc, struct q_l2_entry old, enum mode mo
 static int
 provision (struct q_image *img, struct q_l2_entry *new, uint64_t count, uint64_t *fit)
 {
-  uint64_t i = 0, host, got;
+  const struct q_cluster zeros = { .own = true, .zero = q_all_subclusters (img) };
+  uint64_t i = 0, host, got, end;
   int r = 0;
 
   while (r == 0 && i < count) {
@@ -89,7 +172,13 @@ provision (struct q_image *img, struct q_l2_entry *new, uint64_t count, uint64_t
     while (i + n < count && new[i + n].descriptor == WANTS_CLUSTER)
       ++n;
     if (n == 0) {
-      ++i;
+      end = run_of_hosts (img, new, i, count);
+      /* Most of what was allocated for a few subclusters may be a hole still. */
+      if (sub_shift (img) > 0)
+        r = q_alloc_reserve_space (img, (new[i].descriptor &Q_OFFSET_MASK) >> img->cluster_bits,
+                                   end - i);
+      if (r == 0)
+        i = end;
       continue;
     }
     r = q_alloc_run (img, n, 0, &host, &got, &fresh);
@@ -101,8 +190,12 @@ provision (struct q_image *img, struct q_l2_entry *new, uint64_t count, uint64_t
         q_limbo_add (&img->dropped, host >> img->cluster_bits, got);
       break;
     }
-    for (; got > 0; --got, ++i, host += q_cluster_bytes (img))
-      new[i].descriptor = host | Q_COPIED | Q_L2_ZERO;
+    for (; got > 0; --got, ++i, host += q_cluster_bytes (img)) {
+      struct q_cluster c = zeros;
+
+      c.host = host;
+      new[i] = q_encode_entry (img, &c);
+    }
   }
   *fit = i;
   return i > 0 ? 0 : r;
@@ -119,13 +212,14 @@ references_lost (const struct q_image *img, struct q_l2_entry old, struct q_l2_e
     *count = 0;
 }
 
-/* Changes COUNT clusters from FIRST, all in one L2 table that is held.  *DONE counts those dealt
- * with; returns 1 if the one after them needs data. */
+/* Changes subclusters [FIRST, END), all in one L2 table that is held.  *DONE counts those dealt
+ * with; returns 1 if the cluster after them needs data. */
 static int
-change_held (struct q_image *img, struct q_table *t, uint64_t first, uint64_t count, enum mode mode,
+change_held (struct q_image *img, struct q_table *t, uint64_t first, uint64_t end, enum mode mode,
              uint64_t *done)
 {
-  uint32_t index = (uint32_t)(first & ((1u << img->l2_bits) - 1)), i;
+  uint64_t gc = first >> sub_shift (img), count = ((end - 1) >> sub_shift (img)) - gc + 1;
+  uint32_t index = (uint32_t)(gc & ((1u << img->l2_bits) - 1)), i;
   struct q_l2_entry *new = malloc (count * sizeof *new);
   uint64_t cluster, refs, frees = 0;
   uint32_t changed_from = UINT32_MAX, changed_to = 0;
@@ -137,7 +231,7 @@ change_held (struct q_image *img, struct q_table *t, uint64_t first, uint64_t co
   for (i = 0; r == 0 && i < count; ++i) {
     struct q_l2_entry old = q_l2_entry_get (t, index + i);
 
-    r = new_entry (img, first + i, old, mode, &new[i]);
+    r = new_entry (img, gc + i, part_of (img, gc + i, first, end), old, mode, &new[i]);
     if (r != 0)
       break;
     references_lost (img, old, new[i], &cluster, &refs);
@@ -180,7 +274,8 @@ change_held (struct q_image *img, struct q_table *t, uint64_t first, uint64_t co
   if (changed_from != UINT32_MAX)
     q_l2_mark_dirty (t, index + changed_from, changed_to - changed_from + 1);
   q_alloc_unlock (img);
-  *done = count;
+  if (count > 0)
+    *done = q_min (end, (gc + count) << sub_shift (img)) - first;
 out:
   free (new);
   return r;
@@ -203,40 +298,41 @@ is_blank (struct q_image *img, uint64_t first, uint64_t count, enum mode mode)
   return q_reads_zero (img, offset, q_min (count << img->cluster_bits, q_size (img) - offset), 0);
 }
 
-/* Whole clusters, as many as one claim covers.  *DONE counts them; returns 1 if the next one needs
- * zeros written as data. */
+/* Subclusters [FIRST, END), as many as one claim covers.  *DONE counts them; returns 1 if the
+ * cluster after them needs zeros written as data. */
 static int
-change_clusters (struct q_image *img, uint64_t first, uint64_t count, enum mode mode,
-                 uint64_t *done)
+change_clusters (struct q_image *img, uint64_t first, uint64_t end, enum mode mode, uint64_t *done)
 {
-  uint64_t per_table = 1ull << img->l2_bits;
+  uint64_t per_table = 1ull << img->l2_bits, gc = first >> sub_shift (img);
+  uint64_t last = (end - 1) >> sub_shift (img);
   struct q_plan_claim claim;
   struct q_table *t;
   q_pin_t pin;
   int r;
 
-  count = q_min (count, per_table - (first & (per_table - 1)));
+  last = q_min (last, gc | (per_table - 1));
   *done = 0;
   r = q_gate_enter (img, 0);
   if (r < 0)
     return r;
   pin = q_pin ();
-  r = is_blank (img, first, count, mode);
+  r = is_blank (img, gc, last - gc + 1, mode);
   q_unpin (pin);
   if (r != 0) {
-    *done = r > 0 ? count : 0;
+    *done = r > 0 ? q_min (end, (last + 1) << sub_shift (img)) - first : 0;
     r = r < 0 ? r : 0;
     goto out;
   }
 
-  count = q_min (count, MAX_CLUSTERS);
-  r = q_claim_take (img, &claim, first, first + count - 1, 0);
+  last = q_min (last, gc + MAX_CLUSTERS - 1);
+  end = q_min (end, (last + 1) << sub_shift (img));
+  r = q_claim_take (img, &claim, gc, last, 0);
   if (r < 0)
     goto out;
   pin = q_pin ();
-  r = q_l2_hold (img, first >> img->l2_bits, 0, &t);
+  r = q_l2_hold (img, gc >> img->l2_bits, 0, &t);
   if (r == 0) {
-    r = change_held (img, t, first, count, mode, done);
+    r = change_held (img, t, first, end, mode, done);
     q_l2_release (t);
   }
   q_unpin (pin);
@@ -281,15 +377,18 @@ zero_part (struct q_image *img, uint64_t offset, uint64_t len, enum mode mode)
   return r < 0 ? r : r > 0 ? 0 : write_zeros (img, offset, len);
 }
 
-/* The whole clusters in a range: [*first, *last). */
+/* The whole subclusters in a range: [*first, *last).  Only whole clusters are provisioned. */
 static void
-whole_clusters (struct q_image *img, uint64_t offset, uint64_t len, uint64_t *first, uint64_t *last)
+whole_subclusters (struct q_image *img, uint64_t offset, uint64_t len, enum mode mode,
+                   uint64_t *first, uint64_t *last)
 {
-  uint64_t end = offset + len;
+  unsigned bits = mode == ZERO_PROVISION ? img->cluster_bits : img->subcluster_bits;
+  uint64_t end = offset + len, cluster = q_cluster_bytes (img);
 
-  *first = q_div_up (offset, q_cluster_bytes (img));
-  *last = end == q_size (img) ? q_div_up (end, q_cluster_bytes (img)) : end >> img->cluster_bits;
-  if (*last < *first)
+  *first = q_div_up (offset, 1ull << bits) << (bits - img->subcluster_bits);
+  *last = end == q_size (img) ? q_div_up (end, cluster) << sub_shift (img)
+                              : end >> bits << (bits - img->subcluster_bits);
+  if (*last < *first || *first << img->subcluster_bits >= end)
     *last = *first;
 }
 
@@ -301,13 +400,31 @@ q_can_fast_zero (const struct q_image *img)
   return img->format == Q_FORMAT_QCOW2 && (img->version >= 3 || !img->backing);
 }
 
+/* Whether the cluster that subcluster SUB is in is compressed, unless SUB is its first. */
+static int
+splits_compressed (struct q_image *img, uint64_t sub)
+{
+  uint64_t gc = sub >> sub_shift (img);
+  struct q_cluster c = { 0 };
+  struct q_table *t;
+  int r = 0;
+
+  if (sub == gc << sub_shift (img))
+    return 0;
+  r = q_l2_get (img, gc >> img->l2_bits, 0, &t);
+  if (r == 0 && t)
+    r = q_decode_entry (img, gc, q_l2_entry_get (t, (uint32_t)(gc & ((1u << img->l2_bits) - 1))),
+                        &c);
+  return r < 0 ? r : c.compressed;
+}
+
 /* Whether the range can be zeroed without writing data. */
 static int
 check_fast (struct q_image *img, uint64_t offset, uint64_t len, uint64_t first, uint64_t last,
             enum mode mode)
 {
-  uint64_t whole = first << img->cluster_bits, end = offset + len;
-  uint64_t whole_end = q_min (last << img->cluster_bits, end);
+  uint64_t whole = first << img->subcluster_bits, end = offset + len;
+  uint64_t whole_end = q_min (last << img->subcluster_bits, end);
   q_pin_t pin = q_pin ();
   int r = 1;
 
@@ -324,6 +441,10 @@ check_fast (struct q_image *img, uint64_t offset, uint64_t len, uint64_t first, 
       r = 0;
     else if (r == 1 && img->version < 3 && (img->backing || mode == ZERO_KEEP))
       r = q_reads_zero (img, whole, whole_end - whole, 0);
+    for (int i = 0; r == 1 && i < 2; ++i) {
+      r = splits_compressed (img, i ? last : first);
+      r = r < 0 ? r : !r;
+    }
   }
   q_unpin (pin);
   return r < 0 ? r : r > 0 ? 0 : -ENOTSUP;
@@ -353,7 +474,7 @@ q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags)
   enum mode mode = flags & Q_ZERO_PROVISION                 ? ZERO_PROVISION
                    : (flags & Q_ZERO_UNMAP) && img->discard ? ZERO_UNMAP
                                                             : ZERO_KEEP;
-  uint64_t first, last, cluster = q_cluster_bytes (img), end = offset + len, done = 0;
+  uint64_t first, last, unit = q_subcluster_bytes (img), end = offset + len, done = 0;
   bool retried = false;
   int r = q_writable (img);
 
@@ -363,7 +484,7 @@ q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags)
     return -ENOSPC;
   if (len == 0)
     return 0;
-  whole_clusters (img, offset, len, &first, &last);
+  whole_subclusters (img, offset, len, mode, &first, &last);
   if (flags & Q_ZERO_FAST) {
     r = check_fast (img, offset, len, first, last, mode);
     if (r < 0)
@@ -371,14 +492,14 @@ q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags)
   }
   if (img->format != Q_FORMAT_QCOW2)
     return zero_raw (img, offset, len, mode == ZERO_UNMAP, mode == ZERO_PROVISION);
-  if (first == last) /* no whole cluster: at most two parts of one */
+  if (first == last) /* at most parts of two */
     return zero_part (img, offset, len, mode);
 
-  r = zero_part (img, offset, first * cluster - offset, mode);
+  r = zero_part (img, offset, first * unit - offset, mode);
   while (r == 0 && first < last) {
     r = q_flush_throttle (img);
     if (r == 0)
-      r = change_clusters (img, first, last - first, mode, &done);
+      r = change_clusters (img, first, last, mode, &done);
     if (r >= 0)
       first += done;
     if (r == -ENOSPC && !retried && q_flush_frees_space (img)) {
@@ -386,12 +507,14 @@ q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags)
       r = 0;
     }
     if (r == 1) {
-      r = write_zeros (img, first * cluster, q_min (cluster, q_size (img) - first * cluster));
-      ++first;
+      uint64_t next = q_min (last, ((first >> sub_shift (img)) + 1) << sub_shift (img));
+
+      r = zero_part (img, first * unit, q_min (next * unit, end) - first * unit, mode);
+      first = next;
     }
   }
-  if (r == 0 && last * cluster < end)
-    r = zero_part (img, last * cluster, end - last * cluster, mode);
+  if (r == 0 && last * unit < end)
+    r = zero_part (img, last * unit, end - last * unit, mode);
   return r;
 }
 
@@ -416,11 +539,11 @@ q_discard (struct q_image *img, uint64_t offset, uint64_t len)
     q_gate_leave (img);
     return r == -ENOTSUP ? 0 : r;
   }
-  whole_clusters (img, offset, len, &first, &last);
+  whole_subclusters (img, offset, len, DISCARD, &first, &last);
   while (r == 0 && first < last) {
     r = q_flush_throttle (img);
     if (r == 0)
-      r = change_clusters (img, first, last - first, DISCARD, &done);
+      r = change_clusters (img, first, last, DISCARD, &done);
     first += done;
   }
   return r;

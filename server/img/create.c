@@ -32,6 +32,7 @@ static const char option_help[] =
     "  cluster_size=SIZE        512 to 2M, a power of two (default 64k)\n"
     "  compat=VERSION           v2 (0.10) or v3 (1.1, the default)\n"
     "  compression_type=TYPE    of clusters that are compressed later: zlib (default) or zstd\n"
+    "  extended_l2=on|off       allocate in 32nds of a cluster, of at least 16k (default off)\n"
     "  lazy_refcounts=on|off    write refcounts late, and count anew after a crash (default off)\n"
     "  preallocation=MODE       off (default), metadata, falloc or full\n"
     "  refcount_bits=N          1, 2, 4, 8, 16 (default), 32 or 64\n"
@@ -127,6 +128,12 @@ set_lazy_refcounts (struct img_creation *c, const char *text)
 }
 
 static bool
+set_extended_l2 (struct img_creation *c, const char *text)
+{
+  return img_parse_bool ("extended_l2", text, &c->opts.extended_l2);
+}
+
+static bool
 set_backing_file (struct img_creation *c, const char *text)
 {
   c->opts.backing_file = text;
@@ -146,7 +153,7 @@ set_backing_format (struct img_creation *c, const char *text)
 static bool
 refuse (const char *key, const char *text)
 {
-  static const char *const switches[] = { "encryption", "extended_l2", "data_file_raw", "nocow" };
+  static const char *const switches[] = { "encryption", "data_file_raw", "nocow" };
   bool on;
 
   for (size_t i = 0; i < sizeof switches / sizeof switches[0]; i++)
@@ -176,12 +183,12 @@ img_creation_set (struct img_creation *c, const struct img_pair *p)
     { "compression_type", set_compression_type, false },
     { "refcount_bits", set_refcount_bits, false },
     { "lazy_refcounts", set_lazy_refcounts, false },
+    { "extended_l2", set_extended_l2, false },
     { "backing_file", set_backing_file, false },
     { "backing_fmt", set_backing_format, false },
   };
-  static const char *const unsupported[] = { "encryption",      "encrypt.",    "data_file",
-                                             "data_file_raw",   "extended_l2", "nocow",
-                                             "extent_size_hint" };
+  static const char *const unsupported[] = { "encryption",    "encrypt.", "data_file",
+                                             "data_file_raw", "nocow",    "extent_size_hint" };
 
   for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
     if (strcmp (p->key, known[i].key) == 0 && (known[i].raw || !c->raw))
@@ -259,7 +266,8 @@ print_what (const struct img_creation *c)
     if (c->preallocation)
       print_value ("preallocation", c->preallocation);
   } else {
-    printf (" cluster_size=%u extended_l2=off", 1u << o->cluster_bits);
+    printf (" cluster_size=%u extended_l2=%s", 1u << o->cluster_bits,
+            o->extended_l2 ? "on" : "off");
     if (c->preallocation)
       print_value ("preallocation", c->preallocation);
     printf (" compression_type=%s size=%llu", o->zstd ? "zstd" : "zlib",

@@ -122,6 +122,7 @@ create (struct run *run, const char *name, uint64_t size, const char *backing)
   c.refcount_bits = run->refcount_bits;
   c.lazy_refcounts = run->w->lazy;
   c.zstd = run->w->zstd;
+  c.extended_l2 = run->w->extended_l2;
   c.backing_file = backing;
   c.backing_format = backing ? "qcow2" : NULL;
   c.opener = &run->store.opener;
@@ -227,9 +228,10 @@ qemu_create (const struct run *run, const char *name, const char *more)
 {
   const struct workload *w = run->w;
 
-  must ("qemu-img create -q -f qcow2 -o cluster_size=%u,compat=%s,refcount_bits=%u%s %s %s %llu",
+  must ("qemu-img create -q -f qcow2 -o cluster_size=%u,compat=%s,refcount_bits=%u%s%s %s %s %llu",
         1u << run->cluster_bits, w->version == 2 ? "0.10" : "1.1", run->refcount_bits,
-        w->lazy ? ",lazy_refcounts=on" : "", more, name, (unsigned long long)run->size);
+        w->lazy ? ",lazy_refcounts=on" : "", w->extended_l2 ? ",extended_l2=on" : "", more, name,
+        (unsigned long long)run->size);
 }
 
 /* Some patterns all over the disk. */
@@ -274,9 +276,11 @@ qemu_make (struct run *run)
   case IMAGE_COMPRESSED:
     qemu_create (run, "source.qcow2", "");
     qemu_write (run, "source.qcow2", 20, &random);
-    must ("qemu-img convert -q -c -f qcow2 -O qcow2 -o cluster_size=%u,compat=%s,refcount_bits=%u "
-          "source.qcow2 top.qcow2",
-          1u << run->cluster_bits, run->w->version == 2 ? "0.10" : "1.1", run->refcount_bits);
+    must (
+        "qemu-img convert -q -c -f qcow2 -O qcow2 -o cluster_size=%u,compat=%s,refcount_bits=%u%s "
+        "source.qcow2 top.qcow2",
+        1u << run->cluster_bits, run->w->version == 2 ? "0.10" : "1.1", run->refcount_bits,
+        run->w->extended_l2 ? ",extended_l2=on" : "");
     break;
   default:
     qemu_create (run, "top.qcow2", "");

@@ -226,6 +226,55 @@ const struct workload workloads[] = {
     .operations = 40,
     .plain = true,
     .mix = MIXED },
+  { .name = "extended",
+    .version = 3,
+    .clusters = 40,
+    .threads = 1,
+    .operations = 60,
+    .extended_l2 = true,
+    .mix = MIXED },
+  { .name = "extended-overlay",
+    .image = IMAGE_OVERLAY,
+    .version = 3,
+    .clusters = 40,
+    .threads = 1,
+    .operations = 60,
+    .extended_l2 = true,
+    .mix = MIXED },
+  { .name = "extended-snapshot",
+    .image = IMAGE_SNAPSHOT,
+    .version = 3,
+    .clusters = 40,
+    .threads = 1,
+    .operations = 60,
+    .extended_l2 = true,
+    .mix = MIXED },
+  { .name = "extended-compressed",
+    .image = IMAGE_COMPRESSED,
+    .version = 3,
+    .clusters = 40,
+    .threads = 1,
+    .operations = 60,
+    .extended_l2 = true,
+    .mix = MIXED },
+  { .name = "extended-resize",
+    .image = IMAGE_OVERLAY,
+    .version = 3,
+    .cluster_bits = 14,
+    .clusters = 60,
+    .threads = 1,
+    .operations = 40,
+    .start = 5,
+    .extended_l2 = true,
+    .mix = { .small = 20, .cluster = 20, .discard = 10, .zero = 5, .grow = 20, .flush = 15 } },
+  { .name = "extended-threads",
+    .image = IMAGE_OVERLAY,
+    .version = 3,
+    .clusters = 20,
+    .threads = 4,
+    .operations = 30,
+    .extended_l2 = true,
+    .mix = MIXED },
   { .name = "threads",
     .version = 3,
     .clusters = 200,
@@ -264,6 +313,9 @@ choose_geometry (struct run *run, uint64_t *random)
   run->refcount_bits = w->version == 2    ? 16
                        : w->refcount_bits ? w->refcount_bits
                                           : refcount_bits[from + random_below (random, 8 - from)];
+  if (w->extended_l2 && run->cluster_bits < 14)
+    run->cluster_bits = 14 + (run->cluster_bits & 1);
+  run->unit_bits = run->cluster_bits - (w->extended_l2 ? 5 : 0);
   most = MAX_DISK >> run->cluster_bits;
   if (!w->cluster_bits && clusters > most)
     clusters = most;
@@ -574,17 +626,18 @@ workload_flush (struct run *run)
 static void
 choose_range (struct guest *g, uint64_t max, bool aligned, uint64_t *offset, uint64_t *len)
 {
-  uint64_t space = g->to - g->from, cluster = 1ull << g->run->cluster_bits;
+  uint64_t space = g->to - g->from;
+  uint64_t unit = 1ull << (random_below (&g->random, 3) ? g->run->unit_bits : g->run->cluster_bits);
 
   max = max < space ? max : space;
   max = max < MAX_IO ? max : MAX_IO;
   *len = 1 + random_below (&g->random, max);
   *offset = g->from + random_below (&g->random, space - *len + 1);
   if (aligned) {
-    uint64_t start = *offset / cluster * cluster;
+    uint64_t start = *offset / unit * unit;
 
     *offset = start >= g->from ? start : *offset;
-    *len = (*len + cluster - 1) / cluster * cluster;
+    *len = (*len + unit - 1) / unit * unit;
     if (*len > g->to - *offset)
       *len = g->to - *offset;
     if (*len > MAX_IO)
@@ -618,6 +671,7 @@ guest_operate (struct guest *g)
   uint64_t total = m->small + m->cluster + m->large + m->zero + m->discard + m->read + m->flush +
                    m->grow + m->compress;
   uint64_t pick = random_below (&g->random, total), cluster = 1ull << g->run->cluster_bits;
+  uint64_t some = 8ull << (random_below (&g->random, 2) ? g->run->unit_bits : g->run->cluster_bits);
   uint64_t offset, len;
   bool aligned = random_below (&g->random, 3) > 0;
 
@@ -631,10 +685,10 @@ guest_operate (struct guest *g)
     choose_range (g, MAX_IO, aligned, &offset, &len);
     guest_write (g, offset, len);
   } else if ((pick -= m->large) < m->zero) {
-    choose_range (g, 8 * cluster, aligned, &offset, &len);
+    choose_range (g, some, aligned, &offset, &len);
     guest_zero (g, offset, len, random_below (&g->random, 2) ? Q_ZERO_UNMAP : 0);
   } else if ((pick -= m->zero) < m->discard) {
-    choose_range (g, 8 * cluster, true, &offset, &len);
+    choose_range (g, some, true, &offset, &len);
     guest_discard (g, offset, len);
   } else if ((pick -= m->discard) < m->read) {
     choose_range (g, MAX_IO, false, &offset, &len);

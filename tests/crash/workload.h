@@ -41,6 +41,7 @@ struct workload {
   unsigned threads;
   unsigned operations; /* of each thread */
   bool lazy;
+  bool extended_l2; /* clusters have 16 KiB or more */
   unsigned
       start; /* percent of its size that the disk has at first; 0: all of it.  One thread only */
   unsigned fill; /* percent of the disk that are written before it is recorded */
@@ -66,6 +67,7 @@ struct run {
   const struct workload *w;
   uint64_t seed;
   unsigned cluster_bits, refcount_bits;
+  unsigned unit_bits; /* of what is allocated by itself: a cluster or a subcluster */
   struct mem_store store;
   struct mem_file *top;
   struct q_open_options opts;

@@ -112,6 +112,9 @@ choose_range (struct worker *w, uint64_t *offset, uint64_t *len)
 {
   uint64_t space = w->to - w->from, cluster = q_cluster_size (img), max;
 
+  if (next_random (&w->state) % 2)
+    cluster = q_allocation_size (img);
+
   switch (next_random (&w->state) % 4) {
   case 0:
     max = 4096;

@@ -275,7 +275,8 @@ unit_take (struct mem_file *m, uint64_t n)
 static uint64_t
 entry_offset (struct mem_file *m, uint64_t gc, bool make)
 {
-  unsigned l2_bits = cluster_bits (m) - 3;
+  bool extended = get64 (unit_header (m)->incompatible_features) & Q_INCOMPAT_EXTL2;
+  unsigned l2_bits = cluster_bits (m) - (extended ? 4 : 3);
   uint64_t l1 = get64 (unit_header (m)->l1_table_offset) + (gc >> l2_bits) * 8;
   uint64_t l2 = unit_be64 (m, l1) & Q_OFFSET_MASK;
 
@@ -285,7 +286,7 @@ entry_offset (struct mem_file *m, uint64_t gc, bool make)
     l2 = unit_take (m, 1);
     unit_put_be64 (m, l1, l2 | Q_COPIED);
   }
-  return l2 + (gc & ((1u << l2_bits) - 1)) * 8;
+  return l2 + (gc & ((1u << l2_bits) - 1)) * (extended ? 16 : 8);
 }
 
 void
@@ -300,6 +301,20 @@ unit_get_entry (struct mem_file *m, uint64_t gc)
   uint64_t offset = entry_offset (m, gc, false);
 
   return offset ? unit_be64 (m, offset) : 0;
+}
+
+void
+unit_set_bitmap (struct mem_file *m, uint64_t gc, uint64_t bitmap)
+{
+  unit_put_be64 (m, entry_offset (m, gc, true) + 8, bitmap);
+}
+
+uint64_t
+unit_get_bitmap (struct mem_file *m, uint64_t gc)
+{
+  uint64_t offset = entry_offset (m, gc, false);
+
+  return offset ? unit_be64 (m, offset + 8) : 0;
 }
 
 uint64_t

@@ -66,6 +66,9 @@ uint64_t unit_take (struct mem_file *m, uint64_t n);
 /* The L2 entry of guest cluster GC; makes the table. */
 void unit_set_entry (struct mem_file *m, uint64_t gc, uint64_t entry);
 uint64_t unit_get_entry (struct mem_file *m, uint64_t gc);
+/* Its second half, in an image with extended L2 entries. */
+void unit_set_bitmap (struct mem_file *m, uint64_t gc, uint64_t bitmap);
+uint64_t unit_get_bitmap (struct mem_file *m, uint64_t gc);
 /* A data cluster for GC that holds BYTE everywhere; returns its host offset. */
 uint64_t unit_set_data (struct mem_file *m, uint64_t gc, uint8_t byte);
 uint64_t unit_refcount (struct mem_file *m, uint64_t host);
