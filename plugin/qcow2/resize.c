@@ -43,14 +43,18 @@ grow_qcow2 (struct q_image *img, uint64_t size)
   if (r == 0)
     r = q_flush (img);
   if (r == 0) {
+    bool full; /* nothing was changed, and it may be tried again */
+
     q_flush_hold (img);
     r = q_header_write_size (img);
+    full = r == -ENOSPC;
     if (r == 0)
       r = q_file_sync (img->file);
-    if (r < 0)
+    if (r < 0 && !full)
       q_stick (img, r, "writing the new size failed");
     q_flush_let_go (img);
-  } else
+  }
+  if (r < 0)
     atomic_store (&img->size, old);
   return r;
 }
