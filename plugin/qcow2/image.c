@@ -90,6 +90,7 @@ backing_format (const struct q_image *img, const struct q_open_options *opts, en
 static void
 free_layer (struct q_image *img)
 {
+  q_below_close (img);
   q_inflate_close (img);
   q_deflate_close (img);
   q_l2_close (img);
@@ -424,6 +425,8 @@ q_open (struct q_image **img, const char *filename, const struct q_open_options 
     return r;
   if (!opts->metadata_only)
     r = open_chain (top, opts, err);
+  if (r == 0 && q_below_open (top) < 0)
+    r = q_fail (err, -ENOMEM, "%s: out of memory", top->filename);
   if (r == 0)
     r = activate (top, opts, err);
   if (r < 0) {

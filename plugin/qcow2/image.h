@@ -152,6 +152,7 @@ struct q_snapshot {
 };
 
 struct q_state; /* state.h */
+struct q_below; /* below.c */
 
 /* ---- the gate (gate.c) ---------------------------------------------------------------------- */
 
@@ -192,6 +193,7 @@ struct q_image {
   _Atomic int sticky;    /* errno of the metadata failure that made it read-only, or 0 */
   _Atomic uint64_t size; /* virtual, bytes */
   struct q_image *backing;
+  struct q_below *below; /* below.c: of the top layer of a long chain, else NULL */
 
   /* the header, in host byte order (header.c) */
   unsigned version;
@@ -476,6 +478,19 @@ int q_flush_throttle (struct q_image *img);
 int q_reads_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags);
 /* q_pread for callers that hold a pin. */
 int q_pread_pinned (struct q_image *img, void *buf, uint64_t offset, uint64_t len);
+
+/* ---- below.c ----------------------------------------------------------------------------------
+ */
+
+/* Once the chain below TOP is open.  Does nothing for chains that gain nothing by it. */
+int q_below_open (struct q_image *top);
+void q_below_close (struct q_image *top);
+/* Where to look for what is at OFFSET and not in the top: the layer known to answer for it, or the
+ * first one below the top.  *DEPTH is where that is, and *LEN is cut to what it holds for. */
+struct q_image *q_below_find (const struct q_below *b, uint64_t offset, unsigned *depth,
+                              uint64_t *len);
+/* The layer at DEPTH was found to answer: it has the cluster, or it is the last one. */
+void q_below_found (struct q_below *b, uint64_t offset, unsigned depth);
 
 /* ---- write.c: what zero.c shares ------------------------------------------------------------- */
 

@@ -127,6 +127,8 @@ resolve (struct q_image *top, uint64_t offset, uint64_t len, struct walk *w, str
 {
   struct q_image *img = top;
   struct piece p;
+  /* For block status, long runs matter more than short ways. */
+  struct q_below *hints = w->flags & Q_MAP_MERGE ? NULL : top->below;
   unsigned depth = 0;
   int r;
 
@@ -149,6 +151,8 @@ resolve (struct q_image *top, uint64_t offset, uint64_t len, struct walk *w, str
       break;
     if (!img->backing || (w->flags & Q_MAP_TOP) ||
         offset >= atomic_load_explicit (&img->backing->size, memory_order_relaxed)) {
+      if (hints && depth > 1)
+        q_below_found (hints, offset, depth);
       *e = (struct q_extent){ .kind = Q_ZERO,
                               .flags = Q_HOLE | Q_STABLE,
                               .len = len,
@@ -158,9 +162,16 @@ resolve (struct q_image *top, uint64_t offset, uint64_t len, struct walk *w, str
     }
     img = img->backing;
     ++depth;
+    if (depth == 1 && hints) {
+      img = q_below_find (hints, offset, &depth, &len);
+      if (depth > 1)
+        hints = NULL; /* it has told what it knows */
+    }
     len = q_min (len, atomic_load_explicit (&img->size, memory_order_relaxed) - offset);
   }
 
+  if (hints && depth > 1)
+    q_below_found (hints, offset, depth);
   *e = (struct q_extent){ .len = len, .depth = (uint16_t)depth, .layer = img };
   e->flags = img->stable ? Q_STABLE : 0;
   switch (p.kind) {

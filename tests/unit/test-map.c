@@ -479,17 +479,104 @@ test_long_chain (void **state)
   unit_done (&f);
 }
 
+/* What was found once below the top is found again, whatever the top becomes; layers have different
+ * lengths, and the lowest is raw. */
+static void
+test_remembered (void **state)
+{
+  enum { LAYERS = 7, CLUSTERS = 40 };
+  static const uint64_t sizes[LAYERS] = { 33 * K + 512, 36 * K,       40 * K, 35 * K,
+                                          40 * K,       39 * K + 512, 40 * K };
+  static uint8_t want[CLUSTERS * K], got[sizeof want];
+  char name[32], below[32];
+  struct fixture f;
+  struct q_image *img;
+  unsigned rnd = 1;
+
+  (void)state;
+  unit_init (&f);
+  unit_raw (&f, "l0", sizes[0], 1);
+  memset (want, 0, sizeof want);
+  memset (want, 1, sizes[0]);
+  for (unsigned i = 1; i < LAYERS; ++i) {
+    struct q_create_options o;
+    struct mem_file *m;
+
+    q_create_options_init (&o);
+    o.backing_file = below;
+    o.backing_format = i == 1 ? "raw" : "qcow2";
+    snprintf (below, sizeof below, "l%u", i - 1);
+    snprintf (name, sizeof name, "l%u", i);
+    m = unit_create (&f, name, sizes[i], &o);
+    if (sizes[i] < sizeof want)
+      memset (want + sizes[i], 0, sizeof want - sizes[i]);
+    for (unsigned gc = i; gc < sizes[i] / K; gc += i + 2) {
+      if (gc % 3 == 0)
+        unit_set_entry (m, gc, Q_L2_ZERO);
+      else
+        unit_set_data (m, gc, (uint8_t)(16 * i + gc % 16));
+      memset (want + gc * K, gc % 3 == 0 ? 0 : (int)(16 * i + gc % 16), K);
+    }
+  }
+  img = unit_open (&f, name);
+  assert_non_null (img->below);
+  for (unsigned round = 0; round < 4000; ++round) {
+    uint64_t offset, len;
+
+    rnd = rnd * 1103515245 + 12345;
+    offset = (rnd >> 8) % (sizeof want / 512) * 512;
+    rnd = rnd * 1103515245 + 12345;
+    len = q_min (((rnd >> 8) % 900 + 1) * 512, sizeof want - offset);
+    if (round % 100 == 99) {
+      memset (want + offset, (int)round, len);
+      unit_writes (img, offset, len, (uint8_t)round);
+    } else if (round % 100 == 49) {
+      memset (want + offset, 0, len);
+      assert_int_equal (q_zero (img, offset, len, Q_ZERO_UNMAP), 0);
+    }
+    assert_int_equal (q_pread (img, got, offset, len), 0);
+    assert_memory_equal (got, want + offset, len);
+  }
+  unit_close (img);
+  unit_done (&f);
+}
+
+/* There is no memory of layers that allocate by different clusters. */
+static void
+test_not_remembered (void **state)
+{
+  struct fixture f;
+  struct q_create_options o;
+  struct q_image *img;
+
+  (void)state;
+  unit_init (&f);
+  unit_create_clusters (&f, "a", 64 * K, 10);
+  for (unsigned i = 0; i < 2; ++i) {
+    q_create_options_init (&o);
+    o.cluster_bits = 11 - i;
+    o.backing_file = i ? "b" : "a";
+    o.backing_format = "qcow2";
+    unit_create (&f, i ? "c" : "b", 64 * K, &o);
+  }
+  img = unit_open (&f, "c");
+  assert_null (img->below);
+  unit_close (img);
+  unit_done (&f);
+}
+
 int
 main (void)
 {
   static const struct CMUnitTest tests[] = {
-    cmocka_unit_test (test_kinds),         cmocka_unit_test (test_compressed_part),
-    cmocka_unit_test (test_max_and_range), cmocka_unit_test (test_nowait),
-    cmocka_unit_test (test_bounded_work),  cmocka_unit_test (test_bad_entries),
-    cmocka_unit_test (test_corrupt_bit),   cmocka_unit_test (test_chain),
-    cmocka_unit_test (test_unaligned_end), cmocka_unit_test (test_different_cluster_sizes),
-    cmocka_unit_test (test_pieces_below),  cmocka_unit_test (test_chain_formats),
-    cmocka_unit_test (test_long_chain),
+    cmocka_unit_test (test_kinds),          cmocka_unit_test (test_compressed_part),
+    cmocka_unit_test (test_max_and_range),  cmocka_unit_test (test_nowait),
+    cmocka_unit_test (test_bounded_work),   cmocka_unit_test (test_bad_entries),
+    cmocka_unit_test (test_corrupt_bit),    cmocka_unit_test (test_chain),
+    cmocka_unit_test (test_unaligned_end),  cmocka_unit_test (test_different_cluster_sizes),
+    cmocka_unit_test (test_pieces_below),   cmocka_unit_test (test_chain_formats),
+    cmocka_unit_test (test_long_chain),     cmocka_unit_test (test_remembered),
+    cmocka_unit_test (test_not_remembered),
   };
 
   alarm (60);
