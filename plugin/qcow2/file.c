@@ -21,6 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "folios.h"
 #include "image.h"
 #include "lock.h"
 
@@ -33,6 +34,7 @@ struct local_file {
   bool direct;
   uint32_t align; /* what O_DIRECT wants */
   pthread_rwlock_t direct_lock;
+  struct q_folios *folios; /* of its page cache, if it is written through that */
 };
 
 static int
@@ -194,6 +196,23 @@ direct_pwritev (struct local_file *f, struct iovec *iov, int iovcnt, uint64_t of
 /* ---- operations ---------------------------------------------------------------------------- */
 
 static int
+cached_pwritev (struct local_file *f, struct iovec *iov, int iovcnt, uint64_t offset)
+{
+  uint64_t started = 0;
+  size_t len = 0;
+  int r;
+
+  for (int i = 0; i < iovcnt; ++i)
+    len += iov[i].iov_len;
+  if (f->folios && len > 0 && len <= Q_FOLIOS_MAX_WRITE)
+    started = q_folios_before (f->folios, offset, len);
+  r = pwritev_full (f->fd, iov, iovcnt, offset);
+  if (started)
+    q_folios_after (f->folios, started);
+  return r;
+}
+
+static int
 local_pread (struct q_file *f, void *buf, size_t len, uint64_t offset)
 {
   struct local_file *lf = (struct local_file *)f;
@@ -208,7 +227,7 @@ local_pwritev (struct q_file *f, const struct iovec *iov, int iovcnt, uint64_t o
   struct local_file *lf = (struct local_file *)f;
 
   return lf->direct ? direct_pwritev (lf, (struct iovec *)iov, iovcnt, offset)
-                    : pwritev_full (lf->fd, (struct iovec *)iov, iovcnt, offset);
+                    : cached_pwritev (lf, (struct iovec *)iov, iovcnt, offset);
 }
 
 static int
@@ -329,6 +348,7 @@ local_close (struct q_file *f)
 {
   struct local_file *lf = (struct local_file *)f;
 
+  q_folios_free (lf->folios);
   q_windows_free (f->windows);
   if (lf->fd >= 0)
     close (lf->fd);
@@ -426,6 +446,8 @@ q_file_open_local (void *opaque, const char *name, unsigned flags, struct q_file
 
   if (r == 0 && !lf->direct)
     lf->base.windows = q_windows_new (lf->fd);
+  if (r == 0 && (flags & Q_FILE_WRITE))
+    lf->folios = q_folios_new (lf->base.windows);
 
 out:
   if (r == 0)

@@ -249,13 +249,52 @@ test_zeros_by_writing (void **state)
   unit_done (&f);
 }
 
+/* Small writes all over a file that was read in order, some of them twice before the file is
+ * synced, across the stretches that are looked at one by one: folios.c may do what it wants with
+ * the page cache, but not with a byte. */
+static void
+test_writes_into_folios (void **state)
+{
+  enum { BYTES = 8 << 20, WRITES = 3000 };
+  uint8_t *model = xalloc (BYTES), *buf = xalloc (BYTES);
+  uint64_t seed = random_seed (11);
+  struct q_file *f;
+
+  (void)state;
+  make_file (0);
+  f = open_file (Q_FILE_WRITE);
+  for (unsigned i = 0; i < BYTES; ++i)
+    model[i] = (uint8_t)random_next (&seed);
+  assert_int_equal (q_file_pwrite (f, model, BYTES, 0), 0);
+  assert_int_equal (q_file_sync (f), 0);
+  posix_fadvise (q_file_fd (f), 0, 0, POSIX_FADV_DONTNEED);
+  assert_int_equal (q_file_pread (f, buf, BYTES, 0), 0);
+  assert_memory_equal (buf, model, BYTES);
+  for (unsigned i = 0; i < WRITES; ++i) {
+    size_t len = 1 + random_below (&seed, i % 7 ? 8192 : 70000);
+    uint64_t offset = random_below (&seed, BYTES - len);
+
+    for (size_t k = 0; k < len; ++k)
+      model[offset + k] = (uint8_t)random_next (&seed);
+    assert_int_equal (q_file_pwrite (f, model + offset, len, offset), 0);
+    if (i % 500 == 0)
+      assert_int_equal (q_file_sync (f), 0);
+  }
+  assert_int_equal (q_file_pread (f, buf, BYTES, 0), 0);
+  assert_memory_equal (buf, model, BYTES);
+  q_file_close (&f);
+  unlink (path);
+  free (model);
+  free (buf);
+}
+
 int
 main (void)
 {
   static const struct CMUnitTest tests[] = {
     cmocka_unit_test (test_direct_unaligned), cmocka_unit_test (test_direct_neighbours),
     cmocka_unit_test (test_direct_raw_size),  cmocka_unit_test (test_buffered),
-    cmocka_unit_test (test_zeros_by_writing),
+    cmocka_unit_test (test_zeros_by_writing), cmocka_unit_test (test_writes_into_folios),
   };
 
   return cmocka_run_group_tests (tests, NULL, NULL);
