@@ -348,6 +348,19 @@ begin_turn (struct conn *c)
   session_begin_turn (&c->session, transport_takes_foreign (&c->transport));
 }
 
+/* Takes in what it can of the N bytes at P.  What is answered meanwhile is sent in slices. */
+static size_t
+take_in (struct conn *c, const uint8_t *p, size_t n)
+{
+  size_t used = session_input (&c->session, p, n);
+
+  while (session_next_slice (&c->session)) {
+    send_queued (c);
+    used += session_input (&c->session, p + used, n - used);
+  }
+  return used;
+}
+
 void
 conn_run (struct conn *c)
 {
@@ -363,14 +376,14 @@ conn_run (struct conn *c)
   }
   begin_turn (c);
   if (b) {
-    b->start += session_input (&c->session, b->start, (size_t)(b->end - b->start));
-    /* session_input may have dropped the session, but c->held is ours. */
+    b->start += take_in (c, b->start, (size_t)(b->end - b->start));
+    /* That may have dropped the session, but c->held is ours. */
     if (b->start == b->end) {
       c->held = NULL;
       buf_free (&c->loop->shard.cache, b);
     }
   } else
-    session_input (&c->session, NULL, 0);
+    take_in (c, NULL, 0);
   conn_step (c);
 }
 
@@ -422,7 +435,7 @@ receive (struct conn *c)
     if (direct > 0)
       session_payload_received (s, direct);
     size_t total = held + got - direct;
-    size_t used = session_input (s, l->rx, total);
+    size_t used = take_in (c, l->rx, total);
     if (used < total)
       hold (c, l->rx + used, total - used);
   }

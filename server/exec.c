@@ -409,6 +409,7 @@ write_now (struct request *rq, const uint8_t *data, bool received)
       break;
     }
     q_write_commit (&plan);
+    rq->session->slice--;
     rq->done += covered;
   }
   q_unpin (pin);

@@ -53,6 +53,7 @@ merge_flush (struct shard *shard)
   for (unsigned i = 0; i < n; i++)
     iov[i] = (struct iovec){ (void *)m->payload[i], m->rq[i].len };
   int r = q_file_pwritev (m->plan.file, iov, (int)n, m->plan.run[0].host);
+  m->rq[0].session->slice--;
   /* In place, so there is nothing to publish; but even half a write is something to flush. */
   q_write_commit (&m->plan);
   for (unsigned i = 0; i < n; i++)

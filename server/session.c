@@ -16,6 +16,8 @@
 /* The same when the shard's memory is used up. */
 #define MAX_HELD_LOW (1024 * 1024)
 #define MAX_INFLIGHT 256
+/* Calls to the file system after which replies are sent. */
+#define SLICE 8
 
 /* Times the shard's memory: what a few requests that have to be in memory as a whole may add to it
  * before others of that kind are refused. */
@@ -126,8 +128,8 @@ session_throttle (const struct session *s)
 static bool
 may_go_on (const struct session *s)
 {
-  return !s->ending && !s->dropped && !s->starting_tls && s->budget > 0 && !session_blocked (s) &&
-         session_throttle (s) <= 0;
+  return !s->ending && !s->dropped && !s->starting_tls && s->budget > 0 && s->slice > 0 &&
+         !session_blocked (s) && session_throttle (s) <= 0;
 }
 
 size_t
@@ -172,6 +174,16 @@ session_input (struct session *s, const uint8_t *p, size_t n)
   }
   merge_flush (s->shard);
   return used;
+}
+
+bool
+session_next_slice (struct session *s)
+{
+  assert (s->in_turn);
+  if (s->slice > 0 || s->budget <= 0 || s->dropped || s->starved)
+    return false;
+  s->slice = SLICE;
+  return true;
 }
 
 size_t
@@ -221,6 +233,7 @@ session_begin_turn (struct session *s, bool may_borrow)
   assert (!s->in_turn && s->shard->loans.end == 0);
   s->in_turn = true;
   s->may_borrow = may_borrow;
+  s->slice = SLICE;
   s->pin = q_pin ();
 }
 

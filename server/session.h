@@ -5,6 +5,7 @@
  *     session_init (&s, shard, notify);     queues the greeting
  *     session_begin_turn (&s, may_borrow);
  *     used = session_input (&s, p, n);      takes in what it can of n received bytes
+ *     session_next_slice (&s);              true: send, and then call session_input for the rest
  *     space = session_payload (&s, &p);     > 0: the next bytes go straight to p ...
  *     session_payload_received (&s, n);     ... and n of them have arrived
  *     s.out                                 what is to be sent (outq_iov, outq_sent)
@@ -93,6 +94,7 @@ struct session {
   bool may_borrow; /* s.out may take loans in this turn */
   q_pin_t pin;     /* of the turn */
   int64_t budget;  /* bytes; session_input stops when it is used up.  Set by the owner */
+  int slice;       /* calls to the file system; the same */
 
   /* Input: a header of header_size bytes, then (if the header calls for it) a payload that is
    * either kept, in *payload, or skipped. */
@@ -134,6 +136,9 @@ void session_end_turn (struct session *s);
 /* Ends all loans.  May drop the session. */
 void session_settle (struct session *s);
 size_t session_input (struct session *s, const uint8_t *p, size_t n);
+/* Whether session_input stopped because enough has been done for its replies to be sent: the client
+ * can be at work on them while the rest is done.  In a turn. */
+bool session_next_slice (struct session *s);
 size_t session_payload (struct session *s, uint8_t **p);
 void session_payload_received (struct session *s, size_t n);
 void session_resume (struct session *s);
