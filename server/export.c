@@ -213,12 +213,6 @@ static int
 open_export (struct export *x, const struct export_options *opts, struct source *s,
              struct q_error *err)
 {
-  if (opts->n_bitmaps > 0 && !s->open.read_only) {
-    log_warning ("%s: served read-only, because a bitmap of it is: writes would not be recorded in "
-                 "the bitmap (--read-only says the same without this warning)",
-                 s->filename);
-    s->open.read_only = true;
-  }
   int r = open_image (x, opts, s, err);
   if (r < 0)
     return r;

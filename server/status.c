@@ -82,16 +82,12 @@ static int
 describe_bitmap (const struct export *x, const struct meta_context *context, uint64_t offset,
                  uint64_t len, struct status_list *list)
 {
-  uint64_t end = offset + len;
-  bool going = true;
+  uint64_t end = offset + len, run_end;
+  bool going = true, dirty;
 
   (void)x;
   while (offset < end && going) {
-    uint64_t run_end = end;
-    bool dirty = false; /* what is longer than its bitmap */
-    if (offset < context->bitmap_size)
-      q_bitmap_next (context->bitmap, offset,
-                     end < context->bitmap_size ? end : context->bitmap_size, &dirty, &run_end);
+    q_bitmap_next (context->bitmap, offset, end, &dirty, &run_end);
     going = status_add (list, run_end - offset, dirty ? QEMU_STATE_DIRTY : 0);
     offset = run_end;
   }
@@ -100,18 +96,16 @@ describe_bitmap (const struct export *x, const struct meta_context *context, uin
 
 /* The bitmap of that name in X's image, or in the nearest image below it that has one. */
 static int
-load_bitmap (struct export *x, const char *name, struct meta_context *c, struct q_error *err)
+hold_bitmap (struct export *x, const char *name, struct meta_context *c, struct q_error *err)
 {
   struct q_image *img = x->img;
   struct q_error below;
-  int r = q_bitmap_load (img, name, &c->bitmap, err);
+  int r = q_bitmap_hold (img, name, &c->bitmap, err);
 
   while (r == -ENOENT && (img = q_backing_image (img)) != NULL)
-    r = q_bitmap_load (img, name, &c->bitmap, &below);
+    r = q_bitmap_hold (img, name, &c->bitmap, &below);
   if (r < 0 && r != -ENOENT && img != x->img)
     *err = below;
-  if (r == 0)
-    c->bitmap_size = q_size (img);
   return r;
 }
 
@@ -135,7 +129,7 @@ status_open (struct export *x, const struct export_options *opts, struct q_error
     *c = (struct meta_context){ .describe = describe_bitmap };
     if (asprintf (&c->name, "qemu:dirty-bitmap:%s", opts->bitmaps[i]) < 0)
       c->name = NULL;
-    r = load_bitmap (x, opts->bitmaps[i], c, err);
+    r = hold_bitmap (x, opts->bitmaps[i], c, err);
     if (r < 0)
       return r;
   }
@@ -153,7 +147,7 @@ void
 status_close (struct export *x)
 {
   for (unsigned i = 0; i < x->n_contexts; i++) {
-    q_bitmap_free (x->contexts[i].bitmap);
+    q_bitmap_release (x->contexts[i].bitmap);
     free (x->contexts[i].name);
   }
   free (x->contexts);

@@ -21,9 +21,7 @@ struct meta_context {
    * blocking.  -errno, if not even the first could be had. */
   int (*describe) (const struct export *x, const struct meta_context *context, uint64_t offset,
                    uint64_t len, struct status_list *list);
-  /* Of a dirty bitmap: its bits, and the size of the disk that it describes. */
-  struct q_bitmap *bitmap;
-  uint64_t bitmap_size;
+  struct q_bitmap *bitmap; /* held; NULL if it tells something else */
 };
 
 /* The most contexts of one export: they are selected by the bits of a 64-bit word. */

@@ -1,273 +1,417 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Persistent dirty bitmaps (specification: "Bitmaps", "Bitmap directory", "Bitmap table"): the
- * list, and the bits of one of them in memory, for reading.
+ * Persistent dirty bitmaps: the list of an image's, and what callers see of them.  See bitmap.h.
+ *
+ * What is damaged in one entry makes that bitmap unusable and leaves the others alone; what leaves
+ * no telling where an entry ends makes the directory unreadable.
  */
 
 #include <errno.h>
 #include <stdlib.h>
 
-#include "image.h"
+#include "bitmap.h"
 
 #define ull(v) ((unsigned long long)(v))
 
-#define MAX_BITMAP_BYTES     (512u << 20) /* of bits in memory */
-#define MAX_GRANULARITY_BITS 31u
-#define MIN_GRANULARITY_BITS 9u
+/* ---- the directory --------------------------------------------------------------------------- */
 
-/* One directory entry, checked. */
-struct entry {
-  uint64_t table_offset;
-  uint32_t table_size, flags, extra_data_size;
-  uint8_t type, granularity_bits;
-  char name[1024];
-};
+struct q_bitmap *
+q_bitmap_new (struct q_image *img, const char *name, unsigned granularity_bits)
+{
+  struct q_bitmap *b = calloc (1, sizeof *b);
 
-struct q_bitmap {
-  uint64_t size; /* of the disk */
-  unsigned granularity_bits;
-  uint64_t bytes;
-  uint8_t bits[]; /* bit 0 first in each byte, as on disk */
-};
+  if (!b)
+    return NULL;
+  b->img = img;
+  b->type = Q_BITMAP_DIRTY_TRACKING;
+  b->granularity_bits = (uint8_t)granularity_bits;
+  b->position = Q_BITMAP_NOWHERE;
+  b->name = strdup (name);
+  if (!b->name) {
+    free (b);
+    return NULL;
+  }
+  return b;
+}
 
-/* ---- the directory -------------------------------------------------------------------------- */
+void
+q_bitmap_destroy (struct q_bitmap *b)
+{
+  struct q_bits *bits = atomic_load (&b->bits);
+
+  if (bits)
+    b->img->bitmaps.memory -= bits->bytes;
+  q_bits_free (bits);
+  free (b->table);
+  free (b->extra);
+  free (b->name);
+  free (b);
+}
+
+/* Why the bits of an entry could not be used even if it were not in use. */
+static const char *
+entry_objection (const struct q_image *img, const struct q_bitmap *b)
+{
+  uint64_t bytes, clusters;
+
+  if (b->extra_size > 0 && !(b->flags & Q_BITMAP_EXTRA_COMPATIBLE))
+    return "it has extra data that this program does not know";
+  if (b->type != Q_BITMAP_DIRTY_TRACKING)
+    return "its type is not 1 (dirty tracking), the only one that is known";
+  if (b->flags & Q_BITMAP_RESERVED)
+    return "reserved flags are set";
+  if (b->granularity_bits < Q_BITMAP_MIN_GRANULARITY_BITS ||
+      b->granularity_bits > Q_BITMAP_MAX_GRANULARITY_BITS)
+    return "its granularity_bits are not 9 to 31";
+  bytes = q_bits_bytes (q_size (img), b->granularity_bits);
+  clusters = q_div_up (bytes, q_cluster_bytes (img));
+  if (bytes > Q_BITMAP_MAX_BYTES)
+    return "it has more than 512 MiB of bits, which is the most that is supported";
+  if ((b->table_offset & (q_cluster_bytes (img) - 1)) || b->table_offset >= Q_MAX_HOST_OFFSET ||
+      b->table_offset == 0)
+    return "its table offset is not a cluster's";
+  /* Who did not save it may have changed the disk's size as well. */
+  if (b->table_size != clusters && !(b->flags & Q_BITMAP_IN_USE))
+    return "its table is not as long as the disk needs";
+  return NULL;
+}
 
 /* The entry at *POS of the directory; moves *POS to the next. */
 static int
-parse_entry (struct q_image *img, uint64_t *pos, struct entry *e, struct q_error *err)
+parse_entry (struct q_image *img, const uint8_t *dir, uint64_t *pos, struct q_bitmap **out,
+             struct q_error *err)
 {
-  const uint8_t *buf = img->bitmap_dir;
   uint64_t left = img->bitmap_dir_size - *pos, length;
+  char name[Q_BITMAP_MAX_NAME + 1] = "";
   struct qcow2_bitmap d;
+  struct q_bitmap *b;
 
   if (left < sizeof d)
     return q_fail (err, -EINVAL, "%s: the bitmap directory ends in the middle of an entry",
                    img->filename);
-  memcpy (&d, buf + *pos, sizeof d);
+  memcpy (&d, dir + *pos, sizeof d);
   length = sizeof d + (uint64_t)get32 (d.extra_data_size) + get16 (d.name_size);
   if (length > left)
     return q_fail (err, -EINVAL, "%s: a bitmap directory entry of %llu bytes, only %llu are left",
                    img->filename, ull (length), ull (left));
-  if (get16 (d.name_size) == 0 || get16 (d.name_size) >= sizeof e->name)
-    return q_fail (err, -EINVAL, "%s: a bitmap's name is %u bytes long, should be 1 to 1023",
-                   img->filename, get16 (d.name_size));
-  *e = (struct entry){ .table_offset = get64 (d.table_offset),
-                       .table_size = get32 (d.table_size),
-                       .flags = get32 (d.flags),
-                       .type = d.type,
-                       .granularity_bits = d.granularity_bits,
-                       .extra_data_size = get32 (d.extra_data_size) };
-  memcpy (e->name, buf + *pos + sizeof d + e->extra_data_size, get16 (d.name_size));
+  if (get16 (d.name_size) == 0 || get16 (d.name_size) > Q_BITMAP_MAX_NAME)
+    return q_fail (err, -EINVAL, "%s: a bitmap's name is %u bytes long, should be 1 to %u",
+                   img->filename, get16 (d.name_size), Q_BITMAP_MAX_NAME);
+  memcpy (name, dir + *pos + sizeof d + get32 (d.extra_data_size), get16 (d.name_size));
+  if (strlen (name) != get16 (d.name_size))
+    return q_fail (err, -EINVAL, "%s: a bitmap's name has a NUL byte in it", img->filename);
+  b = q_bitmap_new (img, name, d.granularity_bits);
+  if (b)
+    b->extra = malloc (get32 (d.extra_data_size) + 1ull);
+  if (!b || !b->extra) {
+    if (b)
+      q_bitmap_destroy (b);
+    return q_fail (err, -ENOMEM, "%s: out of memory for the bitmap directory", img->filename);
+  }
+  b->extra_size = get32 (d.extra_data_size);
+  memcpy (b->extra, dir + *pos + sizeof d, b->extra_size);
+  b->type = d.type;
+  b->position = *pos;
+  b->flags = get32 (d.flags);
+  b->table_offset = get64 (d.table_offset);
+  b->table_size = get32 (d.table_size);
+  b->enabled = b->flags & Q_BITMAP_AUTO;
+  b->unusable = entry_objection (img, b);
+  b->inconsistent = b->flags & Q_BITMAP_IN_USE;
+  *out = b;
   *pos += q_min (q_round_up (length, 8), left);
   return 0;
 }
 
-/* bitmap_lock held. */
 static int
-read_directory (struct q_image *img, struct q_error *err)
+by_name (const void *a, const void *b)
 {
+  struct q_bitmap *const *x = a, *const *y = b;
+  int r = strcmp ((*x)->name, (*y)->name);
+
+  return r ? r : (*x)->position < (*y)->position ? -1 : 1;
+}
+
+/* A name that two bitmaps have is that of the first. */
+static int
+find_duplicates (struct q_bitmaps *l)
+{
+  struct q_bitmap **sorted = malloc ((l->n + 1) * sizeof *sorted);
+
+  if (!sorted)
+    return -ENOMEM;
+  memcpy (sorted, l->bitmap, l->n * sizeof *sorted);
+  qsort (sorted, l->n, sizeof *sorted, by_name);
+  for (unsigned i = 1; i < l->n; ++i)
+    if (strcmp (sorted[i]->name, sorted[i - 1]->name) == 0)
+      sorted[i]->unusable = "another bitmap has the same name";
+  free (sorted);
+  return 0;
+}
+
+static void
+free_list (struct q_bitmaps *l)
+{
+  for (unsigned i = 0; i < l->n; ++i)
+    q_bitmap_destroy (l->bitmap[i]);
+  free (l->bitmap);
+  l->bitmap = NULL;
+  l->n = 0;
+}
+
+int
+q_bitmaps_read (struct q_image *img, struct q_error *err)
+{
+  struct q_bitmaps *l = &img->bitmaps;
   uint64_t pos = 0;
-  struct entry e;
+  uint8_t *dir = NULL;
   int r = 0;
 
-  if (img->bitmap_entry)
+  if (l->bitmap || img->nb_bitmaps == 0)
     return 0;
-  img->bitmap_dir = malloc (img->bitmap_dir_size);
-  img->bitmap_entry = calloc (img->nb_bitmaps, sizeof *img->bitmap_entry);
-  if (!img->bitmap_dir || !img->bitmap_entry) {
-    q_fail (err, -ENOMEM, "%s: out of memory for the bitmap directory", img->filename);
-    r = -ENOMEM;
-  } else {
-    r = q_file_pread (img->file, img->bitmap_dir, img->bitmap_dir_size, img->bitmap_dir_offset);
+  dir = malloc (img->bitmap_dir_size);
+  l->bitmap = calloc (img->nb_bitmaps, sizeof (struct q_bitmap *));
+  if (!dir || !l->bitmap)
+    r = q_fail (err, -ENOMEM, "%s: out of memory for the bitmap directory", img->filename);
+  if (r == 0) {
+    r = q_file_pread (img->file, dir, img->bitmap_dir_size, img->bitmap_dir_offset);
     if (r < 0)
       q_fail (err, r, "%s: cannot read the bitmap directory: %s", img->filename, strerror (-r));
   }
-  for (unsigned i = 0; r == 0 && i < img->nb_bitmaps; ++i) {
-    img->bitmap_entry[i] = (uint32_t)pos;
-    r = parse_entry (img, &pos, &e, err);
+  while (r == 0 && l->n < img->nb_bitmaps) {
+    r = parse_entry (img, dir, &pos, &l->bitmap[l->n], err);
+    l->n += r == 0;
   }
-  if (r < 0) {
-    free (img->bitmap_dir);
-    free (img->bitmap_entry);
-    img->bitmap_dir = NULL;
-    img->bitmap_entry = NULL;
+  if (r == 0 && find_duplicates (l) < 0)
+    r = q_fail (err, -ENOMEM, "%s: out of memory for the bitmap directory", img->filename);
+  free (dir);
+  if (r < 0)
+    free_list (l);
+  return r;
+}
+
+void
+q_bitmaps_free (struct q_image *img)
+{
+  free (atomic_load (&img->tracker));
+  atomic_store (&img->tracker, NULL);
+  free_list (&img->bitmaps);
+}
+
+struct q_bitmap *
+q_bitmap_find (struct q_image *img, const char *name)
+{
+  for (unsigned i = 0; i < img->bitmaps.n; ++i)
+    if (strcmp (img->bitmaps.bitmap[i]->name, name) == 0)
+      return img->bitmaps.bitmap[i];
+  return NULL;
+}
+
+const char *
+q_bitmap_objection (const struct q_bitmap *b, bool to_remove)
+{
+  if (to_remove)
+    return NULL;
+  if (b->inconsistent)
+    return "it is marked in use: its last user did not save it, so its bits mean nothing; remove "
+           "it";
+  return b->unusable;
+}
+
+/* ---- the bits of one ------------------------------------------------------------------------- */
+
+int
+q_bitmap_read_table (struct q_bitmap *b, struct q_error *err)
+{
+  struct q_image *img = b->img;
+  uint64_t *table;
+  int r;
+
+  if (b->table || b->table_offset == 0)
+    return 0;
+  table = malloc (b->table_size * sizeof *table + 1);
+  r = table ? q_file_pread (img->file, table, b->table_size * sizeof *table, b->table_offset)
+            : -ENOMEM;
+  if (r < 0)
+    q_fail (err, r, "%s: cannot read the table of bitmap '%s': %s", img->filename, b->name,
+            strerror (-r));
+  for (uint32_t i = 0; r == 0 && i < b->table_size; ++i) {
+    uint64_t t = table[i] = be64toh (table[i]), host = t & Q_OFFSET_MASK;
+
+    if ((t & Q_BITMAP_ENTRY_RESERVED) || (host & (q_cluster_bytes (img) - 1)) ||
+        (host && (t & Q_BITMAP_ENTRY_ONES)))
+      r = q_fail (err, -EINVAL, "%s: bitmap '%s': table entry %u is %#llx, which cannot be",
+                  img->filename, b->name, i, ull (t));
   }
+  if (r == 0)
+    b->table = table;
+  else
+    free (table);
   return r;
 }
 
 static int
-get_entry (struct q_image *img, unsigned index, struct entry *e, struct q_error *err)
+read_chunks (struct q_bitmap *b, struct q_bits *bits, struct q_error *err)
 {
-  uint64_t pos;
+  struct q_image *img = b->img;
+  uint64_t cluster = q_cluster_bytes (img);
+  uint8_t *buf = malloc (cluster);
+  int r = buf ? 0 : -ENOMEM;
+
+  for (uint32_t i = 0; r == 0 && i < bits->chunks; ++i) {
+    uint64_t host = b->table[i] & Q_OFFSET_MASK;
+
+    if (host) {
+      r = q_file_pread (img->file, buf, q_min (cluster, bits->bytes - i * cluster), host);
+      if (r == 0)
+        q_bits_chunk_put (bits, i, buf);
+    } else if (b->table[i] & Q_BITMAP_ENTRY_ONES)
+      q_bits_chunk_put (bits, i, NULL);
+  }
+  free (buf);
+  if (r < 0)
+    q_fail (err, r, "%s: cannot read bitmap '%s': %s", img->filename, b->name, strerror (-r));
+  return r;
+}
+
+int
+q_bitmap_read_bits (struct q_bitmap *b, struct q_error *err)
+{
+  struct q_image *img = b->img;
+  uint64_t bytes = q_bits_bytes (q_size (img), b->granularity_bits);
+  struct q_bits *bits;
+  int r;
+
+  if (atomic_load (&b->bits))
+    return 0;
+  if (bytes > Q_BITMAP_MAX_TOTAL - img->bitmaps.memory)
+    return q_fail (err, -EFBIG,
+                   "%s: bitmap '%s' has %llu bytes of bits: with %llu bytes of others that is more "
+                   "than the %llu that may be in memory",
+                   img->filename, b->name, ull (bytes), ull (img->bitmaps.memory),
+                   ull (Q_BITMAP_MAX_TOTAL));
+  r = q_bitmap_read_table (b, err);
+  if (r < 0)
+    return r;
+  bits = q_bits_new (img, q_size (img), b->granularity_bits);
+  if (!bits)
+    return q_fail (err, -ENOMEM, "%s: out of memory for bitmap '%s'", img->filename, b->name);
+  r = read_chunks (b, bits, err);
+  if (r < 0) {
+    q_bits_free (bits);
+    return r;
+  }
+  for (uint32_t i = 0; i < bits->chunks; ++i)
+    atomic_store_explicit (&bits->changed[i], 0, memory_order_relaxed);
+  img->bitmaps.memory += bytes;
+  atomic_store (&b->bits, bits);
+  return 0;
+}
+
+int
+q_bitmaps_make_tracker (struct q_image *img, struct q_tracker **tracker)
+{
+  const struct q_bitmaps *l = &img->bitmaps;
+  struct q_tracker *t = malloc (sizeof *t + l->n * sizeof t->bits[0]);
+
+  *tracker = NULL;
+  if (!t)
+    return -ENOMEM;
+  t->n = 0;
+  for (unsigned i = 0; i < l->n; ++i)
+    if (l->bitmap[i]->live && l->bitmap[i]->enabled)
+      t->bits[t->n++] = atomic_load (&l->bitmap[i]->bits);
+  if (t->n > 0)
+    *tracker = t;
+  else
+    free (t);
+  return 0;
+}
+
+/* ---- what callers see ------------------------------------------------------------------------ */
+
+int
+q_get_bitmap (struct q_image *img, unsigned index, struct q_bitmap_info *info, struct q_error *err)
+{
   int r;
 
   pthread_mutex_lock (&img->bitmap_lock);
-  r = read_directory (img, err);
+  r = q_bitmaps_read (img, err);
+  if (r == 0 && index >= img->bitmaps.n)
+    r = -ENOENT;
   if (r == 0) {
-    pos = img->bitmap_entry[index];
-    r = parse_entry (img, &pos, e, err);
+    const struct q_bitmap *b = img->bitmaps.bitmap[index];
+
+    *info = (struct q_bitmap_info){ .granularity = 1ull << (b->granularity_bits & 63),
+                                    .in_use = b->live || (b->flags & Q_BITMAP_IN_USE),
+                                    .automatic = b->enabled,
+                                    .inconsistent = b->inconsistent,
+                                    .busy = b->users > 0 };
+    memcpy (info->name, b->name, strlen (b->name) + 1);
   }
   pthread_mutex_unlock (&img->bitmap_lock);
   return r;
 }
 
 int
-q_get_bitmap (struct q_image *img, unsigned index, struct q_bitmap_info *info, struct q_error *err)
+q_bitmap_hold (struct q_image *img, const char *name, struct q_bitmap **bitmap, struct q_error *err)
 {
-  struct entry e;
-  int r;
-
-  if (index >= img->nb_bitmaps)
-    return -ENOENT;
-  r = get_entry (img, index, &e, err);
-  if (r == 0) {
-    *info = (struct q_bitmap_info){ .granularity = 1ull << (e.granularity_bits & 63),
-                                    .in_use = e.flags & Q_BITMAP_IN_USE,
-                                    .automatic = e.flags & Q_BITMAP_AUTO };
-    memcpy (info->name, e.name, sizeof info->name);
-  }
-  return r;
-}
-
-static int
-find_entry (struct q_image *img, const char *name, struct entry *e, struct q_error *err)
-{
-  for (unsigned i = 0; i < img->nb_bitmaps; ++i) {
-    int r = get_entry (img, i, e, err);
-
-    if (r < 0 || strcmp (e->name, name) == 0)
-      return r;
-  }
-  return q_fail (err, -ENOENT, "%s: has no bitmap '%s'", img->filename, name);
-}
-
-/* ---- the bits ------------------------------------------------------------------------------- */
-
-static int
-check_entry (struct q_image *img, const struct entry *e, uint64_t bytes, struct q_error *err)
-{
-  uint64_t clusters = q_div_up (bytes, q_cluster_bytes (img));
-
-  if (e->flags & Q_BITMAP_IN_USE)
-    return q_fail (
-        err, -EINVAL,
-        "%s: bitmap '%s' is marked in use: its last user did not save it, so its bits mean "
-        "nothing; remove it",
-        img->filename, e->name);
-  if (e->extra_data_size > 0 && !(e->flags & Q_BITMAP_EXTRA_COMPATIBLE))
-    return q_fail (err, -ENOTSUP, "%s: bitmap '%s' has extra data that this program does not know",
-                   img->filename, e->name);
-  if (e->type != 1)
-    return q_fail (err, -ENOTSUP, "%s: bitmap '%s' has type %u, only 1 (dirty tracking) is known",
-                   img->filename, e->name, e->type);
-  if (e->table_size != clusters)
-    return q_fail (err, -EINVAL, "%s: bitmap '%s': a table of %u entries, should be %llu",
-                   img->filename, e->name, e->table_size, ull (clusters));
-  if ((e->table_offset & (q_cluster_bytes (img) - 1)) || e->table_offset >= Q_MAX_HOST_OFFSET ||
-      (clusters > 0 && e->table_offset == 0))
-    return q_fail (err, -EINVAL, "%s: bitmap '%s': table offset %#llx is not a cluster's",
-                   img->filename, e->name, ull (e->table_offset));
-  return 0;
-}
-
-static int
-read_bits (struct q_image *img, const struct entry *e, struct q_bitmap *b, struct q_error *err)
-{
-  uint64_t cluster = q_cluster_bytes (img);
-  be64 *table = malloc (e->table_size * sizeof *table + 1);
-  int r = table ? q_file_pread (img->file, table, e->table_size * sizeof *table, e->table_offset)
-                : -ENOMEM;
-
-  for (uint32_t i = 0; r == 0 && i < e->table_size; ++i) {
-    uint64_t t = get64 (table[i]), host = t & Q_OFFSET_MASK;
-    uint8_t *to = b->bits + i * cluster;
-    uint64_t n = q_min (cluster, b->bytes - i * cluster);
-
-    if ((t & Q_BITMAP_ENTRY_RESERVED) || (host & (cluster - 1)) || (host && (t & 1))) {
-      r = q_fail (err, -EINVAL, "%s: bitmap '%s': table entry %u is %#llx, which cannot be",
-                  img->filename, e->name, i, ull (t));
-      break;
-    }
-    if (host)
-      r = q_file_pread (img->file, to, n, host);
-    else
-      memset (to, t & Q_BITMAP_ENTRY_ONES ? 0xff : 0, n);
-  }
-  free (table);
-  if (r < 0)
-    q_fail (err, r, "%s: cannot read bitmap '%s': %s", img->filename, e->name, strerror (-r));
-  return r;
-}
-
-int
-q_bitmap_load (struct q_image *img, const char *name, struct q_bitmap **bitmap, struct q_error *err)
-{
-  struct entry e;
-  uint64_t bits, bytes;
+  struct q_bitmap *b = NULL;
   int r;
 
   *bitmap = NULL;
   if (err)
     err->text[0] = '\0';
-  r = find_entry (img, name, &e, err);
-  if (r < 0)
-    return r;
-  if (e.granularity_bits < MIN_GRANULARITY_BITS || e.granularity_bits > MAX_GRANULARITY_BITS)
-    return q_fail (err, -EINVAL, "%s: bitmap '%s': granularity_bits is %u, should be %u to %u",
-                   img->filename, name, e.granularity_bits, MIN_GRANULARITY_BITS,
-                   MAX_GRANULARITY_BITS);
-  bits = q_div_up (q_size (img), 1ull << e.granularity_bits);
-  bytes = q_div_up (bits, 8);
-  if (bytes > MAX_BITMAP_BYTES)
-    return q_fail (err, -EFBIG, "%s: bitmap '%s' has %llu bytes of bits, at most %u are supported",
-                   img->filename, name, ull (bytes), MAX_BITMAP_BYTES);
-  r = check_entry (img, &e, bytes, err);
-  if (r < 0)
-    return r;
-  *bitmap = calloc (1, sizeof **bitmap + bytes);
-  if (!*bitmap)
-    return q_fail (err, -ENOMEM, "%s: out of memory for bitmap '%s'", img->filename, name);
-  (*bitmap)->size = q_size (img);
-  (*bitmap)->granularity_bits = e.granularity_bits;
-  (*bitmap)->bytes = bytes;
-  r = read_bits (img, &e, *bitmap, err);
-  if (r < 0) {
-    free (*bitmap);
-    *bitmap = NULL;
+  pthread_mutex_lock (&img->bitmap_lock);
+  r = q_bitmaps_read (img, err);
+  if (r == 0) {
+    b = q_bitmap_find (img, name);
+    r = !b ? q_fail (err, -ENOENT, "%s: has no bitmap '%s'", img->filename, name)
+        : q_bitmap_objection (b, false)
+            ? q_fail (err, -EINVAL, "%s: bitmap '%s' cannot be used: %s", img->filename, name,
+                      q_bitmap_objection (b, false))
+            : q_bitmap_read_bits (b, err);
   }
+  if (r == 0) {
+    ++b->users;
+    *bitmap = b;
+  }
+  pthread_mutex_unlock (&img->bitmap_lock);
   return r;
 }
 
-static bool
-is_set (const struct q_bitmap *b, uint64_t bit)
+void
+q_bitmap_release (struct q_bitmap *b)
 {
-  return b->bits[bit >> 3] >> (bit & 7) & 1;
+  struct q_image *img;
+
+  if (!b)
+    return;
+  img = b->img;
+  pthread_mutex_lock (&img->bitmap_lock);
+  assert (b->users > 0);
+  --b->users;
+  pthread_mutex_unlock (&img->bitmap_lock);
 }
 
 void
 q_bitmap_next (const struct q_bitmap *b, uint64_t offset, uint64_t end, bool *dirty,
                uint64_t *run_end)
 {
-  uint64_t bit = offset >> b->granularity_bits, last, whole;
+  q_pin_t pin = q_pin (); /* a resize replaces them */
 
-  assert (offset < end && end <= b->size);
-  last = (end - 1) >> b->granularity_bits;
-  *dirty = is_set (b, bit);
-  whole = *dirty ? 0xff : 0;
-  ++bit;
-  while (bit <= last) {
-    if ((bit & 7) == 0 && bit + 8 <= last && b->bits[bit >> 3] == whole)
-      bit += 8;
-    else if (is_set (b, bit) == *dirty)
-      ++bit;
-    else
-      break;
-  }
-  *run_end = q_min (end, bit << b->granularity_bits);
+  assert (offset < end);
+  *dirty = q_bits_next (atomic_load (&b->bits), offset, end, run_end);
+  q_unpin (pin);
 }
 
-void
-q_bitmap_free (struct q_bitmap *b)
+uint64_t
+q_bitmap_count (const struct q_bitmap *b)
 {
-  free (b);
+  q_pin_t pin = q_pin ();
+  const struct q_bits *bits = atomic_load (&b->bits);
+  uint64_t n = q_bits_count (bits) << bits->granularity_bits;
+
+  q_unpin (pin);
+  return n;
 }

@@ -135,6 +135,8 @@ static_assert (sizeof (struct qcow2_extension) == 8, "extension");
 #define Q_EXT_HIGHEST_OFFSET 0x48414c43u
 /* ... and the session of the writer that has the image open, 16 random bytes ("NBCS") */
 #define Q_EXT_SESSION 0x4e424353u
+/* ... and the room that an extension leaves when it is dropped from among others ("NBCU") */
+#define Q_EXT_UNUSED 0x4e424355u
 
 struct qcow2_feature_name {
   uint8_t type; /* 0 incompatible, 1 compatible, 2 autoclear */
@@ -197,6 +199,7 @@ static_assert (sizeof (struct qcow2_bitmap) == 24, "bitmap directory entry");
 #define Q_BITMAP_IN_USE           (1u << 0)
 #define Q_BITMAP_AUTO             (1u << 1)
 #define Q_BITMAP_EXTRA_COMPATIBLE (1u << 2)
+#define Q_BITMAP_RESERVED         0xfffffff8u
 #define Q_BITMAP_ENTRY_ONES       (1ull << 0)
 #define Q_BITMAP_ENTRY_RESERVED   0xff000000000001feull
 

@@ -275,6 +275,7 @@ q_header_free (struct q_image *img)
   free (img->backing_format);
   free (img->backing_path);
   free (img->data_file);
+  img->nb_bitmaps = 0;
   img->backing_file = img->backing_format = img->backing_path = img->data_file = NULL;
 }
 
@@ -441,6 +442,45 @@ q_header_name_session (struct q_image *img)
   return extend_feature_names (img, pe, &f);
 }
 
+/* Room of exactly LENGTH that a dropped extension has left, or NULL. */
+static struct q_extension *
+find_unused (const struct q_image *img, uint32_t length)
+{
+  struct q_extension *e = img->extensions;
+
+  while (e && (e->type != Q_EXT_UNUSED || e->length != length))
+    e = e->next;
+  return e;
+}
+
+/* Four aligned bytes that cannot tear. */
+static int
+write_type (struct q_image *img, struct q_extension *e, uint32_t type)
+{
+  be32 raw = put32 (type);
+  int r = q_file_pwrite (img->file, &raw, sizeof raw, e->offset - sizeof (struct qcow2_extension));
+
+  if (r == 0)
+    r = sync_header (img);
+  if (r == 0)
+    e->type = type;
+  return r;
+}
+
+static int
+use_again (struct q_image *img, struct q_extension *e, uint32_t type, const void *data)
+{
+  int r = q_file_pwrite (img->file, data, e->length, e->offset);
+
+  if (r == 0)
+    r = sync_header (img);
+  if (r == 0)
+    r = write_type (img, e, type);
+  if (r == 0)
+    memcpy (e->data, data, e->length);
+  return r;
+}
+
 int
 q_header_append_extension (struct q_image *img, uint32_t type, const void *data, uint32_t length)
 {
@@ -449,10 +489,12 @@ q_header_append_extension (struct q_image *img, uint32_t type, const void *data,
   uint64_t padded = q_round_up (length, 8);
   uint64_t end = pos + sizeof head + padded; /* where the end marker goes */
   uint64_t limit = q_cluster_bytes (img);
-  struct q_extension **p = &img->extensions, *e;
+  struct q_extension **p = &img->extensions, *e = find_unused (img, length);
   uint8_t *tail = NULL;
   int r;
 
+  if (e)
+    return use_again (img, e, type, data);
   if (end + sizeof head > limit)
     return -E2BIG;
   if (img->backing_file && img->backing_file_offset < end + sizeof head) {
@@ -498,4 +540,12 @@ q_header_append_extension (struct q_image *img, uint32_t type, const void *data,
   *p = e;
   img->extensions_end = end;
   return 0;
+}
+
+int
+q_header_drop_extension (struct q_image *img, uint32_t type)
+{
+  struct q_extension *e = q_extension_find (img, type);
+
+  return e ? write_type (img, e, Q_EXT_UNUSED) : 0;
 }

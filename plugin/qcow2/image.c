@@ -91,6 +91,7 @@ static void
 free_layer (struct q_image *img)
 {
   q_below_close (img);
+  q_bitmaps_free (img);
   q_inflate_close (img);
   q_deflate_close (img);
   q_l2_close (img);
@@ -98,8 +99,6 @@ free_layer (struct q_image *img)
   q_snapshots_free (img);
   q_header_free (img);
   q_file_close (&img->file);
-  free (img->bitmap_dir);
-  free (img->bitmap_entry);
   free (img->limbo.entry);
   free (img->dropped.entry);
   for (int i = 0; i < Q_TABLE_STRIPES; ++i)
@@ -196,11 +195,6 @@ check_writable (const struct q_image *img, struct q_error *err)
         "%s: the image is marked corrupt and can only be opened read-only; run nbdcow-img "
         "check -r all",
         img->filename);
-  if (img->autoclear & Q_AUTOCLEAR_BITMAPS)
-    return q_fail (err, -ENOTSUP,
-                   "%s: writing to an image with persistent dirty bitmaps (%u of them) is not "
-                   "supported: they would no longer be true; open it read-only",
-                   img->filename, img->nb_bitmaps);
   return 0;
 }
 
@@ -306,7 +300,11 @@ activate (struct q_image *img, const struct q_open_options *opts, struct q_error
     r = open_tables (img, true, err);
   if (r == 0)
     r = clear_unknown_features (img, err);
-  return r == 0 ? q_state_start (img, err) : r;
+  if (r == 0)
+    r = q_bitmaps_open (img, err);
+  if (r == 0)
+    r = q_state_start (img, err);
+  return r == 0 ? q_bitmaps_start (img, err) : r;
 }
 
 /* LAYER, which is about to be added below TOP, must not be there already. */
@@ -443,7 +441,7 @@ int
 q_close (struct q_image **pimg, struct q_error *err)
 {
   struct q_image *img = *pimg;
-  int r = 0, round;
+  int r = 0, saved = 0, round;
 
   if (!img)
     return 0;
@@ -454,12 +452,15 @@ q_close (struct q_image **pimg, struct q_error *err)
       (q_flush_is_due (img) || atomic_load (&img->sticky) == 0)) {
     img->closing = true;
     q_pack_close (img);
+    if (atomic_load (&img->sticky) == 0)
+      saved = q_bitmaps_close (img, err);
     /* The first round frees what is in limbo, the second makes the lowered counts durable. */
     for (round = 0; r == 0 && round < 3; ++round)
       r = q_flush (img);
     if (r < 0)
       q_fail (err, r, "%s: what was written since the last flush may be lost: %s", img->filename,
               strerror (-r));
+    r = r < 0 ? r : saved;
   }
   if (img->state) {
     int r2 = q_state_end (img, r == 0 && atomic_load (&img->sticky) == 0);

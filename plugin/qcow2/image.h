@@ -179,6 +179,15 @@ void q_gate_leave (struct q_image *img);
 void q_gate_close (struct q_image *img);
 void q_gate_open (struct q_image *img);
 
+/* ---- bitmaps (bitmap.h) --------------------------------------------------------------------- */
+
+struct q_bitmaps {
+  struct q_bitmap **bitmap; /* in the order of the directory; NULL: not read */
+  unsigned n;
+  uint64_t memory; /* of bits, bytes */
+};
+struct q_tracker;
+
 /* ---- the image ------------------------------------------------------------------------------ */
 
 struct q_image {
@@ -221,11 +230,8 @@ struct q_image {
   char *backing_format;    /* as recorded, or NULL */
   char *backing_path;      /* resolved */
   char *data_file;
-  uint32_t nb_bitmaps;
+  _Atomic uint32_t nb_bitmaps;
   uint64_t bitmap_dir_offset, bitmap_dir_size;
-  pthread_mutex_t bitmap_lock; /* the two below are made when first asked for (bitmap.c) */
-  uint8_t *bitmap_dir;         /* the directory as it is on disk */
-  uint32_t *bitmap_entry;      /* where each entry begins in it */
   uint64_t crypto_offset, crypto_length;
   struct q_snapshot *snapshots;
 
@@ -271,6 +277,10 @@ struct q_image {
   int flush_result;
   bool flush_running;
   uint64_t highest_recorded; /* the value in the header on disk */
+
+  pthread_mutex_t bitmap_lock; /* bitmap.h says for what */
+  struct q_bitmaps bitmaps;
+  struct q_tracker *_Atomic tracker; /* the bits that writers set; NULL: none */
 
   struct q_state *state;       /* survives a killed process (state.h); NULL: no such file */
   struct q_deflate *deflate;   /* deflate.c: NULL unless compressed clusters can be written */
@@ -336,6 +346,9 @@ int q_header_write_reftable (struct q_image *img, uint64_t offset, uint32_t clus
  * first cluster has no room for it. */
 int q_header_append_extension (struct q_image *img, uint32_t type, const void *data,
                                uint32_t length);
+/* Takes the extension out, in one write; syncs.  Its room is used again by one of the same
+ * length. */
+int q_header_drop_extension (struct q_image *img, uint32_t type);
 
 /* Parses the area [start, end) of the file given in BUF (which begins at file offset 0). */
 int q_extensions_parse (struct q_image *img, const uint8_t *buf, uint64_t start, uint64_t end,
@@ -359,6 +372,37 @@ int q_snapshots_read (struct q_image *img, struct q_error *err);
 /* Makes the snapshot with this id, or else this name, what the image shows; it is read-only. */
 int q_snapshot_select (struct q_image *img, const char *id_or_name, struct q_error *err);
 void q_snapshots_free (struct q_image *img);
+
+/* ---- bitmap-live.c: for who changes the disk ------------------------------------------------- */
+
+/* On opening for writing: reads what is to be kept up to date.  Before the session begins. */
+int q_bitmaps_open (struct q_image *img, struct q_error *err);
+/* Marks it as in use.  Once the session has begun, before the first write. */
+int q_bitmaps_start (struct q_image *img, struct q_error *err);
+/* Saves them; nobody writes any more. */
+int q_bitmaps_close (struct q_image *img, struct q_error *err);
+void q_bitmaps_free (struct q_image *img);
+
+/* Where the disk is about to change, or has been asked to, whether it does or not.  Before the
+ * change; inside the gate. */
+void q_tracker_mark (const struct q_tracker *t, uint64_t offset, uint64_t len);
+static inline void
+q_bitmaps_mark (struct q_image *img, uint64_t offset, uint64_t len)
+{
+  const struct q_tracker *t = atomic_load_explicit (&img->tracker, memory_order_acquire);
+
+  if (t)
+    q_tracker_mark (t, offset, len);
+}
+
+/* Bitmaps for a disk of another size: prepare (everything that can fail, before the size changes),
+ * then commit (once it has; closes the gate for a moment) or abort.  What is new is clean: it reads
+ * as zeros. */
+struct q_bitmaps_resize;
+int q_bitmaps_resize_prepare (struct q_image *img, uint64_t size, struct q_bitmaps_resize **resize,
+                              struct q_error *err);
+void q_bitmaps_resize_commit (struct q_bitmaps_resize *resize);
+void q_bitmaps_resize_abort (struct q_bitmaps_resize *resize);
 
 /* ---- grace.c: pins --------------------------------------------------------------------------- */
 

@@ -190,27 +190,37 @@ struct q_snapshot_info {
 /* INDEX below info.nb_snapshots; -ENOENT past it. */
 int q_get_snapshot (const struct q_image *img, unsigned index, struct q_snapshot_info *info);
 
-/* ---- persistent dirty bitmaps (bitmap.c) ---------------------------------------------------- */
+/* ---- persistent dirty bitmaps (bitmap.h) ---------------------------------------------------- */
+
+/* While an image is open for writing, its enabled bitmaps record what is changed.  They are saved
+ * when they are disabled and on close; between, they are marked in use on disk, and a crash leaves
+ * them so (a killed process does not, with a state file): then their bits mean nothing any more. */
 
 struct q_bitmap_info {
   char name[1024];
   uint64_t granularity; /* bytes of the disk for one bit */
-  bool in_use;          /* was not saved by its last user: its bits mean nothing */
+  bool in_use;          /* on disk: is not saved */
   bool automatic;       /* enabled: writers must keep it up to date */
+  bool inconsistent;    /* was left in use: can only be removed */
+  bool busy;            /* somebody holds it: it cannot be changed */
 };
-/* INDEX below info.nb_bitmaps; -ENOENT past it. */
+/* INDEX from 0; -ENOENT past the last. */
 int q_get_bitmap (struct q_image *img, unsigned index, struct q_bitmap_info *info,
                   struct q_error *err);
 
-/* The bits of the bitmap called NAME, in memory.  -ENOENT, -EINVAL (damaged, in use, or of a kind
- * that cannot be understood), -EFBIG. */
+/* The bitmap called NAME, its bits in memory; nobody changes it but by writing to the disk until it
+ * is released.  -ENOENT, -EINVAL (damaged, left in use, or of a kind that cannot be understood),
+ * -EFBIG. */
 struct q_bitmap;
-int q_bitmap_load (struct q_image *img, const char *name, struct q_bitmap **bitmap,
+int q_bitmap_hold (struct q_image *img, const char *name, struct q_bitmap **bitmap,
                    struct q_error *err);
-/* Whether OFFSET is dirty, and up to where (exclusive, at most END) the same is true. */
+void q_bitmap_release (struct q_bitmap *b);
+/* Whether OFFSET is dirty, and up to where (exclusive, at most END) the same is true.  Past the end
+ * of the disk nothing is.  Any thread; what was written before the call is seen. */
 void q_bitmap_next (const struct q_bitmap *b, uint64_t offset, uint64_t end, bool *dirty,
                     uint64_t *run_end);
-void q_bitmap_free (struct q_bitmap *b);
+/* Bytes that are dirty, counted in whole granules. */
+uint64_t q_bitmap_count (const struct q_bitmap *b);
 
 /* ---- pins (invariant 5: a map is a lease) -------------------------------------------------- */
 

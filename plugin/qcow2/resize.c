@@ -5,7 +5,7 @@
  * The order: a longer L1 table if it takes one; then the new part is made to read as zeros (a
  * backing file may be longer than the old size, and the last cluster may have stale bytes behind
  * it), all of it durable; last the size in the header.  A crash before that leaves the old size
- * with harmless zeros behind it.
+ * with harmless zeros behind it.  Bitmaps are readied before, and grow after it.
  */
 
 #include <errno.h>
@@ -26,17 +26,22 @@ grow_raw (struct q_image *img, uint64_t size)
 }
 
 static int
-grow_qcow2 (struct q_image *img, uint64_t size)
+grow_qcow2 (struct q_image *img, uint64_t size, struct q_error *err)
 {
   uint64_t old = q_size (img);
   unsigned shift = img->cluster_bits + img->l2_bits;
-  int r;
+  struct q_bitmaps_resize *bitmaps;
+  int r = q_bitmaps_resize_prepare (img, size, &bitmaps, err);
 
+  if (r < 0)
+    return r;
   q_flush_hold (img);
   r = q_l1_grow (img, (uint32_t)q_div_up (size, 1ull << shift));
   q_flush_let_go (img);
-  if (r < 0)
+  if (r < 0) {
+    q_bitmaps_resize_abort (bitmaps);
     return r;
+  }
   /* From here on requests may reach the new part; nobody knows of it before we return. */
   atomic_store (&img->size, size);
   r = q_zero (img, old, size - old, Q_ZERO_UNMAP);
@@ -56,6 +61,10 @@ grow_qcow2 (struct q_image *img, uint64_t size)
   }
   if (r < 0)
     atomic_store (&img->size, old);
+  if (r == 0)
+    q_bitmaps_resize_commit (bitmaps);
+  else
+    q_bitmaps_resize_abort (bitmaps);
   return r;
 }
 
@@ -92,7 +101,7 @@ q_resize (struct q_image *img, uint64_t size, struct q_error *err)
     return 0;
   pthread_mutex_lock (&img->layout_lock);
   r = size < q_size (img)             ? -EAGAIN /* another call was faster and went further */
-      : img->format == Q_FORMAT_QCOW2 ? grow_qcow2 (img, size)
+      : img->format == Q_FORMAT_QCOW2 ? grow_qcow2 (img, size, err)
                                       : grow_raw (img, size);
   pthread_mutex_unlock (&img->layout_lock);
   return r < 0 ? q_fail (err, r, "%s: cannot grow to %llu bytes: %s", img->filename, ull (size),

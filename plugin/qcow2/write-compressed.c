@@ -128,6 +128,7 @@ store (struct piece *p)
   r = q_gate_enter (img, 0);
   if (r < 0)
     return r;
+  q_bitmaps_mark (img, p->gc << img->cluster_bits, q_cluster_bytes (img));
   r = q_claim_take (img, &claim, p->gc, p->gc, 0);
   if (r < 0)
     goto out;

@@ -386,6 +386,8 @@ q_write_begin (struct q_image *img, uint64_t offset, uint64_t len, unsigned flag
   r = plan_inside (img, offset, len, flags, plan);
   if (r < 0)
     q_gate_leave (img);
+  else
+    q_bitmaps_mark (img, plan->offset, plan->len);
   return r;
 }
 

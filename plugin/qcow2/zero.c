@@ -298,6 +298,13 @@ is_blank (struct q_image *img, uint64_t first, uint64_t count, enum mode mode)
   return q_reads_zero (img, offset, q_min (count << img->cluster_bits, q_size (img) - offset), 0);
 }
 
+/* What is about to change goes into the bitmaps. */
+static void
+mark_range (struct q_image *img, uint64_t first, uint64_t end)
+{
+  q_bitmaps_mark (img, first << img->subcluster_bits, (end - first) << img->subcluster_bits);
+}
+
 /* Subclusters [FIRST, END), as many as one claim covers.  *DONE counts them; returns 1 if the
  * cluster after them needs zeros written as data. */
 static int
@@ -316,6 +323,7 @@ change_clusters (struct q_image *img, uint64_t first, uint64_t end, enum mode mo
   if (r < 0)
     return r;
   pin = q_pin ();
+  mark_range (img, first, q_min (end, (last + 1) << sub_shift (img)));
   r = is_blank (img, gc, last - gc + 1, mode);
   q_unpin (pin);
   if (r != 0) {
@@ -371,6 +379,11 @@ zero_part (struct q_image *img, uint64_t offset, uint64_t len, enum mode mode)
   if (mode ==
       ZERO_PROVISION) /* also where it reads as zeros: data is what is provisioned for sure */
     return write_zeros (img, offset, len);
+  r = q_gate_enter (img, 0);
+  if (r < 0)
+    return r;
+  q_bitmaps_mark (img, offset, len); /* it was asked for, even if nothing changes */
+  q_gate_leave (img);
   pin = q_pin ();
   r = q_reads_zero (img, offset, len, 0);
   q_unpin (pin);

@@ -1,0 +1,566 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What is written of bitmaps: in-use marks, bits, tables, the directory, the header extension.
+ *
+ * Saving, in this order (bitmap.h, invariants 2 and 3):
+ *
+ *     bits that differ, into the clusters that hold them, or new ones
+ *     flush         bits and counts are durable
+ *     tables, in place or at a new place
+ *     sync
+ *     the entries' flags, in place, without the mark; or a new directory, a flush, and the header
+ *     sync
+ *     what is not referred to any more goes to limbo
+ *
+ * Bits and tables of a bitmap that is in use may be written where they are, for nobody reads them.
+ * The mark is four aligned bytes and cannot tear.  The header extension has 24: where they lie in
+ * two sectors, the autoclear bit is off while they change.
+ *
+ * A cluster that others refer to as well, or that holds something else, is not written and not let
+ * go of: an image that is damaged does not get worse here.
+ */
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "bitmap.h"
+
+#define ull(v) ((unsigned long long)(v))
+
+#define SECTOR 512u
+
+/* ---- clusters -------------------------------------------------------------------------------- */
+
+static uint64_t
+clusters_of (const struct q_image *img, uint64_t bytes)
+{
+  return q_div_up (bytes, q_cluster_bytes (img));
+}
+
+/* BYTES in one piece, with their space on disk. */
+static int
+take (struct q_image *img, uint64_t bytes, uint64_t *host)
+{
+  uint64_t cluster;
+  int r;
+
+  q_alloc_lock (img);
+  r = q_refcount_take_run (img, clusters_of (img, bytes), &cluster);
+  q_alloc_unlock (img);
+  if (r == 0)
+    *host = cluster << img->cluster_bits;
+  return r;
+}
+
+static void
+drop (struct q_image *img, uint64_t host, uint64_t bytes)
+{
+  if (host)
+    q_alloc_drop (img, host >> img->cluster_bits, clusters_of (img, bytes));
+}
+
+bool
+q_bitmap_owns (struct q_image *img, uint64_t host, uint64_t bytes)
+{
+  uint64_t first = host >> img->cluster_bits, n = clusters_of (img, bytes), count = 1;
+
+  q_alloc_lock (img);
+  for (uint64_t i = 0; i < n && count == 1; ++i)
+    if (q_refcount_get (img, first + i, 0, &count) < 0)
+      count = 0;
+  q_alloc_unlock (img);
+  return count == 1;
+}
+
+static int
+write_at (struct q_image *img, const void *buf, size_t len, uint64_t host)
+{
+  q_note_data_written (img);
+  return q_file_pwrite (img->file, buf, len, host);
+}
+
+static int
+sync_file (struct q_image *img)
+{
+  int r;
+
+  r = q_file_sync (img->file);
+  return r < 0 ? q_stick (img, r, "syncing bitmaps failed") : 0;
+}
+
+/* ---- letting go ------------------------------------------------------------------------------ */
+
+/* Clusters that will not be referred to once all is written. */
+struct leaving {
+  struct {
+    uint64_t host, bytes;
+  } * run;
+  size_t n, capacity;
+};
+
+static int
+leave (struct q_image *img, struct leaving *l, uint64_t host, uint64_t bytes)
+{
+  if (host == 0 || bytes == 0 || !q_bitmap_owns (img, host, bytes))
+    return 0;
+  if (l->n == l->capacity) {
+    size_t capacity = l->capacity ? 2 * l->capacity : 16;
+    void *run = realloc (l->run, capacity * sizeof *l->run);
+
+    if (!run)
+      return -ENOMEM;
+    l->run = run;
+    l->capacity = capacity;
+  }
+  l->run[l->n].host = host;
+  l->run[l->n++].bytes = bytes;
+  return 0;
+}
+
+/* They are not referred to any more.  Without memory they are leaked, and a check finds them. */
+static void
+let_go (struct q_image *img, struct leaving *l)
+{
+  q_alloc_lock (img);
+  if (q_limbo_reserve (&img->limbo, l->n) == 0)
+    for (size_t i = 0; i < l->n; ++i)
+      q_limbo_add (&img->limbo, l->run[i].host >> img->cluster_bits,
+                   clusters_of (img, l->run[i].bytes));
+  q_alloc_unlock (img);
+  free (l->run);
+  *l = (struct leaving){ 0 };
+}
+
+/* ---- the directory --------------------------------------------------------------------------- */
+
+static uint64_t
+entry_bytes (const struct q_bitmap *b)
+{
+  return q_round_up (sizeof (struct qcow2_bitmap) + b->extra_size + strlen (b->name), 8);
+}
+
+/* The flags that B's entry should have. */
+static uint32_t
+entry_flags (const struct q_bitmap *b)
+{
+  uint32_t flags = b->flags & ~(Q_BITMAP_AUTO | Q_BITMAP_IN_USE);
+
+  if (b->enabled)
+    flags |= Q_BITMAP_AUTO;
+  if (b->live || b->inconsistent)
+    flags |= Q_BITMAP_IN_USE;
+  return flags;
+}
+
+static void
+put_entry (const struct q_bitmap *b, uint8_t *to)
+{
+  struct qcow2_bitmap d = { .table_offset = put64 (b->table_offset),
+                            .table_size = put32 (b->table_size),
+                            .flags = put32 (entry_flags (b)),
+                            .type = b->type,
+                            .granularity_bits = b->granularity_bits,
+                            .name_size = put16 ((uint16_t)strlen (b->name)),
+                            .extra_data_size = put32 (b->extra_size) };
+
+  memcpy (to, &d, sizeof d);
+  memcpy (to + sizeof d, b->extra, b->extra_size);
+  memcpy (to + sizeof d + b->extra_size, b->name, strlen (b->name));
+}
+
+/* Writes the flags of B's entry where it is. */
+static int
+write_flags (struct q_bitmap *b)
+{
+  be32 flags = put32 (entry_flags (b));
+  int r =
+      write_at (b->img, &flags, sizeof flags,
+                b->img->bitmap_dir_offset + b->position + offsetof (struct qcow2_bitmap, flags));
+
+  if (r == 0)
+    b->flags = get32 (flags);
+  return r;
+}
+
+/* Writes a directory with the N bitmaps in LIST at a new place.  Nothing refers to it yet. */
+static int
+write_directory (struct q_image *img, struct q_bitmap *const *list, unsigned n,
+                 struct q_new_directory *d)
+{
+  uint64_t at = 0;
+  uint8_t *buf;
+  int r;
+
+  *d = (struct q_new_directory){ .n = n };
+  for (unsigned i = 0; i < n; ++i)
+    d->bytes += entry_bytes (list[i]);
+  if (d->bytes > Q_MAX_BITMAP_DIR || n > Q_MAX_BITMAPS)
+    return -E2BIG;
+  if (n == 0)
+    return 0;
+  buf = calloc (1, d->bytes);
+  if (!buf)
+    return -ENOMEM;
+  for (unsigned i = 0; i < n; ++i) {
+    put_entry (list[i], buf + at);
+    at += entry_bytes (list[i]);
+  }
+  r = take (img, d->bytes, &d->host);
+  if (r == 0)
+    r = write_at (img, buf, d->bytes, d->host);
+  if (r < 0 && d->host) {
+    drop (img, d->host, d->bytes);
+    d->host = 0;
+  }
+  free (buf);
+  return r;
+}
+
+/* ---- the header ------------------------------------------------------------------------------ */
+
+static int
+write_autoclear (struct q_image *img, bool on)
+{
+  int r;
+
+  if (on)
+    img->autoclear |= Q_AUTOCLEAR_BITMAPS;
+  else
+    img->autoclear &= ~Q_AUTOCLEAR_BITMAPS;
+  r = q_header_write_features (img);
+  return r == 0 ? sync_file (img) : r;
+}
+
+/* Makes the header say where the directory is.  The flush is held. */
+static int
+write_extension (struct q_image *img, const struct q_new_directory *d)
+{
+  struct qcow2_bitmaps_extension x = { .nb_bitmaps = put32 (d->n),
+                                       .directory_size = put64 (d->bytes),
+                                       .directory_offset = put64 (d->host) };
+  struct q_extension *e = q_extension_find (img, Q_EXT_BITMAPS);
+  bool on = img->autoclear & Q_AUTOCLEAR_BITMAPS;
+  int r = 0;
+
+  if (d->n == 0) {
+    if (on)
+      r = write_autoclear (img, false);
+    return r == 0 && e ? q_header_drop_extension (img, Q_EXT_BITMAPS) : r;
+  }
+  if (!e) {
+    r = q_header_append_extension (img, Q_EXT_BITMAPS, &x, sizeof x);
+    return r == 0 ? write_autoclear (img, true) : r;
+  }
+  if (on && e->offset / SECTOR != (e->offset + sizeof x - 1) / SECTOR)
+    r = write_autoclear (img, false);
+  if (r == 0)
+    r = write_at (img, &x, sizeof x, e->offset);
+  if (r == 0)
+    r = sync_file (img);
+  if (r == 0 && !(img->autoclear & Q_AUTOCLEAR_BITMAPS))
+    r = write_autoclear (img, true);
+  if (r == 0)
+    memcpy (e->data, &x, sizeof x);
+  return r;
+}
+
+/* Makes D the directory, which is complete; with what it refers to it becomes durable first. */
+static int
+switch_directory (struct q_image *img, struct q_bitmap *const *list,
+                  const struct q_new_directory *d)
+{
+  uint64_t at = 0;
+  int r;
+
+  q_note_data_written (img);
+  q_flush_hold (img);
+  r = q_flush_round (img);
+  if (r == 0) {
+    r = write_extension (img, d);
+    if (r == -E2BIG) {
+      q_flush_let_go (img);
+      return r; /* the header has no room: nothing was written */
+    }
+    if (r < 0)
+      q_stick (img, r, "writing the bitmaps extension failed");
+    if (r == 0) {
+      q_alloc_lock (img); /* which asks where metadata is */
+      img->nb_bitmaps = d->n;
+      img->bitmap_dir_offset = d->host;
+      img->bitmap_dir_size = d->bytes;
+      q_alloc_unlock (img);
+    }
+  }
+  q_flush_let_go (img);
+  for (unsigned i = 0; r == 0 && i < d->n; ++i) {
+    list[i]->position = at;
+    list[i]->moved = false;
+    list[i]->flags = entry_flags (list[i]);
+    at += entry_bytes (list[i]);
+  }
+  return r;
+}
+
+/* ---- in use ---------------------------------------------------------------------------------- */
+
+int
+q_bitmaps_mark_in_use (struct q_image *img, struct q_bitmap *const *b, unsigned n,
+                       struct q_error *err)
+{
+  bool wrote = false;
+  int r = 0;
+
+  for (unsigned i = 0; r == 0 && i < n; ++i) {
+    b[i]->live = !b[i]->inconsistent;
+    if (b[i]->position == Q_BITMAP_NOWHERE || (b[i]->flags & Q_BITMAP_IN_USE))
+      continue;
+    r = write_flags (b[i]);
+    wrote = true;
+  }
+  if (r == 0 && wrote)
+    r = sync_file (img);
+  return r < 0 ? q_fail (err, r, "%s: cannot mark the bitmaps as in use: %s", img->filename,
+                         strerror (-r))
+               : 0;
+}
+
+/* ---- saving ---------------------------------------------------------------------------------- */
+
+/* One bitmap that is being saved. */
+struct saving {
+  struct q_bitmap *b;
+  uint64_t *table; /* as it is to be, in host byte order; NULL: as it is */
+  uint64_t taken;  /* new clusters in it */
+  uint64_t host;   /* of the table, if it is to be at a new place; 0: where it is */
+  uint32_t size;
+};
+
+/* A place for a chunk's bits: the old one if it is ours. */
+static int
+place_chunk (struct q_image *img, uint64_t old, uint64_t *host, bool *fresh)
+{
+  uint64_t got;
+  bool hole;
+  int r;
+
+  *fresh = false;
+  if (old && q_bitmap_owns (img, old, 1)) {
+    *host = old;
+    return 0;
+  }
+  q_alloc_lock (img);
+  r = q_alloc_run (img, 1, 0, host, &got, &hole);
+  q_alloc_unlock (img);
+  *fresh = r == 0;
+  return r;
+}
+
+static int
+save_chunk (struct q_image *img, struct saving *s, uint32_t chunk, uint8_t *buf,
+            struct leaving *leaving)
+{
+  struct q_bits *bits = atomic_load (&s->b->bits);
+  bool known = s->b->table && chunk < s->b->table_size;
+  uint64_t old = known ? s->b->table[chunk] & Q_OFFSET_MASK : 0, host;
+  enum q_chunk_kind kind = q_bits_chunk_kind (bits, chunk);
+  bool fresh;
+  int r;
+
+  if (kind != Q_CHUNK_MIXED) {
+    s->table[chunk] = kind == Q_CHUNK_ONES ? Q_BITMAP_ENTRY_ONES : 0;
+    return leave (img, leaving, old, q_cluster_bytes (img));
+  }
+  r = place_chunk (img, old, &host, &fresh);
+  if (r < 0)
+    return r;
+  s->table[chunk] = host;
+  s->taken += fresh;
+  q_bits_chunk_get (bits, chunk, buf);
+  return write_at (img, buf, q_cluster_bytes (img), host);
+}
+
+/* The bits that differ. */
+static int
+save_bits (struct q_image *img, struct saving *s, struct leaving *leaving)
+{
+  struct q_bitmap *b = s->b;
+  struct q_bits *bits = atomic_load (&b->bits);
+  uint64_t bytes = bits->chunks * sizeof (uint64_t);
+  bool any = b->table_offset == 0 || b->table_size != bits->chunks;
+  uint8_t *buf;
+  int r = 0;
+
+  for (uint32_t i = 0; !any && i < bits->chunks; ++i)
+    any = bits->changed[i];
+  if (!any)
+    return 0;
+  r = q_bitmap_read_table (b, NULL);
+  s->size = bits->chunks;
+  s->table = calloc (bits->chunks + 1ull, sizeof *s->table);
+  buf = malloc (q_cluster_bytes (img));
+  if (r == 0 && (!s->table || !buf))
+    r = -ENOMEM;
+  for (uint32_t i = 0; r == 0 && i < bits->chunks; ++i)
+    if (!b->table || i >= b->table_size || bits->changed[i])
+      r = save_chunk (img, s, i, buf, leaving);
+    else
+      s->table[i] = b->table[i];
+  for (uint32_t i = bits->chunks; r == 0 && b->table && i < b->table_size; ++i)
+    r = leave (img, leaving, b->table[i] & Q_OFFSET_MASK, q_cluster_bytes (img));
+  if (r == 0 && (b->table_size != s->size || b->table_offset == 0 ||
+                 !q_bitmap_owns (img, b->table_offset, bytes))) {
+    r = take (img, bytes, &s->host);
+    if (r == 0)
+      r = leave (img, leaving, b->table_offset, b->table_size * sizeof (uint64_t));
+  }
+  free (buf);
+  return r;
+}
+
+static int
+save_table (struct q_image *img, const struct saving *s)
+{
+  be64 *raw;
+  int r;
+
+  if (!s->table)
+    return 0;
+  raw = malloc (s->size * sizeof *raw + 1);
+  if (!raw)
+    return -ENOMEM;
+  for (uint32_t i = 0; i < s->size; ++i)
+    raw[i] = put64 (s->table[i]);
+  r = write_at (img, raw, s->size * sizeof *raw, s->host ? s->host : s->b->table_offset);
+  free (raw);
+  return r;
+}
+
+/* The clusters that were taken for S will not be used. */
+static void
+give_back (struct q_image *img, struct saving *s)
+{
+  if (!s->table)
+    return;
+  for (uint32_t i = 0; i < s->size && s->taken > 0; ++i) {
+    uint64_t host = s->table[i] & Q_OFFSET_MASK;
+    bool old = s->b->table && i < s->b->table_size && s->b->table[i] == host;
+
+    if (host && !old) {
+      drop (img, host, 1);
+      --s->taken;
+    }
+  }
+  drop (img, s->host, s->size * sizeof (uint64_t));
+}
+
+/* What S has written is what counts. */
+static void
+settle (struct saving *s)
+{
+  struct q_bitmap *b = s->b;
+  struct q_bits *bits = atomic_load (&b->bits);
+
+  if (s->table) {
+    free (b->table);
+    b->table = s->table;
+    b->table_size = s->size;
+    if (s->host) {
+      b->table_offset = s->host;
+      b->moved = true;
+    }
+    s->table = NULL;
+  }
+  for (uint32_t i = 0; i < bits->chunks; ++i)
+    atomic_store_explicit (&bits->changed[i], 0, memory_order_relaxed);
+}
+
+static int
+finish_flags (struct q_image *img, struct saving *s, unsigned n, bool placed)
+{
+  int r = placed ? sync_file (img) : 0; /* what they are about to vouch for */
+
+  for (unsigned i = 0; r == 0 && i < n; ++i) {
+    s[i].b->live = false;
+    r = write_flags (s[i].b);
+  }
+  if (r == 0)
+    r = sync_file (img);
+  if (r < 0)
+    q_stick (img, r, "taking the in-use mark off bitmaps failed");
+  return r;
+}
+
+static int
+finish_directory (struct q_image *img, struct saving *s, unsigned n, struct leaving *leaving)
+{
+  struct q_bitmaps *l = &img->bitmaps;
+  struct q_new_directory d;
+  int r;
+
+  for (unsigned i = 0; i < n; ++i)
+    s[i].b->live = false;
+  r = write_directory (img, l->bitmap, l->n, &d);
+  if (r == 0)
+    r = leave (img, leaving, img->bitmap_dir_offset, img->bitmap_dir_size);
+  if (r == 0)
+    r = switch_directory (img, l->bitmap, &d);
+  for (unsigned i = 0; r < 0 && i < n; ++i)
+    s[i].b->live = true;
+  if (r < 0 && atomic_load (&img->sticky) == 0)
+    drop (img, d.host, d.bytes);
+  return r;
+}
+
+static int
+save_all (struct q_image *img, struct saving *s, unsigned n)
+{
+  struct leaving leaving = { 0 };
+  bool moved = false, placed = false;
+  int r = 0;
+
+  for (unsigned i = 0; r == 0 && i < n; ++i) {
+    r = save_bits (img, &s[i], &leaving);
+    moved = moved || s[i].host || s[i].b->moved || s[i].b->position == Q_BITMAP_NOWHERE;
+    placed = placed || s[i].table;
+  }
+  Q_PROBE ("bits of bitmaps written, not durable");
+  if (r == 0 && placed)
+    r = q_flush (img);
+  if (r < 0) {
+    for (unsigned i = 0; i < n; ++i)
+      give_back (img, &s[i]);
+    free (leaving.run);
+    return r;
+  }
+  /* From here on tables on disk may refer to what was taken: it stays. */
+  for (unsigned i = 0; r == 0 && i < n; ++i)
+    r = save_table (img, &s[i]);
+  Q_PROBE ("tables of bitmaps written, still in use");
+  for (unsigned i = 0; r == 0 && i < n; ++i)
+    settle (&s[i]);
+  if (r == 0)
+    r = moved ? finish_directory (img, s, n, &leaving) : finish_flags (img, s, n, placed);
+  if (r == 0)
+    let_go (img, &leaving);
+  else
+    free (leaving.run);
+  return r;
+}
+
+int
+q_bitmaps_save (struct q_image *img, struct q_bitmap *const *b, unsigned n, struct q_error *err)
+{
+  struct saving *s = calloc (n + 1ull, sizeof *s);
+  int r = s ? 0 : -ENOMEM;
+
+  for (unsigned i = 0; r == 0 && i < n; ++i)
+    s[i].b = b[i];
+  if (r == 0 && n > 0)
+    r = save_all (img, s, n);
+  for (unsigned i = 0; s && i < n; ++i)
+    free (s[i].table);
+  free (s);
+  return r < 0 ? q_fail (err, r, "%s: cannot save the bitmaps: %s; they stay marked in use",
+                         img->filename, strerror (-r))
+               : 0;
+}
