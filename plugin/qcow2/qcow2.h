@@ -345,6 +345,8 @@ int q_write_compressed (struct q_image *img, const void *buf, uint64_t offset, u
 bool q_can_compress (const struct q_image *img);
 /* The highest level that there is for zlib, or zstd. */
 int q_compression_max_level (bool zstd);
+/* Makes the image hold nothing, so that all of its backing file is seen.  -ENOTSUP for raw ones. */
+int q_empty (struct q_image *img);
 /* Brings the range into the page cache, best effort. */
 int q_prefetch (struct q_image *img, uint64_t offset, uint64_t len);
 /* All writes that returned before this call are on stable storage when it returns 0.  Any number

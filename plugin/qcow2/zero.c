@@ -12,7 +12,8 @@
  *
  * Never does a discarded or zeroed cluster show what a backing file has there: with a backing
  * file below, version 3 gets a zero flag; version 2 has none, so there a discard does nothing and
- * zeros are written as data, unless what is below reads as zeros.
+ * zeros are written as data, unless what is below reads as zeros.  Only emptying (after a commit,
+ * when the backing file has it all) lets go of everything.
  */
 
 #include <errno.h>
@@ -20,7 +21,7 @@
 
 #include "cluster.h"
 
-enum mode { DISCARD, ZERO_UNMAP, ZERO_KEEP, ZERO_PROVISION };
+enum mode { DISCARD, ZERO_UNMAP, ZERO_KEEP, ZERO_PROVISION, EMPTY };
 
 /* The descriptor that new_mapping answers for a cluster that must first be allocated. */
 #define WANTS_CLUSTER UINT64_MAX
@@ -124,6 +125,10 @@ new_entry (struct q_image *img, uint64_t gc, uint32_t part, struct q_l2_entry ol
   if (r < 0)
     return r;
   *new = old;
+  if (mode == EMPTY) {
+    *new = (struct q_l2_entry){ 0 };
+    return 0;
+  }
   if (mode != ZERO_PROVISION) {
     r = new_mapping (img, gc, part, mode, &c);
     if (r == 0 && !c.compressed)
@@ -293,7 +298,7 @@ is_blank (struct q_image *img, uint64_t first, uint64_t count, enum mode mode)
     return r < 0 ? r : 0;
   if (mode == ZERO_PROVISION)
     return 0;
-  if (mode == DISCARD || !img->backing)
+  if (mode == DISCARD || mode == EMPTY || !img->backing)
     return 1;
   return q_reads_zero (img, offset, q_min (count << img->cluster_bits, q_size (img) - offset), 0);
 }
@@ -557,6 +562,26 @@ q_discard (struct q_image *img, uint64_t offset, uint64_t len)
     r = q_flush_throttle (img);
     if (r == 0)
       r = change_clusters (img, first, last, DISCARD, &done);
+    first += done;
+  }
+  return r;
+}
+
+int
+q_empty (struct q_image *img)
+{
+  uint64_t first, last, done = 0;
+  int r = q_writable (img);
+
+  if (r == 0 && img->format != Q_FORMAT_QCOW2)
+    r = -ENOTSUP;
+  if (r < 0)
+    return r;
+  whole_subclusters (img, 0, q_size (img), EMPTY, &first, &last);
+  while (r == 0 && first < last) {
+    r = q_flush_throttle (img);
+    if (r == 0)
+      r = change_clusters (img, first, last, EMPTY, &done);
     first += done;
   }
   return r;

@@ -14,8 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "file.h"
-#include "img.h"
+#include "cursor.h"
 
 /* qemu-img's. */
 enum {
@@ -26,24 +25,14 @@ enum {
   EXIT_NOT_READ = 4,
 };
 
-#define SECTOR  512u /* differences are told to this grain */
-#define PIECE   (8u << 20)
-#define BUFFER  (1u << 20)
-#define EXTENTS 64
+#define SECTOR 512u /* differences are told to this grain */
+#define PIECE  (8u << 20)
+#define BUFFER (1u << 20)
 
 struct comparison {
   struct img_spec spec[2];
   struct q_image *img[2];
   bool strict, progress, quiet;
-};
-
-/* One side's extents, from AT on; those before it have been dealt with. */
-struct cursor {
-  struct q_image *img;
-  uint64_t at, end;
-  struct q_extent extent[EXTENTS];
-  int n, next;
-  uint64_t skip; /* of extent[next] */
 };
 
 /* What a piece returns: 0, or one of the statuses above, with what there is to say in the
@@ -80,76 +69,15 @@ find (struct job *j, uint64_t piece, int status, const char *fmt, ...)
   return status;
 }
 
-/* ---- one side -------------------------------------------------------------------------------- */
-
-static const struct q_extent past_the_end = { .kind = Q_ZERO, .flags = Q_HOLE };
-
-/* The extent at the cursor, *LEN bytes of it; past the end of the disk, zeros. */
-static int
-look (struct cursor *c, const struct q_extent **e, uint64_t *len)
-{
-  const uint64_t size = q_size (c->img);
-
-  if (c->at >= size) {
-    *e = &past_the_end;
-    *len = c->end - c->at;
-    return 0;
-  }
-  if (c->next == c->n) {
-    uint64_t end = c->end < size ? c->end : size;
-    int n = q_map (c->img, c->at, end - c->at, c->extent, EXTENTS, Q_MAP_HOST);
-
-    if (n < 0)
-      return n;
-    c->n = n;
-    c->next = 0;
-    c->skip = 0;
-  }
-  *e = &c->extent[c->next];
-  *len = (*e)->len - c->skip;
-  return 0;
-}
-
-static void
-advance (struct cursor *c, uint64_t len)
-{
-  const bool inside = c->at < q_size (c->img);
-
-  c->at += len;
-  if (!inside)
-    return;
-  c->skip += len;
-  if (c->skip == c->extent[c->next].len) {
-    c->next++;
-    c->skip = 0;
-  }
-}
-
-static int
-read_side (const struct cursor *c, const struct q_extent *e, uint64_t len, void *buf)
-{
-  return q_read_extent (e, c->at < q_size (c->img) ? c->skip : 0, len, buf);
-}
-
 /* ---- comparing ------------------------------------------------------------------------------- */
 
 /* Whether QEMU's block status would call the two the same. */
 static bool
-same_status (const struct cursor *a, const struct q_extent *x, const struct cursor *b,
+same_status (const struct img_cursor *a, const struct q_extent *x, const struct img_cursor *b,
              const struct q_extent *y)
 {
   return x->kind == y->kind && !x->file == !y->file &&
          img_extent_is_absent (a->img, x) == img_extent_is_absent (b->img, y);
-}
-
-/* The same bytes of the same file, which nobody changes. */
-static bool
-same_place (const struct cursor *a, const struct q_extent *x, const struct cursor *b,
-            const struct q_extent *y)
-{
-  return x->kind == Q_DATA && y->kind == Q_DATA && (x->flags & y->flags & Q_STABLE) &&
-         x->file->ino != 0 && x->file->dev == y->file->dev && x->file->ino == y->file->ino &&
-         x->host + a->skip == y->host + b->skip;
 }
 
 /* The first sector in which A and B differ, or LEN. */
@@ -166,14 +94,8 @@ first_difference (const char *a, const char *b, uint64_t len)
   }
 }
 
-static bool
-is_zero (const char *buf, uint64_t len)
-{
-  return len == 0 || (buf[0] == 0 && memcmp (buf, buf + 1, len - 1) == 0);
-}
-
 static int
-unreadable (struct job *j, uint64_t piece, const struct cursor *c, int status, int r)
+unreadable (struct job *j, uint64_t piece, const struct img_cursor *c, int status, int r)
 {
   return find (j, piece, status, "%s: %s at offset %llu: %s", q_filename (c->img),
                status == EXIT_NO_MAPPING ? "cannot read the mapping" : "cannot read",
@@ -182,7 +104,7 @@ unreadable (struct job *j, uint64_t piece, const struct cursor *c, int status, i
 
 /* Compares LEN bytes, of which at most one side reads as zeros.  BUF has room for two times LEN. */
 static int
-compare_bytes (struct job *j, uint64_t piece, const struct cursor side[2],
+compare_bytes (struct job *j, uint64_t piece, const struct img_cursor side[2],
                const struct q_extent *const e[2], uint64_t len, char *buf)
 {
   const unsigned zero = e[0]->kind == Q_ZERO ? 0 : 1;
@@ -191,13 +113,13 @@ compare_bytes (struct job *j, uint64_t piece, const struct cursor side[2],
     if (e[i]->kind == Q_ZERO)
       continue;
 
-    int r = read_side (&side[i], e[i], len, buf + i * len);
+    int r = img_cursor_read (&side[i], e[i], len, buf + i * len);
 
     if (r < 0)
       return unreadable (j, piece, &side[i], EXIT_NOT_READ, r);
   }
   if (e[zero]->kind == Q_ZERO) {
-    if (is_zero (buf + (1 - zero) * len, len))
+    if (img_is_zero (buf + (1 - zero) * len, len))
       return 0;
     memset (buf + zero * len, 0, len);
   }
@@ -215,18 +137,18 @@ compare_piece (void *opaque, uint64_t start, uint64_t len)
   struct job *j = opaque;
   const uint64_t offset = j->base + start;
   char *buf = malloc (2 * (size_t)BUFFER);
-  struct cursor *side = calloc (2, sizeof *side);
+  struct img_cursor *side = calloc (2, sizeof *side);
   q_pin_t pin = q_pin ();
   int r = buf && side ? 0 : find (j, offset, EXIT_NOT_READ, "out of memory");
 
   for (unsigned i = 0; r == 0 && i < 2; i++)
-    side[i] = (struct cursor){ .img = j->c->img[i], .at = offset, .end = offset + len };
+    side[i] = (struct img_cursor){ .img = j->c->img[i], .at = offset, .end = offset + len };
   while (r == 0 && side[0].at < offset + len) {
     const struct q_extent *e[2];
     uint64_t room[2], n = BUFFER;
 
     for (unsigned i = 0; r == 0 && i < 2; i++) {
-      r = look (&side[i], &e[i], &room[i]);
+      r = img_cursor_look (&side[i], &e[i], &room[i]);
       if (r < 0)
         r = unreadable (j, offset, &side[i], EXIT_NO_MAPPING, r);
     }
@@ -238,16 +160,15 @@ compare_piece (void *opaque, uint64_t start, uint64_t len)
       break;
     }
 
-    const bool known = (e[0]->kind == Q_ZERO && e[1]->kind == Q_ZERO) ||
-                       same_place (&side[0], e[0], &side[1], e[1]);
+    const bool known = img_cursor_same (&side[0], e[0], &side[1], e[1]);
     const uint64_t both = room[0] < room[1] ? room[0] : room[1];
 
     if (known || both < n)
       n = both;
     if (!known)
       r = compare_bytes (j, offset, side, e, n, buf);
-    advance (&side[0], n);
-    advance (&side[1], n);
+    img_cursor_advance (&side[0], n);
+    img_cursor_advance (&side[1], n);
   }
   q_unpin (pin);
   free (side);

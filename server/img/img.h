@@ -26,9 +26,11 @@ struct img_command {
 
 extern const struct img_command img_check_command;
 extern const struct img_command img_bench_command;
+extern const struct img_command img_commit_command;
 extern const struct img_command img_compare_command;
 extern const struct img_command img_create_command;
 extern const struct img_command img_dd_command;
+extern const struct img_command img_diff_command;
 extern const struct img_command img_info_command;
 extern const struct img_command img_map_command;
 extern const struct img_command img_measure_command;

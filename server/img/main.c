@@ -9,10 +9,20 @@
 
 #include "img.h"
 
+/* clang-format off */
 static const struct img_command *const commands[] = {
-  &img_check_command, &img_compare_command, &img_create_command,
-  &img_info_command,  &img_map_command,     &img_measure_command,
+  &img_bench_command,
+  &img_check_command,
+  &img_commit_command,
+  &img_compare_command,
+  &img_create_command,
+  &img_dd_command,
+  &img_diff_command,
+  &img_info_command,
+  &img_map_command,
+  &img_measure_command,
 };
+/* clang-format on */
 #define N_COMMANDS (sizeof commands / sizeof commands[0])
 
 static void
