@@ -18,6 +18,7 @@ libjansson-dev      module  jansson
 libgnutls28-dev     module  gnutls
 liburing-dev        module  liburing
 libdeflate-dev      module  libdeflate
+libgcrypt20-dev     module  libgcrypt
 libnl-genl-3-dev    module  libnl-genl-3.0
 libselinux1-dev     module  libselinux
 libsystemd-dev      module  libsystemd

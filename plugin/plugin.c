@@ -28,6 +28,7 @@
 #include <zlib.h>
 #include <zstd.h>
 
+#include "passphrase.h"
 #include "qcow2.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
@@ -165,6 +166,8 @@ plugin_config (const char *key, const char *value)
   for (size_t i = 0; i < sizeof choices / sizeof choices[0]; i++)
     if (strcmp (key, choices[i].key) == 0)
       return parse_word (key, value, choices[i].words, choices[i].value);
+  if (strcmp (key, "passphrase") == 0)
+    return passphrase_take (value);
   if (strcmp (key, "state-dir") == 0) {
     free (state_dir);
     state_dir = NULL;
@@ -196,6 +199,7 @@ plugin_config_complete (void)
   options.discard = discard;
   options.cache = cache & CACHE_DIRECT ? Q_CACHE_DIRECT : Q_CACHE_BUFFERED;
   options.lock = lock;
+  passphrase_apply (&options);
   if (use_state)
     options.state_dir = state_dir ? state_dir : "";
   return 0;
@@ -234,6 +238,7 @@ plugin_load (void)
 static void
 plugin_unload (void)
 {
+  passphrase_forget ();
   free (filename);
 }
 
@@ -337,6 +342,9 @@ open_image (bool readonly)
     image = NULL;
     report_open (r, &err);
     errno = -r;
+  } else {
+    passphrase_forget ();
+    passphrase_apply (&options);
   }
   return r;
 }
@@ -593,6 +601,7 @@ plugin_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
   "discard=unmap|ignore             What trim does (default unmap).\n"                             \
   "cache=MODE                       writeback (default), none, writethrough, directsync, "         \
   "unsafe.\n"                                                                                      \
+  "passphrase=+FILE|-FD|-           What opens an encrypted image; repeat it for each layer.\n"    \
   "lock=on|off                      Take QEMU's image locks (default on).\n"                       \
   "state-dir=DIR|off                Where writes survive a killed nbdkit.\n"                       \
   "l2-cache-size=SIZE               Memory for mapping tables.\n"                                  \
@@ -611,6 +620,7 @@ static struct nbdkit_plugin plugin = {
   .magic_config_key = "file",
   .dump_plugin = plugin_dump,
   .get_ready = plugin_get_ready,
+  .after_fork = passphrase_relock,
   .cleanup = plugin_cleanup,
   .list_exports = plugin_list_exports,
   .default_export = plugin_default_export,

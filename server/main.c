@@ -18,6 +18,7 @@
 #include "options.h"
 #include "privileges.h"
 #include "run.h"
+#include "secret.h"
 #include "serve.h"
 #include "server.h"
 #include "service.h"
@@ -28,7 +29,8 @@
 
 struct program {
   struct options opts;
-  struct tls *tls; /* NULL: none */
+  struct q_secret *key; /* of --key-file and --key-fd */
+  struct tls *tls;      /* NULL: none */
   struct exports exports;
   struct listeners listeners;
   struct identity identity;
@@ -128,6 +130,42 @@ listen_all (struct program *p)
   if (r == 0 && opts->selinux_label)
     r = listen_set_label (NULL, &err);
   return complain (r, &err);
+}
+
+/* ---- secrets --------------------------------------------------------------------------------- */
+
+/* Files with keys are often for root alone, so this comes before privileges are dropped; and what
+ * is locked in memory does not stay so in a child, so it comes after the last fork. */
+static bool
+load_secrets (struct program *p)
+{
+  struct options *opts = &p->opts;
+  struct q_error err = { "" };
+  const char *visible = NULL;
+
+  if (!complain (objects_load_secrets (&opts->objects, &visible, &err), &err))
+    return false;
+  if (visible)
+    log_warning ("--object secret,id=%s: everybody on this machine can see what follows data=: "
+                 "file=PATH keeps a secret",
+                 visible);
+  if (opts->key_file)
+    p->key = secret_from_key_file (opts->key_file, "--key-file", &err);
+  else if (opts->key_fd >= 0)
+    p->key = secret_from_fd (opts->key_fd, "--key-fd", &err);
+  else
+    return true;
+  opts->export.source.open.secret = p->key;
+  return complain (p->key ? 0 : -1, &err);
+}
+
+/* Everything that they open is open. */
+static void
+forget_key (struct program *p)
+{
+  secret_free (p->key);
+  p->key = NULL;
+  p->opts.export.source.open.secret = NULL;
 }
 
 /* ---- TLS ------------------------------------------------------------------------------------- */
@@ -368,10 +406,11 @@ serve (struct program *p)
     return EXIT_FAILURE;
 
   int status = -1;
-  if (prepare_device (p) && open_tls (p) && listen_all (p) && open_pid_file (opts) &&
-      drop_privileges (p) && open_exports (p) && write_pid_file ()) {
+  if (prepare_device (p) && load_secrets (p) && open_tls (p) && listen_all (p) &&
+      open_pid_file (opts) && drop_privileges (p) && open_exports (p) && write_pid_file ()) {
     so.attached = p->kernel[0];
     so.tls = p->tls;
+    forget_key (p);
     announce (p);
     status = server_run (&so, &p->listeners, &p->exports);
     p->kernel[0] = -1;
@@ -380,6 +419,7 @@ serve (struct program *p)
   if (exports_close (&p->exports) < 0 && status == 0)
     status = EXIT_FAILURE;
   tls_free (p->tls);
+  forget_key (p);
   if (opts->pid_file)
     pid_file_remove (opts->pid_file);
   for (int i = 0; i < 2; i++)

@@ -7,6 +7,7 @@
 
 #include "keyval.h"
 #include "objects.h"
+#include "secret.h"
 
 #define MAX_RULES 1024
 
@@ -37,6 +38,8 @@ take_secret (struct object *o, struct members *m)
   o->secret.base64 = format == 1;
   if (!o->secret.data == !o->secret.file)
     members_fail (m, "exactly one of 'data' and 'file' is wanted");
+  else if (!o->secret.keyid != !o->secret.iv)
+    members_fail (m, "'keyid' and 'iv' are wanted together or not at all");
 }
 
 static void
@@ -155,6 +158,8 @@ object_free (struct object *o)
     return;
   if (o->type == OBJECT_AUTHZ_LIST)
     free (o->authz.rules);
+  if (o->type == OBJECT_SECRET)
+    secret_free (o->secret.value);
   json_decref (o->settings);
   free (o);
 }
@@ -231,6 +236,84 @@ const struct object *
 objects_find_authz (const struct objects *set, const char *id, struct q_error *err)
 {
   return find (set, "--tls-authz", id, OBJECT_AUTHZ_SIMPLE, OBJECT_AUTHZ_LIST_FILE, err);
+}
+
+/* ---- secrets --------------------------------------------------------------------------------- */
+
+static struct object *
+find_secret (const struct objects *set, const char *id)
+{
+  struct object *o = set->first;
+
+  while (o && (o->type != OBJECT_SECRET || strcmp (o->id, id) != 0))
+    o = o->next;
+  return o;
+}
+
+/* Reads O, and before it the one that it is encrypted with. */
+static int
+load_secret (struct objects *set, struct object *o, struct q_error *err)
+{
+  struct object *key = NULL;
+  char what[128];
+  int r = 0;
+
+  if (o->secret.value)
+    return 0;
+  snprintf (what, sizeof what, "--object secret,id=%.100s", o->id);
+  if (o->secret.loading) {
+    snprintf (err->text, sizeof err->text, "%s: is encrypted with itself, by its keyid", what);
+    return -ELOOP;
+  }
+  if (o->secret.keyid) {
+    key = find_secret (set, o->secret.keyid);
+    if (!key) {
+      snprintf (err->text, sizeof err->text, "%s: keyid=%.100s: no --object secret has that id",
+                what, o->secret.keyid);
+      return -ENOENT;
+    }
+    o->secret.loading = true;
+    r = load_secret (set, key, err);
+    o->secret.loading = false;
+    if (r < 0)
+      return r;
+  }
+  o->secret.value = o->secret.file ? secret_from_file (o->secret.file, what, err)
+                                   : secret_from_text (o->secret.data, what, err);
+  if (!o->secret.value)
+    return -EINVAL;
+  if (o->secret.base64)
+    r = secret_decode_base64 (o->secret.value, what, err);
+  if (r == 0 && key)
+    r = secret_decrypt (o->secret.value, key->secret.value, o->secret.iv, what, err);
+  if (r < 0) {
+    secret_free (o->secret.value);
+    o->secret.value = NULL;
+  }
+  return r;
+}
+
+int
+objects_load_secrets (struct objects *set, const char **visible, struct q_error *err)
+{
+  int r = 0;
+
+  for (struct object *o = set->first; r == 0 && o; o = o->next)
+    if (o->type == OBJECT_SECRET) {
+      r = load_secret (set, o, err);
+      if (visible && o->secret.data && !o->secret.keyid)
+        *visible = o->id;
+    }
+  return r;
+}
+
+const struct q_secret *
+objects_find_secret (const struct objects *set, const char *option, const char *id,
+                     struct q_error *err)
+{
+  const struct object *o = find (set, option, id, OBJECT_SECRET, OBJECT_SECRET, err);
+
+  return o ? o->secret.value : NULL;
 }
 
 void

@@ -39,6 +39,8 @@ struct object {
       const char *data, *file; /* exactly one of them is given */
       bool base64;
       const char *keyid, *iv; /* the secret that it is encrypted with */
+      struct q_secret *value; /* NULL until objects_load_secrets */
+      bool loading;
     } secret;
     struct {
       const char *dir, *priority;
@@ -66,6 +68,13 @@ struct objects {
 /* TEXT is the value of --object.  Returns 0 or -errno. */
 int objects_add (struct objects *set, const char *text, struct q_error *err);
 const struct object *objects_find (const struct objects *set, const char *id);
+/* Reads all secrets: before privileges are dropped, and after the last fork, which unlocks memory.
+ * *VISIBLE (may be NULL) is set to the id of one that is on the command line for all to see, if
+ * there is one. */
+int objects_load_secrets (struct objects *set, const char **visible, struct q_error *err);
+/* The secret with that id, loaded; OPTION names it. */
+const struct q_secret *objects_find_secret (const struct objects *set, const char *option,
+                                            const char *id, struct q_error *err);
 /* The credentials of --tls-creds: of one of the TLS types. */
 const struct object *objects_find_tls (const struct objects *set, const char *id,
                                        struct q_error *err);

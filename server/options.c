@@ -31,6 +31,8 @@ enum {
   OPT_LOCK,
   OPT_IMAGE_OPTS,
   OPT_OBJECT,
+  OPT_KEY_FILE,
+  OPT_KEY_FD,
   OPT_TLS,
   OPT_TLS_CREDS,
   OPT_TLS_AUTHZ,
@@ -89,6 +91,8 @@ static const struct option long_options[] = {
   { "lock", required_argument, NULL, OPT_LOCK },
   { "image-opts", no_argument, NULL, OPT_IMAGE_OPTS },
   { "object", required_argument, NULL, OPT_OBJECT },
+  { "key-file", required_argument, NULL, OPT_KEY_FILE },
+  { "key-fd", required_argument, NULL, OPT_KEY_FD },
   { "tls", required_argument, NULL, OPT_TLS },
   { "tls-creds", required_argument, NULL, OPT_TLS_CREDS },
   { "tls-authz", required_argument, NULL, OPT_TLS_AUTHZ },
@@ -450,6 +454,12 @@ apply (struct options *opts, struct said *said, int c, const char *arg)
     opts->workers = parse_number ("--workers", arg, 1, MAX_WORKERS);
     break;
 
+  case OPT_KEY_FILE:
+    opts->key_file = arg;
+    break;
+  case OPT_KEY_FD:
+    opts->key_fd = (int)parse_number ("--key-fd", arg, 0, INT32_MAX);
+    break;
   case OPT_OBJECT:
     parse_object (opts, arg);
     break;
@@ -614,6 +624,8 @@ check_serve (struct options *opts, const struct said *said)
     fail ("--exit-with-parent cannot be used with --fork, which makes the parent exit");
   if (opts->device && (!opts->filename || several))
     fail ("--connect=%s: one device has one image: FILE is wanted, and no --export", opts->device);
+  if (opts->key_file && opts->key_fd >= 0)
+    fail ("--key-file and --key-fd cannot be used together");
   if (opts->group && !opts->user)
     fail ("--group=%s needs --user", opts->group);
   /* The default of 1 is qemu-nbd's, for its one export. */
@@ -659,6 +671,7 @@ set_defaults (struct options *opts)
     .directories = json_array (),
     .configs = json_array (),
     .state_dir = "",
+    .key_fd = -1,
     .port = "10809",
     .shared = 1,
     .handshake_limit = 10,
@@ -705,6 +718,7 @@ options_parse (struct options *opts, int argc, char **argv)
   if (!opts->bind)
     opts->bind = opts->mode == MODE_LIST ? "localhost" : "0.0.0.0";
   opts->export.source.open.state_dir = opts->state_dir;
+  opts->export.source.objects = &opts->objects;
   opts->export.multi_conn = opts->shared != 1;
 }
 

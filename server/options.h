@@ -43,6 +43,8 @@ struct options {
   uint64_t memory;                      /* bytes for all clients; 0 for the default */
 
   struct objects objects;
+  const char *key_file; /* opens encrypted images that have no other key */
+  int key_fd;           /* the same; -1 if not given */
   const char *tls_creds, *tls_authz, *tls_hostname;
   bool tls_optional; /* clients may go without it */
 

@@ -128,6 +128,7 @@ serve_export (struct exports *set, json_t *settings, const char *what,
 {
   struct export_options xo = *defaults;
   const char *bitmaps[MAX_BITMAPS];
+  const char *key = NULL;
   struct members m;
   bool read_only = xo.source.open.read_only;
 
@@ -146,6 +147,7 @@ serve_export (struct exports *set, json_t *settings, const char *what,
   take_part (&m, &xo.source);
   take_limits (&m, &xo);
   take_tls (&m, &xo);
+  members_string (&m, "key-secret", &key);
   if (!file)
     members_fail (&m, "the setting 'file' is missing");
   else if (!json_is_string (file) && !json_is_object (file))
@@ -158,6 +160,11 @@ serve_export (struct exports *set, json_t *settings, const char *what,
     return r;
   xo.source.open.read_only = read_only;
   xo.multi_conn = xo.max_connections != 1;
+  if (key) {
+    xo.source.open.secret = objects_find_secret (xo.source.objects, "key-secret", key, err);
+    if (!xo.source.open.secret)
+      return -EINVAL;
+  }
   r = json_is_string (file) ? source_from_name (&xo.source, json_string_value (file), err)
                             : source_from_tree (&xo.source, file, what, err);
   if (r == 0)

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "keyval.h"
+#include "secret.h"
 #include "slice.h"
 #include "source.h"
 
@@ -98,6 +99,28 @@ source_set_lock (struct source *s, const char *mode)
 {
   s->open.lock = strcmp (mode, "off") == 0 ? Q_LOCK_OFF : Q_LOCK_ON;
   return s->open.lock == Q_LOCK_OFF || strcmp (mode, "on") == 0;
+}
+
+int
+source_set_key (struct source *s, unsigned layer, const char *option, const char *id,
+                struct q_error *err)
+{
+  static const struct objects none = { NULL };
+  const struct q_secret *secret;
+
+  if (layer >= SOURCE_LAYERS) {
+    snprintf (err->text, sizeof err->text, "%s=%.100s: more than %d layers", option, id,
+              SOURCE_LAYERS);
+    return -EINVAL;
+  }
+  secret = objects_find_secret (s->objects ? s->objects : &none, option, id, err);
+  if (!secret)
+    return -EINVAL;
+  s->layer_secrets[layer] = secret;
+  s->open.layer_secrets = s->layer_secrets;
+  if (s->open.n_layer_secrets <= layer)
+    s->open.n_layer_secrets = layer + 1;
+  return 0;
 }
 
 /* ---- the tree -------------------------------------------------------------------------------- */
@@ -217,8 +240,57 @@ take_raw_node (struct descent *d, struct members *m)
   d->raw = true;
 }
 
+/* "encrypt" of the layer that is LAYER below the top. */
 static void
-take_qcow2_node (struct descent *d, struct members *m)
+take_encrypt (struct source *s, struct members *m, unsigned layer, struct q_error *err)
+{
+  static const char *const formats[] = { "luks", "aes", "qcow" };
+  json_t *encrypt = members_get (m, "encrypt");
+  const char *id = NULL;
+  struct members e;
+  unsigned format;
+
+  if (!encrypt || m->failed)
+    return;
+  if (!json_is_object (encrypt)) {
+    members_fail (m, "encrypt: {\"key-secret\": ...} is wanted");
+    return;
+  }
+  members_init (&e, encrypt, "encrypt", err);
+  members_choice (&e, "format", formats, 3, &format); /* the image says itself what it is */
+  members_string (&e, "key-secret", &id);
+  if (!id)
+    members_fail (&e, "the setting 'key-secret' is missing");
+  if (members_end (&e) < 0 || source_set_key (s, layer, "encrypt.key-secret", id, err) < 0)
+    m->failed = true;
+}
+
+/* "backing" of the layer above: which file it is, the image says; what opens it, the user. */
+static void
+take_backing (struct source *s, json_t *backing, unsigned layer, struct q_error *err,
+              struct members *above)
+{
+  static const char *const drivers[] = { "qcow2", "raw" };
+  unsigned driver;
+  struct members m;
+
+  if (!json_is_object (backing)) {
+    members_fail (above, "backing: null (no backing file), settings of the backing file that the "
+                         "image records, or nothing is wanted");
+    return;
+  }
+  members_init (&m, backing, "backing", err);
+  members_choice (&m, "driver", drivers, 2, &driver);
+  take_encrypt (s, &m, layer, err);
+  json_t *below = members_get (&m, "backing");
+  if (below)
+    take_backing (s, below, layer + 1, err, &m);
+  if (members_end (&m) < 0)
+    above->failed = true;
+}
+
+static void
+take_qcow2_node (struct descent *d, struct members *m, struct q_error *err)
 {
   struct source *s = d->source;
   uint64_t unused_size = 0;
@@ -244,8 +316,8 @@ take_qcow2_node (struct descent *d, struct members *m)
   if (json_is_string (backing) && !*json_string_value (backing))
     s->open.backing = Q_BACKING_NONE; /* as it is spelt on a command line */
   else if (backing)
-    members_fail (m, "backing: null (no backing file) or nothing (the one that the image records) "
-                     "is wanted");
+    take_backing (s, backing, 1, err, m);
+  take_encrypt (s, m, 0, err);
 }
 
 static int take_node (struct descent *d, json_t *node, const char *what, struct q_error *err);
@@ -291,7 +363,7 @@ take_node (struct descent *d, json_t *node, const char *what, struct q_error *er
   else if (strcmp (driver, "raw") == 0)
     take_raw_node (d, &m);
   else if (strcmp (driver, "qcow2") == 0)
-    take_qcow2_node (d, &m);
+    take_qcow2_node (d, &m, err);
   else
     members_fail (&m, "driver=%.100s: one of qcow2, raw, file and host_device is wanted", driver);
   if (!m.failed && !file)
@@ -352,6 +424,8 @@ source_copy (struct source *to, const struct source *from)
 {
   *to = *from;
   to->filename = strdup (from->filename);
+  to->open.layer_secrets = to->layer_secrets;
+  to->overlay_key = NULL;
   to->slice = NULL;
   if (from->slice) {
     to->slice = slice_new (from->slice->filename, from->slice->offset, from->slice->size);
@@ -370,6 +444,8 @@ source_free (struct source *s)
 {
   free (s->filename);
   slice_free (s->slice);
+  secret_free (s->overlay_key);
+  s->overlay_key = NULL;
   s->filename = NULL;
   s->slice = NULL;
 }

@@ -14,19 +14,26 @@
 
 #include <jansson.h>
 
+#include "objects.h"
 #include "qcow2.h"
 
 #define SOURCE_TO_END UINT64_MAX
 
 enum detect_zeroes { DETECT_ZEROES_OFF, DETECT_ZEROES_ON, DETECT_ZEROES_UNMAP };
 
+/* Layers of a chain that settings may be about. */
+#define SOURCE_LAYERS 32
+
 struct source {
   char *filename;
   struct q_open_options open; /* its strings belong to whoever set them; opener is ours */
   bool write_through, ignore_flush;
   enum detect_zeroes detect_zeroes;
-  uint64_t offset, size; /* the part of the disk in the image; size may be SOURCE_TO_END */
-  struct slice *slice;   /* the part of the file that the image is; NULL if all of it */
+  uint64_t offset, size;         /* the part of the disk in the image; size may be SOURCE_TO_END */
+  struct slice *slice;           /* the part of the file that the image is; NULL if all of it */
+  const struct objects *objects; /* where key-secret is looked up, loaded; may be NULL */
+  const struct q_secret *layer_secrets[SOURCE_LAYERS]; /* what open.layer_secrets points to */
+  struct q_secret *overlay_key; /* of a temporary overlay (throwaway.h); not copied */
 };
 
 /* NAME is a file name, file:NAME or json:{...}.  The rest of S, which the caller has filled in with
@@ -42,6 +49,9 @@ bool source_set_detect_zeroes (struct source *s, const char *mode);
 /* recorded, probe or none; on or off. */
 bool source_set_backing (struct source *s, const char *mode);
 bool source_set_lock (struct source *s, const char *mode);
+/* The secret ID of OPTION opens what is LAYER below the top. */
+int source_set_key (struct source *s, unsigned layer, const char *option, const char *id,
+                    struct q_error *err);
 int source_copy (struct source *to, const struct source *from);
 void source_free (struct source *s);
 

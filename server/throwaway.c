@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "secret.h"
 #include "slice.h"
 #include "throwaway.h"
 
@@ -26,6 +27,27 @@ look_at (const struct source *s, uint64_t *size, enum q_format *format, struct q
   *size = q_size (img);
   *format = q_image_format (img);
   return q_close (&img, err);
+}
+
+/* What is decrypted must not lie about in the clear: the overlay of an image with a key gets one of
+ * its own, which is known to nobody and gone when the overlay is. */
+static int
+choose_key (struct source *s, struct q_create_options *opts, struct q_error *err)
+{
+  if (!s->open.secret && s->open.n_layer_secrets == 0)
+    return 0;
+  s->overlay_key = secret_random (32, "the key of a temporary overlay", err);
+  if (!s->overlay_key)
+    return -ENOMEM;
+  memmove (s->layer_secrets + 1, s->layer_secrets,
+           (SOURCE_LAYERS - 1) * sizeof s->layer_secrets[0]);
+  s->layer_secrets[0] = s->overlay_key;
+  s->open.layer_secrets = s->layer_secrets;
+  if (s->open.n_layer_secrets < SOURCE_LAYERS)
+    s->open.n_layer_secrets++;
+  opts->secret = s->overlay_key;
+  opts->encrypt.iter_time_ms = 1; /* it cannot be guessed, however fast that is tried */
+  return 0;
 }
 
 int
@@ -69,7 +91,9 @@ throwaway_overlay (struct source *s, struct q_error *err)
   q_create_options_init (&opts);
   opts.backing_file = base;
   opts.backing_format = format == Q_FORMAT_RAW ? "raw" : "qcow2";
-  r = q_create (path, size, &opts, err);
+  r = choose_key (s, &opts, err);
+  if (r == 0)
+    r = q_create (path, size, &opts, err);
   if (r < 0) {
     unlink (path);
     free (base);

@@ -47,6 +47,8 @@ usage_print (void)
       "      --idle-limit=N        drop a client that asks for nothing for N seconds (0: never)\n"
       "      --memory=SIZE         for the requests of all clients together (512M)\n"
       "      --object=SETTINGS     define a secret, TLS credentials or who is authorised\n"
+      "      --key-file=FILE       the key of encrypted images (without a newline at its end)\n"
+      "      --key-fd=NUM          the same, from an inherited descriptor\n"
 #ifdef HAVE_TLS
       "      --tls-creds=ID        require TLS, with those credentials\n"
       "      --tls=MODE            required (default), or optional but for exports that require "

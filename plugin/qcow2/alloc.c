@@ -132,7 +132,7 @@ q_alloc_run (struct q_image *img, uint64_t want, unsigned flags, uint64_t *host,
                       ull (cluster));
   *host = cluster << img->cluster_bits;
   *fresh =
-      img->file->holes_are_zero && *host >= atomic_load (&img->highest) && *host >= img->hole_from;
+      img->guest->holes_are_zero && *host >= atomic_load (&img->highest) && *host >= img->hole_from;
   for (i = 0; r == 0 && i < count; ++i)
     r = q_refcount_set (img, cluster + i, flags, 1);
   assert (r == 0); /* the block is in memory: find_free has just looked at it */

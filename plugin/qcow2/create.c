@@ -4,10 +4,11 @@
  *
  * The file is laid out in this order, each part starting on a cluster:
  *
- *     header | refcount table | refcount blocks | L1 table | L2 tables | data clusters
+ *     header | refcount table | refcount blocks | L1 table | encryption header | L2 tables | data
  *
- * the last two only with preallocation.  All of it is known before the first byte is written, so
- * whatever cannot work is refused while the file is still as it was.
+ * the third last only with encryption, and the last two only with preallocation.  All of it is
+ * known before the first byte is written, so whatever cannot work is refused while the file is
+ * still as it was.
  *
  * Invariant: the first sector, which carries the magic, is written last, after everything else is
  * on stable storage.  A crash leaves a file that is no qcow2 image, or a complete one.
@@ -20,6 +21,7 @@
 #include <unistd.h>
 
 #include "image.h"
+#include "luks.h"
 
 /* The header's atomic unit: no disk tears less. */
 #define SECTOR 512u
@@ -50,6 +52,7 @@ struct layout {
   uint64_t refblocks, n_refblocks;
   uint64_t l1, n_l1;
   uint32_t l1_entries;
+  uint64_t crypto, n_crypto;
   uint64_t l2, n_l2; /* 0 without preallocation, as is n_data */
   uint64_t data, n_data;
   uint64_t total;
@@ -61,6 +64,8 @@ struct creation {
   struct layout layout;
   struct q_file *file;
   uint8_t *cluster; /* scratch, one cluster */
+  uint8_t *crypto;  /* the encryption header; NULL without */
+  size_t crypto_bytes;
   struct q_error *err;
 };
 
@@ -68,6 +73,7 @@ void
 q_create_options_init (struct q_create_options *opts)
 {
   *opts = (struct q_create_options){ .version = 3, .cluster_bits = 16, .refcount_bits = 16 };
+  q_encrypt_options_init (&opts->encrypt);
 }
 
 /* ---- what is asked for ----------------------------------------------------------------------- */
@@ -95,6 +101,12 @@ check_version_limits (const char *filename, const struct q_create_options *opts,
     return q_fail (
         err, -EINVAL,
         "%s: compression type zstd needs version 3 (compat=1.1): version 2 has only zlib",
+        filename);
+  if (opts->secret && opts->preallocation != Q_PREALLOC_OFF)
+    return q_fail (
+        err, -EINVAL,
+        "%s: preallocation of an encrypted image needs version 3 (compat=1.1): version 2 "
+        "cannot say that clusters read as zeros",
         filename);
   return 0;
 }
@@ -183,6 +195,7 @@ plan_layout (struct creation *c, uint64_t size)
 
   l->l1_entries = entries ? (uint32_t)entries : 1;
   l->n_l1 = q_div_up (8ull * l->l1_entries, cluster);
+  l->n_crypto = q_div_up (c->crypto_bytes, cluster);
   if (opts->preallocation != Q_PREALLOC_OFF) {
     l->n_l2 = entries;
     l->n_data = q_div_up (size, cluster);
@@ -190,7 +203,7 @@ plan_layout (struct creation *c, uint64_t size)
 
   /* The refcount structures count themselves, so their size is the fixed point of this. */
   const uint64_t per_block = cluster * 8 >> l->refcount_order;
-  const uint64_t rest = 1 + l->n_l1 + l->n_l2 + l->n_data;
+  const uint64_t rest = 1 + l->n_l1 + l->n_crypto + l->n_l2 + l->n_data;
   uint64_t blocks, total;
 
   do {
@@ -216,7 +229,8 @@ plan_layout (struct creation *c, uint64_t size)
   l->reftable = 1;
   l->refblocks = l->reftable + l->n_reftable;
   l->l1 = l->refblocks + l->n_refblocks;
-  l->l2 = l->l1 + l->n_l1;
+  l->crypto = l->l1 + l->n_l1;
+  l->l2 = l->crypto + l->n_crypto;
   l->data = l->l2 + l->n_l2;
   l->total = total;
   return 0;
@@ -276,6 +290,8 @@ build_header (struct creation *c, size_t *used)
 
   if (opts->backing_format)
     need += extension_bytes (strlen (opts->backing_format));
+  if (c->crypto)
+    need += extension_bytes (sizeof (struct qcow2_crypto_extension));
   if (need > cluster)
     return q_fail (c->err, -EINVAL,
                    "%s: the backing file name has %zu bytes: %zu fit in the first cluster beside "
@@ -302,7 +318,7 @@ build_header (struct creation *c, size_t *used)
     .version = put32 (opts->version),
     .cluster_bits = put32 (l->cluster_bits),
     .size = put64 (l->size),
-    .crypt_method = put32 (Q_CRYPT_NONE),
+    .crypt_method = put32 (c->crypto ? Q_CRYPT_LUKS : Q_CRYPT_NONE),
     .l1_size = put32 (l->l1_entries),
     .l1_table_offset = put64 (l->l1 << l->cluster_bits),
     .refcount_table_offset = put64 (l->reftable << l->cluster_bits),
@@ -320,6 +336,12 @@ build_header (struct creation *c, size_t *used)
   if (opts->backing_format)
     p = put_extension (p, Q_EXT_BACKING_FORMAT, opts->backing_format,
                        strlen (opts->backing_format));
+  if (c->crypto) {
+    struct qcow2_crypto_extension crypto = { .offset = put64 (l->crypto << l->cluster_bits),
+                                             .length = put64 (c->crypto_bytes) };
+
+    p = put_extension (p, Q_EXT_CRYPTO, &crypto, sizeof crypto);
+  }
   if (with_names)
     p = put_extension (p, Q_EXT_FEATURE_NAMES, names, sizeof names);
   if (with_highest) {
@@ -359,6 +381,22 @@ sync_file (struct creation *c)
   int r = q_file_sync (c->file);
 
   return r < 0 ? q_fail (c->err, r, "%s: sync: %s", c->filename, strerror (-r)) : 0;
+}
+
+/* With zeros to the end of its last cluster. */
+static int
+write_crypto (struct creation *c)
+{
+  const uint64_t at = c->layout.crypto << c->layout.cluster_bits;
+  const uint64_t end = at + (c->layout.n_crypto << c->layout.cluster_bits);
+  int r = write_at (c, c->crypto, c->crypto_bytes, at, "encryption header");
+
+  if (r == 0 && at + c->crypto_bytes < end) {
+    r = q_file_write_zeroes (c->file, at + c->crypto_bytes, end - at - c->crypto_bytes, false);
+    if (r < 0)
+      q_fail (c->err, r, "%s: writing the encryption header: %s", c->filename, strerror (-r));
+  }
+  return r;
 }
 
 /* COUNT table clusters at cluster FIRST, whose USED entries hold the offsets of consecutive
@@ -480,8 +518,12 @@ write_tables (struct creation *c)
                         "refcount table");
   if (r == 0 && (l->n_l2 || !c->file->holes_are_zero))
     r = write_pointers (c, l->l1, l->n_l1, l->l2, l->n_l2, Q_COPIED, 1, "L1 table");
+  if (r == 0 && c->crypto)
+    r = write_crypto (c);
+  /* What is in the clusters would be decrypted, and that does not give zeros. */
   if (r == 0 && l->n_l2)
-    r = write_pointers (c, l->l2, l->n_l2, l->data, l->n_data, Q_COPIED,
+    r = write_pointers (c, l->l2, l->n_l2, l->data, l->n_data,
+                        Q_COPIED | (c->crypto && !c->opts->extended_l2 ? Q_L2_ZERO : 0),
                         c->opts->extended_l2 ? 2 : 1, "L2 table");
   return r;
 }
@@ -525,14 +567,20 @@ q_create (const char *filename, uint64_t size, const struct q_create_options *op
   struct stat st;
   int r = check_options (filename, opts, err);
 
+  if (r == 0 && opts->secret)
+    r = q_luks_create (&opts->encrypt, opts->secret, &c.crypto, &c.crypto_bytes, filename, err);
   if (r == 0)
     r = plan_layout (&c, size);
-  if (r < 0)
+  if (r < 0) {
+    free (c.crypto);
     return r;
+  }
   c.cluster = malloc ((size_t)1 << c.layout.cluster_bits);
-  if (!c.cluster)
+  if (!c.cluster) {
+    free (c.crypto);
     return q_fail (err, -ENOMEM, "%s: no memory for a cluster of %u bytes", filename,
                    1u << opts->cluster_bits);
+  }
 
   /* The header is built here once more only to learn whether it fits. */
   size_t used;
@@ -551,5 +599,6 @@ q_create (const char *filename, uint64_t size, const struct q_create_options *op
       remove_created (&c, dev, ino);
   }
   free (c.cluster);
+  free (c.crypto);
   return r;
 }

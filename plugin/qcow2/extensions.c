@@ -101,8 +101,9 @@ parse_crypto (struct q_image *img, const struct q_extension *e, struct q_error *
   memcpy (&c, e->data, sizeof c);
   img->crypto_offset = get64 (c.offset);
   img->crypto_length = get64 (c.length);
-  if (img->crypto_offset & (q_cluster_bytes (img) - 1))
-    return q_fail (err, -EINVAL, "%s: encryption header offset %#llx is not cluster-aligned",
+  if (img->crypto_offset == 0 || img->crypto_offset >= Q_MAX_HOST_OFFSET ||
+      (img->crypto_offset & (q_cluster_bytes (img) - 1)))
+    return q_fail (err, -EINVAL, "%s: encryption header offset %#llx is not a cluster's",
                    img->filename, (unsigned long long)img->crypto_offset);
   return 0;
 }

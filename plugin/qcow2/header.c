@@ -49,15 +49,15 @@ check_features (struct q_image *img, struct q_error *err)
         "without it",
         img->filename, bit, name ? name : "which the image does not name");
   }
-  if (img->crypt_method != Q_CRYPT_NONE) {
-    const char *name = img->crypt_method == Q_CRYPT_AES    ? "AES"
-                       : img->crypt_method == Q_CRYPT_LUKS ? "LUKS"
-                                                           : "unknown";
-
-    return q_fail (err, img->crypt_method > Q_CRYPT_LUKS ? -EINVAL : -ENOTSUP,
-                   "%s: crypt_method %u (%s encryption) is not supported", img->filename,
-                   img->crypt_method, name);
-  }
+  if (img->crypt_method > Q_CRYPT_LUKS)
+    return q_fail (err, -EINVAL, "%s: crypt_method is %u, should be 0 (none), 1 (AES) or 2 (LUKS)",
+                   img->filename, img->crypt_method);
+  if ((img->crypt_method == Q_CRYPT_LUKS) != (q_extension_find (img, Q_EXT_CRYPTO) != NULL))
+    return q_fail (
+        err, -EINVAL,
+        "%s: crypt_method is %u %s an encryption header extension: it goes with 2 (LUKS) "
+        "and nothing else",
+        img->filename, img->crypt_method, img->crypt_method == Q_CRYPT_LUKS ? "without" : "with");
   return 0;
 }
 

@@ -98,6 +98,7 @@ free_layer (struct q_image *img)
   q_refcount_close (img);
   q_snapshots_free (img);
   q_header_free (img);
+  q_crypt_close (img);
   q_file_close (&img->file);
   free (img->limbo.entry);
   free (img->dropped.entry);
@@ -322,8 +323,18 @@ check_loop (const struct q_image *top, const struct q_image *layer, struct q_err
   return 0;
 }
 
+/* What opens the layer that is DEPTH below the top. */
+static const struct q_secret *
+secret_for (const struct q_open_options *opts, unsigned depth)
+{
+  if (depth < opts->n_layer_secrets && opts->layer_secrets[depth])
+    return opts->layer_secrets[depth];
+  return opts->secret;
+}
+
+/* TOP is NULL for the top layer itself. */
 static int
-open_layer (struct q_image **layer, const char *filename, enum q_format format,
+open_layer (struct q_image **layer, const char *filename, enum q_format format, unsigned depth,
             const struct q_open_options *opts, struct q_image *top, struct q_error *err)
 {
   struct q_image *img = new_layer (filename);
@@ -349,10 +360,13 @@ open_layer (struct q_image **layer, const char *filename, enum q_format format,
     r = check_loop (top, img, err);
   if (r == 0 && opts->lock == Q_LOCK_ON)
     r = q_file_lock (img->file, !img->read_only, err);
+  img->guest = img->file;
   if (r == 0)
     r = find_format (img, format, top && opts->backing == Q_BACKING_PROBE, err);
   if (r == 0)
     r = img->format == Q_FORMAT_RAW ? open_raw (img, err) : open_qcow2 (img, opts, !top, err);
+  if (r == 0)
+    r = q_crypt_open (img, secret_for (opts, depth), opts->metadata_only || opts->repair, err);
   if (r == 0 && top && img->format == Q_FORMAT_QCOW2)
     r = open_tables (img, false, err);
   if (r == 0 && img->backing_file)
@@ -387,7 +401,7 @@ open_chain (struct q_image *top, const struct q_open_options *opts, struct q_err
                      "%s: the chain of backing files has more than %u layers, %s is one "
                      "too many",
                      top->filename, Q_MAX_CHAIN, img->backing_path);
-    r = open_layer (&img->backing, img->backing_path, format, opts, top, err);
+    r = open_layer (&img->backing, img->backing_path, format, depth - 1, opts, top, err);
     if (r < 0) {
       q_error_prefix (err, "%s: cannot open backing file '%s'", img->filename, img->backing_file);
       return r;
@@ -418,7 +432,7 @@ q_open (struct q_image **img, const char *filename, const struct q_open_options 
   *img = NULL;
   if (err)
     err->text[0] = '\0';
-  r = open_layer (&top, filename, opts->format, opts, NULL, err);
+  r = open_layer (&top, filename, opts->format, 0, opts, NULL, err);
   if (r < 0)
     return r;
   if (!opts->metadata_only)

@@ -15,6 +15,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "crypt.h"
 #include "file.h"
 #include "format.h"
 #include "probe.h"
@@ -193,6 +194,9 @@ struct q_tracker;
 struct q_image {
   char *filename;
   struct q_file *file;
+  struct q_crypt *crypt; /* NULL: not encrypted */
+  struct q_file *guest;  /* what guest data are read and written through: the file that their
+                          * clusters are in, or what encrypts on top of it (crypt.h) */
   const struct q_file_opener *opener;
   enum q_format format;
   bool read_only; /* as opened */

@@ -153,7 +153,8 @@ resolve (struct q_image *top, uint64_t offset, uint64_t len, struct walk *w, str
         offset >= atomic_load_explicit (&img->backing->size, memory_order_relaxed)) {
       if (hints && depth > 1)
         q_below_found (hints, offset, depth);
-      *e = (struct q_extent){ .kind = Q_ZERO,
+      *e = (struct q_extent){ .guest = offset,
+                              .kind = Q_ZERO,
                               .flags = Q_HOLE | Q_STABLE,
                               .len = len,
                               .depth = (uint16_t)(depth + 1),
@@ -172,7 +173,7 @@ resolve (struct q_image *top, uint64_t offset, uint64_t len, struct walk *w, str
 
   if (hints && depth > 1)
     q_below_found (hints, offset, depth);
-  *e = (struct q_extent){ .len = len, .depth = (uint16_t)depth, .layer = img };
+  *e = (struct q_extent){ .guest = offset, .len = len, .depth = (uint16_t)depth, .layer = img };
   e->flags = img->stable ? Q_STABLE : 0;
   switch (p.kind) {
   case Q_CLUSTER_ZERO_PLAIN:
@@ -194,7 +195,7 @@ resolve (struct q_image *top, uint64_t offset, uint64_t len, struct walk *w, str
     break;
   default:
     e->kind = Q_DATA;
-    e->file = img->file;
+    e->file = img->guest;
     e->host = p.host;
   }
   return 0;
@@ -280,6 +281,8 @@ q_read_extent (const struct q_extent *e, uint64_t skip, uint64_t len, void *buf)
     return q_inflate_read (e->layer, e->host, e->csize, e->skip + (uint32_t)skip, (uint32_t)len,
                            buf);
   default:
+    if (e->layer->crypt)
+      return q_crypt_read (e->layer->crypt, buf, len, e->host + skip, e->guest + skip);
     return q_file_pread (e->file, buf, len, e->host + skip);
   }
 }

@@ -97,6 +97,16 @@ enum q_lock {
 
 struct q_file_opener; /* file.h: where files come from; NULL means the local file system */
 
+/* A password, or whatever else opens an encrypted image.  DATA should be memory of q_secret_alloc,
+ * which is zeroed, locked as far as the system permits, left out of core dumps, and wiped when it
+ * is freed. */
+struct q_secret {
+  const void *data;
+  size_t len;
+};
+void *q_secret_alloc (size_t len);
+void q_secret_free (void *data, size_t len);
+
 struct q_open_options {
   enum q_format format;
   enum q_backing backing;
@@ -121,13 +131,20 @@ struct q_open_options {
                           * tmpfs; "" means the default, /run/nbdcow or nbdcow in the user's
                           * runtime directory; NULL (default) means nowhere.  Version 3 only */
   const struct q_file_opener *opener;
+  /* What opens encrypted layers; only looked at until q_open returns.  By layer, the top one first
+   * (NULL for one that has none), and for all that have none of their own.  With metadata_only
+   * no key is needed, and no data can be read. */
+  const struct q_secret *const *layer_secrets;
+  unsigned n_layer_secrets;
+  const struct q_secret *secret;
 };
 
 void q_open_options_init (struct q_open_options *opts);
 
 /* Opens FILENAME and its chain.  On success *IMG is owned by the caller until q_close.  Errors:
  * -EINVAL (not a valid image, wrong format), -ENOTSUP (a feature we do not have, by its name),
- * -EAGAIN (locked by someone else), -ENOENT, -EACCES, -EIO, -ENOMEM, -ELOOP (backing loop). */
+ * -EAGAIN (locked by someone else), -ENOENT, -EACCES, -ENOKEY (no key was given for an encrypted
+ * image) or -EKEYREJECTED (it is not right), -EIO, -ENOMEM, -ELOOP (backing loop). */
 int q_open (struct q_image **img, const char *filename, const struct q_open_options *opts,
             struct q_error *err);
 
@@ -247,7 +264,7 @@ enum q_extent_flags {
 
 struct q_extent {
   struct q_file *file; /* see q_file_fd in file.h for a descriptor */
-  uint64_t host;
+  uint64_t guest, host;
   uint64_t len; /* guest bytes, never 0 */
   uint8_t kind, flags;
   uint16_t depth; /* layer that answered: 0 the top; for unallocated zeros, 1 + the last layer */
@@ -359,6 +376,18 @@ int q_resize (struct q_image *img, uint64_t size, struct q_error *err);
 
 /* ---- making images (create.c) -------------------------------------------------------------- */
 
+/* How a new image is encrypted: LUKS, in the words of qemu-img's encrypt.* options. */
+struct q_encrypt_options {
+  const char *cipher_alg;     /* NAME-BITS (default aes-256) */
+  const char *cipher_mode;    /* xts (default), cbc, ctr, ecb */
+  const char *ivgen_alg;      /* plain64 (default), plain, essiv */
+  const char *ivgen_hash_alg; /* of essiv; NULL means sha256 */
+  const char *hash_alg;       /* for passwords (default sha256) */
+  unsigned iter_time_ms;      /* how long a password is to take (default 2000), within the bounds of
+                               * luks.h */
+};
+void q_encrypt_options_init (struct q_encrypt_options *opts);
+
 struct q_create_options {
   unsigned version;       /* 2 or 3 (default 3) */
   unsigned cluster_bits;  /* 9 to 21 (default 16) */
@@ -368,8 +397,10 @@ struct q_create_options {
                      */
   bool zstd;        /* compression type of clusters that are compressed later */
   enum { Q_PREALLOC_OFF, Q_PREALLOC_METADATA, Q_PREALLOC_FALLOC, Q_PREALLOC_FULL } preallocation;
-  const char *backing_file;   /* recorded as given; NULL for none */
-  const char *backing_format; /* recorded as given */
+  const char *backing_file;      /* recorded as given; NULL for none */
+  const char *backing_format;    /* recorded as given */
+  const struct q_secret *secret; /* the image is encrypted, and this opens it; NULL: it is not */
+  struct q_encrypt_options encrypt;
   const struct q_file_opener *opener;
 };
 void q_create_options_init (struct q_create_options *opts);

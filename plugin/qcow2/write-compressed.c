@@ -16,10 +16,11 @@
 
 #include "cluster.h"
 
+/* The format has no compressed clusters that are encrypted, and in the clear they must not be. */
 bool
 q_can_compress (const struct q_image *img)
 {
-  return img->deflate != NULL;
+  return img->deflate != NULL && !img->crypt;
 }
 
 /* Compressed data on its way to guest cluster GC. */

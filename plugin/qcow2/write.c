@@ -367,7 +367,7 @@ q_write_begin (struct q_image *img, uint64_t offset, uint64_t len, unsigned flag
   int r = q_writable (img);
 
   plan->img = img;
-  plan->file = img->file;
+  plan->file = img->guest;
   plan->offset = offset;
   plan->len = 0;
   plan->n_runs = 0;
@@ -380,6 +380,8 @@ q_write_begin (struct q_image *img, uint64_t offset, uint64_t len, unsigned flag
     return r;
   if (len == 0)
     return -EINVAL;
+  if ((flags & Q_NOWAIT) && img->crypt)
+    return -EAGAIN; /* encrypting takes longer than a loop may */
   r = q_gate_enter (img, flags);
   if (r < 0)
     return r;

@@ -13,6 +13,7 @@
 #include "keyval.h"
 #include "nbd-file.h"
 #include "objects.h"
+#include "secret.h"
 #include "slice.h"
 #include "source.h"
 
@@ -31,6 +32,7 @@ static struct kept {
 } * kept;
 
 struct objects img_objects;
+static struct q_secret *key; /* of --key-file */
 
 /* cache=unsafe: a sync does nothing, in whatever file. */
 static int
@@ -97,6 +99,12 @@ img_image_option (struct img_spec *spec, int letter, int *status)
     if (objects_add (&img_objects, optarg, &err) < 0)
       *status = img_error ("%s", err.text);
     return true;
+  case IMG_OPT_KEY_FILE:
+    secret_free (key);
+    key = secret_from_key_file (optarg, "--key-file", &err);
+    if (!key)
+      *status = img_error ("%s", err.text);
+    return true;
   case IMG_OPT_BACKING_MODE:
     spec->backing_mode = optarg;
     if (!source_set_backing (&s, optarg))
@@ -134,6 +142,8 @@ apply (const struct img_spec *spec, struct source *s)
 {
   q_open_options_init (&s->open);
   s->size = SOURCE_TO_END;
+  s->objects = &img_objects;
+  s->open.secret = key;
   s->open.read_only = !spec->writable;
   s->open.lock = spec->force_share ? Q_LOCK_OFF : Q_LOCK_ON;
   s->open.snapshot = spec->snapshot;
@@ -149,6 +159,33 @@ apply (const struct img_spec *spec, struct source *s)
     return false;
   return (!spec->cache || (img_check_cache (spec->cache) && source_set_cache (s, spec->cache))) &&
          (!spec->backing_mode || source_set_backing (s, spec->backing_mode));
+}
+
+bool
+img_load_secrets (void)
+{
+  static bool warned;
+  const char *visible = NULL;
+  struct q_error err = { "" };
+
+  if (objects_load_secrets (&img_objects, &visible, &err) < 0) {
+    img_error ("%s", err.text);
+    return false;
+  }
+  if (visible && !warned)
+    img_warning ("--object secret,id=%s: everybody on this machine can see what follows data=: "
+                 "file=PATH keeps a secret",
+                 visible);
+  warned = warned || visible;
+  return true;
+}
+
+void
+img_forget_secrets (void)
+{
+  objects_free (&img_objects);
+  secret_free (key);
+  key = NULL;
 }
 
 /* The image's name, in whatever way it was written. */
@@ -209,7 +246,7 @@ img_open_spec (const struct img_spec *spec)
   }
   k->next = kept;
   kept = k;
-  if (!apply (spec, &k->source) || !find_file (spec, &k->source) ||
+  if (!img_load_secrets () || !apply (spec, &k->source) || !find_file (spec, &k->source) ||
       (k->source.open.format == Q_FORMAT_AUTO && !probe (&k->source)))
     return NULL;
 

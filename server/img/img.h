@@ -54,12 +54,13 @@ void img_warning (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
 #define IMG_IMAGE_OPTIONS                                                                          \
   { "force-share", no_argument, NULL, 'U' }, { "image-opts", no_argument, NULL, IMG_OPT_OPTS },    \
       { "object", required_argument, NULL, IMG_OPT_OBJECT },                                       \
+      { "key-file", required_argument, NULL, IMG_OPT_KEY_FILE },                                   \
   {                                                                                                \
     "backing-mode", required_argument, NULL, IMG_OPT_BACKING_MODE                                  \
   }
 
 /* Values of long options without a letter; a sub-command's own start at IMG_OPT_LONG. */
-enum { IMG_OPT_OPTS = 256, IMG_OPT_OBJECT, IMG_OPT_BACKING_MODE, IMG_OPT_LONG };
+enum { IMG_OPT_OPTS = 256, IMG_OPT_OBJECT, IMG_OPT_KEY_FILE, IMG_OPT_BACKING_MODE, IMG_OPT_LONG };
 
 /* getopt_long, with these differences: an option that is unknown or lacks its argument is reported
  * and comes back as '?', and --help is printed and comes back as 'h': in both cases the
@@ -120,6 +121,10 @@ bool img_image_option (struct img_spec *spec, int letter, int *status);
 /* What --object defined so far. */
 struct objects;
 extern struct objects img_objects;
+/* Reads the secrets among them; reports what is wrong.  Opening an image does it. */
+bool img_load_secrets (void);
+/* At the end: wipes them. */
+void img_forget_secrets (void);
 
 /* Opens what SPEC says, and reports what is wrong; NULL then.  What the image needs beside itself
  * lives until the program ends. */

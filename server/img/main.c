@@ -68,7 +68,11 @@ main (int argc, char **argv)
     return img_finish_output (0);
   }
   for (size_t i = 0; i < N_COMMANDS; i++)
-    if (strcmp (argv[1], commands[i]->name) == 0)
-      return end (img_finish_output (commands[i]->run (argc - 1, argv + 1)));
+    if (strcmp (argv[1], commands[i]->name) == 0) {
+      int status = commands[i]->run (argc - 1, argv + 1);
+
+      img_forget_secrets ();
+      return end (img_finish_output (status));
+    }
   return img_error ("no command '%s'; 'nbdcow-img --help' lists them", argv[1]);
 }
