@@ -316,16 +316,16 @@ static const struct q_file_ops crypt_ops = {
 
 /* ---- the header ----------------------------------------------------------------------------- */
 
-static int
-read_header_area (void *opaque, void *buf, size_t len, uint64_t offset)
+int
+q_crypt_read_area (void *opaque, void *buf, size_t len, uint64_t offset)
 {
   struct q_image *img = opaque;
 
   return q_file_pread (img->file, buf, len, img->crypto_offset + offset);
 }
 
-static int
-read_luks (struct q_image *img, struct q_luks *l, struct q_error *err)
+int
+q_crypt_read_header (struct q_image *img, struct q_luks *l, struct q_error *err)
 {
   struct luks_header h;
   int r = q_file_contains (img->file, img->crypto_offset, img->crypto_length);
@@ -337,7 +337,7 @@ read_luks (struct q_image *img, struct q_luks *l, struct q_error *err)
                    img->filename, (unsigned long long)img->crypto_length,
                    (unsigned long long)img->crypto_offset);
   if (r > 0)
-    r = read_header_area (img, &h, sizeof h, 0);
+    r = q_crypt_read_area (img, &h, sizeof h, 0);
   if (r < 0)
     return q_fail (err, r, "%s: cannot read the encryption header: %s", img->filename,
                    strerror (-r));
@@ -353,7 +353,7 @@ unlock_luks (struct q_image *img, struct q_crypt *c, const struct q_secret *secr
 
   if (!key)
     return q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
-  r = q_luks_unlock (&c->luks, read_header_area, img, ~0u, secret, key, &c->slot, img->filename,
+  r = q_luks_unlock (&c->luks, q_crypt_read_area, img, ~0u, secret, key, &c->slot, img->filename,
                      err);
   if (r == 0)
     r = q_cipher_new (&c->cipher, &c->luks.spec, key, img->filename, err);
@@ -435,7 +435,7 @@ q_crypt_open (struct q_image *img, const struct q_secret *secret, bool metadata_
                    img->filename);
   if (c->legacy)
     return unlock_legacy (img, c, secret, err);
-  r = read_luks (img, &c->luks, err);
+  r = q_crypt_read_header (img, &c->luks, err);
   return r == 0 ? unlock_luks (img, c, secret, err) : r;
 }
 

@@ -158,15 +158,18 @@ q_luks_put (const struct q_luks *l, struct luks_header *h)
   memcpy (h->digest, l->digest, sizeof h->digest);
   memcpy (h->salt, l->salt, sizeof h->salt);
   memcpy (h->uuid, l->uuid, strnlen (l->uuid, sizeof h->uuid));
-  for (unsigned i = 0; i < Q_LUKS_SLOTS; ++i) {
-    const struct q_luks_slot *s = &l->slot[i];
+  for (unsigned i = 0; i < Q_LUKS_SLOTS; ++i)
+    q_luks_put_slot (&l->slot[i], &h->slot[i]);
+}
 
-    h->slot[i] = (struct luks_slot){
-      .state = put32 (s->active ? Q_LUKS_ACTIVE : Q_LUKS_INACTIVE),
-      .iterations = put32 (s->iterations),
-      .material_sector = put32 ((uint32_t)(s->material / Q_SECTOR)),
-      .stripes = put32 (s->stripes),
-    };
-    memcpy (h->slot[i].salt, s->salt, sizeof s->salt);
-  }
+void
+q_luks_put_slot (const struct q_luks_slot *s, struct luks_slot *buf)
+{
+  *buf = (struct luks_slot){
+    .state = put32 (s->active ? Q_LUKS_ACTIVE : Q_LUKS_INACTIVE),
+    .iterations = put32 (s->iterations),
+    .material_sector = put32 ((uint32_t)(s->material / Q_SECTOR)),
+    .stripes = put32 (s->stripes),
+  };
+  memcpy (buf->salt, s->salt, sizeof s->salt);
 }

@@ -88,8 +88,9 @@ struct q_luks {
 /* Takes the header at BUF apart, which stands at the start of AREA bytes. */
 int q_luks_parse (struct q_luks *l, const struct luks_header *buf, uint64_t area, const char *name,
                   struct q_error *err);
-/* The other way. */
+/* The other way: all of it, or one slot. */
 void q_luks_put (const struct q_luks *l, struct luks_header *buf);
+void q_luks_put_slot (const struct q_luks_slot *s, struct luks_slot *buf);
 /* Bytes that the material of a slot takes: whole sectors. */
 uint64_t q_luks_material_bytes (const struct q_luks *l, uint32_t stripes);
 

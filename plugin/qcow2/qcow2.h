@@ -374,6 +374,39 @@ int q_flush (struct q_image *img);
  * whatever a backing file has there.  Only up: -ENOTSUP for less than there is. */
 int q_resize (struct q_image *img, uint64_t size, struct q_error *err);
 
+/* ---- encryption (keyslots.c) --------------------------------------------------------------- */
+
+#define Q_KEY_SLOTS 8
+
+/* In the words that qemu-img has for it. */
+struct q_encryption_info {
+  bool luks; /* else the legacy AES method, and nothing more is known */
+  char cipher_alg[48], cipher_mode[32], ivgen_alg[32];
+  char ivgen_hash_alg[32]; /* "" unless the generator is essiv */
+  char hash_alg[32], uuid[41];
+  uint64_t payload_offset;
+  uint32_t master_key_iterations;
+  struct {
+    bool active;
+    uint32_t iterations, stripes;
+    uint64_t material_offset; /* from the start of the encryption header */
+  } slot[Q_KEY_SLOTS];
+};
+/* -ENOENT if the image is not encrypted.  Needs no key. */
+int q_get_encryption (struct q_image *img, struct q_encryption_info *info, struct q_error *err);
+
+/* Fills a key slot, or erases some.  A crash at any point leaves slots that open the image. */
+struct q_key_change {
+  bool erase;
+  int slot;                      /* -1: the first that is free; or those that OLD_SECRET opens */
+  const struct q_secret *secret; /* filling: opens the image now ... */
+  const struct q_secret *new_secret; /* ... and will open it as well */
+  unsigned iter_time_ms;             /* see q_encrypt_options */
+  const struct q_secret *old_secret; /* erasing: opens what is erased; may be NULL with SLOT */
+  bool force;                        /* erasing: even if no slot is left */
+};
+int q_change_keys (struct q_image *img, const struct q_key_change *change, struct q_error *err);
+
 /* ---- making images (create.c) -------------------------------------------------------------- */
 
 /* How a new image is encrypted: LUKS, in the words of qemu-img's encrypt.* options. */

@@ -312,14 +312,198 @@ test_keys (void **state)
   unit_done (&f);
 }
 
-/* ---- data ----------------------------------------------------------------------------------- */
-
 /* Whether the bytes of a recognizable sector are anywhere in the file. */
 static bool
 shows (const struct mem_file *m, const void *bytes, size_t len)
 {
   return memmem (m->data, m->size, bytes, len) != NULL;
 }
+
+/* Whether S opens the image. */
+static bool
+opens (struct fixture *f, const struct q_secret *s)
+{
+  struct q_image *img = NULL;
+  int r;
+
+  f->opts.secret = s;
+  r = unit_try_open (f, "disk", &img);
+  f->opts.secret = &password;
+  if (r == 0)
+    unit_close (img);
+  else
+    assert_int_equal (r, -EKEYREJECTED);
+  return r == 0;
+}
+
+static void
+changes (struct fixture *f, const struct q_key_change *change, int expect, const char *says)
+{
+  struct q_image *img;
+  struct q_error err = { "" };
+  int r;
+
+  f->opts.metadata_only = true;
+  img = unit_open (f, "disk");
+  r = q_change_keys (img, change, &err);
+  if (r != expect)
+    fail_msg ("%d (%s), should be %d (%s)", r, err.text, expect, says);
+  assert_contains (err.text, says);
+  unit_close (img);
+  f->opts.metadata_only = false;
+}
+
+static void
+test_slots (void **state)
+{
+  static const struct q_secret third = { "third", 5 }, nobody = { "nobody", 6 };
+  struct q_encryption_info info;
+  struct q_image *img;
+  struct fixture f;
+  struct mem_file *m;
+  struct luks_header *h;
+  uint8_t before[512];
+
+  (void)state;
+  if (!have_ciphers ())
+    skip ();
+  unit_init (&f);
+  m = make_default (&f);
+  h = header_of (&f, m);
+
+#define CHANGE(which, ...)                                                                         \
+  (&(struct q_key_change){ .slot = (which), .iter_time_ms = 1, __VA_ARGS__ })
+  changes (&f, CHANGE (-1, .secret = &password, .new_secret = &other), 0, "");
+  changes (&f, CHANGE (6, .secret = &other, .new_secret = &third), 0, "");
+  assert_true (opens (&f, &password) && opens (&f, &other) && opens (&f, &third));
+  assert_false (opens (&f, &nobody));
+  f.opts.read_only = f.opts.metadata_only = true;
+  img = unit_open (&f, "disk");
+  assert_int_equal (q_get_encryption (img, &info, &f.err), 0);
+  unit_close (img);
+  f.opts.read_only = f.opts.metadata_only = false;
+  for (unsigned i = 0; i < Q_KEY_SLOTS; ++i)
+    assert_int_equal (info.slot[i].active, i < 2 || i == 6);
+  assert_string_equal (info.cipher_alg, "aes-256");
+  assert_string_equal (info.cipher_mode, "xts");
+  assert_string_equal (info.ivgen_alg, "plain64");
+  assert_string_equal (info.ivgen_hash_alg, "");
+  assert_string_equal (info.hash_alg, "sha256");
+  assert_int_equal (info.payload_offset, 2068480);
+  assert_int_equal (strlen (info.uuid), 36);
+
+  /* What makes no sense. */
+  changes (&f, CHANGE (1, .secret = &password, .new_secret = &third), -EEXIST,
+           "key slot 1 is in use");
+  changes (&f, CHANGE (8, .secret = &password, .new_secret = &third), -EINVAL,
+           "key slot 8 does not exist");
+  changes (&f, CHANGE (-1, .secret = &nobody, .new_secret = &third), -EKEYREJECTED,
+           "none of the 3");
+  changes (&f, CHANGE (-1, .secret = &password), -EINVAL, "needs a new secret");
+  changes (&f, CHANGE (-1, .new_secret = &third), -ENOKEY, "needs one that opens");
+  changes (&f, CHANGE (-1, .secret = &password, .new_secret = &third, .old_secret = &other),
+           -EINVAL, "old secret is for erasing");
+  changes (&f, CHANGE (-1, .erase = true), -EINVAL, "which key slot");
+  changes (&f, CHANGE (1, .erase = true, .new_secret = &third), -EINVAL,
+           "new secret is for filling");
+  changes (&f, CHANGE (-1, .erase = true, .old_secret = &nobody), -EKEYREJECTED, "none of the 3");
+  changes (&f, CHANGE (6, .erase = true, .old_secret = &other), -EKEYREJECTED, "none of the 1");
+
+  /* Erased material is gone. */
+  memcpy (before, (uint8_t *)h + info.slot[6].material_offset, sizeof before);
+  assert_true (shows (m, before, sizeof before));
+  changes (&f, CHANGE (6, .erase = true), 0, "");
+  assert_false (shows (m, before, sizeof before));
+  assert_false (opens (&f, &third));
+  changes (&f, CHANGE (6, .erase = true), 0, ""); /* again */
+  changes (&f, CHANGE (-1, .erase = true, .old_secret = &password), 0, "");
+  assert_false (opens (&f, &password));
+  assert_true (opens (&f, &other));
+  changes (&f, CHANGE (-1, .erase = true, .old_secret = &other), -EPERM,
+           "no key slot would be left");
+  changes (&f, CHANGE (1, .erase = true), -EPERM, "no key slot would be left");
+
+  /* All slots. */
+  for (unsigned i = 0; i < Q_KEY_SLOTS - 1; ++i)
+    changes (&f, CHANGE (-1, .secret = &other, .new_secret = &third), 0, "");
+  changes (&f, CHANGE (-1, .secret = &other, .new_secret = &password), -ENOSPC, "all 8 key slots");
+  changes (&f, CHANGE (-1, .erase = true, .old_secret = &third), 0, "");
+  assert_false (opens (&f, &third));
+  assert_true (opens (&f, &other));
+
+  /* A header that would have us write somewhere else. */
+  h->slot[0].material_sector = put32 (0);
+  changes (&f, CHANGE (0, .secret = &other, .new_secret = &third), -EINVAL, "no room");
+  h->slot[0].material_sector = h->slot[1].material_sector;
+  changes (&f, CHANGE (0, .secret = &other, .new_secret = &third), -EINVAL, "no room");
+  h->slot[0].material_sector = put32 (0xffffffff);
+  changes (&f, CHANGE (0, .secret = &other, .new_secret = &third), -EINVAL, "no room");
+  changes (&f, CHANGE (0, .erase = true), 0, "");
+  assert_true (opens (&f, &other));
+  unit_check (&f, "disk");
+  changes (&f, CHANGE (1, .erase = true, .force = true), 0, "");
+  assert_false (opens (&f, &other));
+  unit_done (&f);
+}
+
+/* Whatever write or sync fails, or whenever the machine dies, the keys that were there open the
+ * image, unless it was they that were being erased. */
+static void
+test_slots_crash (void **state)
+{
+  static const enum mem_kind kinds[] = { MEM_WRITE, MEM_SYNC };
+
+  (void)state;
+  if (!have_ciphers ())
+    skip ();
+  for (unsigned erase = 0; erase < 2; ++erase)
+    for (size_t k = 0; k < lengthof (kinds); ++k)
+      for (unsigned after = 0;; ++after) {
+        struct q_key_change change = { .erase = erase,
+                                       .slot = 6,
+                                       .iter_time_ms = 1,
+                                       .secret = &password,
+                                       .new_secret = erase ? NULL : &other };
+        struct q_encryption_info info;
+        struct q_image *img;
+        struct fixture f;
+        bool done;
+
+        unit_init (&f);
+        make_default (&f);
+        if (erase) {
+          change.erase = false;
+          change.new_secret = &other;
+          changes (&f, &change, 0, "");
+          change.erase = true;
+          change.new_secret = NULL;
+        }
+        f.opts.metadata_only = true;
+        img = unit_open (&f, "disk");
+        f.fail_kind = kinds[k];
+        f.fail_after = after;
+        f.fail_with = -EIO;
+        done = q_change_keys (img, &change, &f.err) == 0;
+        f.fail_with = 0;
+        unit_close (img);
+        f.opts.metadata_only = false;
+        assert_true (opens (&f, &password));
+        f.opts.read_only = true;
+        img = unit_open (&f, "disk");
+        assert_int_equal (q_get_encryption (img, &info, &f.err), 0);
+        unit_close (img);
+        f.opts.read_only = false;
+        assert_int_equal (opens (&f, &other), info.slot[6].active);
+        if (done)
+          assert_int_equal (info.slot[6].active, !erase);
+        unit_check (&f, "disk");
+        unit_done (&f);
+        if (done)
+          break;
+      }
+}
+
+/* ---- data ----------------------------------------------------------------------------------- */
 
 static void
 test_ciphers (void **state)
@@ -550,6 +734,7 @@ main (void)
   static const struct CMUnitTest tests[] = {
     cmocka_unit_test (test_fields),     cmocka_unit_test (test_extension),
     cmocka_unit_test (test_splitter),   cmocka_unit_test (test_keys),
+    cmocka_unit_test (test_slots),      cmocka_unit_test (test_slots_crash),
     cmocka_unit_test (test_ciphers),    cmocka_unit_test (test_zeros),
     cmocka_unit_test (test_fast_paths), cmocka_unit_test (test_partial_sectors),
     cmocka_unit_test (test_legacy),
