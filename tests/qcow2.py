@@ -19,6 +19,7 @@ mistake with the engine.  Commands:
     qcow2.py drop-extension IMAGE MAGIC    removes each with that magic
     qcow2.py extensions IMAGE        lists extensions: magic and data in hex, one a line
     qcow2.py snapshots IMAGE         their number
+    qcow2.py later-fields IMAGE      what the header has beyond the fields that are known, in hex
 """
 
 import os
@@ -224,6 +225,8 @@ def main(argv):
             print("%#010x %s" % (magic, data.hex()))
     elif command == "snapshots":
         print(img.get("nb_snapshots"))
+    elif command == "later-fields":
+        print(img.pread(112, max(img.header_length - 112, 0)).hex())
     else:
         raise ValueError("unknown command " + command)
 
