@@ -35,6 +35,10 @@ struct local_file {
   uint32_t align; /* what O_DIRECT wants */
   pthread_rwlock_t direct_lock;
   struct q_folios *folios; /* of its page cache, if it is written through that */
+  /* A stretch that was found to be data, and that nobody has punched through us since: on some file
+   * systems finding its end is slow. */
+  pthread_mutex_t data_lock;
+  uint64_t data_from, data_to;
 };
 
 static int
@@ -249,9 +253,20 @@ local_fallocate (struct q_file *f, int mode, uint64_t offset, uint64_t len)
   return 0;
 }
 
+static void
+forget_data (struct q_file *f)
+{
+  struct local_file *lf = (struct local_file *)f;
+
+  pthread_mutex_lock (&lf->data_lock);
+  lf->data_from = lf->data_to = 0;
+  pthread_mutex_unlock (&lf->data_lock);
+}
+
 static int
 local_zero (struct q_file *f, uint64_t offset, uint64_t len, bool unmap)
 {
+  forget_data (f);
   /* On a block device punching zeroes by unmapping, and fails where that cannot be promised. */
   return local_fallocate (
       f, (unmap ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE) | FALLOC_FL_KEEP_SIZE, offset, len);
@@ -260,6 +275,7 @@ local_zero (struct q_file *f, uint64_t offset, uint64_t len, bool unmap)
 static int
 local_truncate (struct q_file *f, uint64_t size)
 {
+  forget_data (f);
   return ftruncate (local_fd (f), (off_t)size) == -1 ? -errno : 0;
 }
 
@@ -306,11 +322,30 @@ local_usage (struct q_file *f, uint64_t *bytes)
   return 0;
 }
 
+/* Whether OFFSET lies in what is known to be data.  It may have become a hole by another's hand:
+ * then it reads as zeros all the same. */
+static bool
+is_known_data (struct local_file *lf, uint64_t offset, uint64_t *end)
+{
+  bool known;
+
+  pthread_mutex_lock (&lf->data_lock);
+  known = offset >= lf->data_from && offset < lf->data_to;
+  *end = lf->data_to;
+  pthread_mutex_unlock (&lf->data_lock);
+  return known;
+}
+
 static int
 local_extent (struct q_file *f, uint64_t offset, uint64_t *end, bool *is_hole)
 {
-  off_t data = lseek (local_fd (f), (off_t)offset, SEEK_DATA), hole;
+  struct local_file *lf = (struct local_file *)f;
+  off_t data, hole;
 
+  *is_hole = false;
+  if (is_known_data (lf, offset, end))
+    return 0;
+  data = lseek (lf->fd, (off_t)offset, SEEK_DATA);
   if (data == -1 && errno == ENXIO) { /* no data from here to the end of the file */
     *is_hole = true;
     return local_size (f, end);
@@ -322,10 +357,14 @@ local_extent (struct q_file *f, uint64_t offset, uint64_t *end, bool *is_hole)
     *end = (uint64_t)data;
     return 0;
   }
-  hole = lseek (local_fd (f), (off_t)offset, SEEK_HOLE);
+  hole = lseek (lf->fd, (off_t)offset, SEEK_HOLE);
   if (hole == -1)
     return errno == EINVAL ? -ENOTSUP : -errno;
   *end = (uint64_t)hole;
+  pthread_mutex_lock (&lf->data_lock);
+  lf->data_from = offset;
+  lf->data_to = *end;
+  pthread_mutex_unlock (&lf->data_lock);
   return 0;
 }
 
@@ -353,6 +392,7 @@ local_close (struct q_file *f)
   if (lf->fd >= 0)
     close (lf->fd);
   pthread_rwlock_destroy (&lf->direct_lock);
+  pthread_mutex_destroy (&lf->data_lock);
   free (f->name);
   free (lf);
 }
@@ -387,6 +427,7 @@ q_file_open_local (void *opaque, const char *name, unsigned flags, struct q_file
   if (!lf)
     return q_fail (err, -ENOMEM, "%s: out of memory", name);
   pthread_rwlock_init (&lf->direct_lock, NULL);
+  pthread_mutex_init (&lf->data_lock, NULL);
   lf->base.ops = &local_ops;
   lf->direct = flags & Q_FILE_DIRECT;
   lf->fd = -1;

@@ -205,6 +205,17 @@ img_parse_output (const char *text, bool *json)
   return false;
 }
 
+const char *
+img_snapshot_name (const char *text)
+{
+  static const char *const keys[] = { "snapshot.id=", "snapshot.name=" };
+
+  for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
+    if (strncmp (text, keys[i], strlen (keys[i])) == 0)
+      return text + strlen (keys[i]);
+  return text;
+}
+
 /* ---- -o key=value,... ------------------------------------------------------------------------ */
 
 static void *

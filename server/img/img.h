@@ -28,6 +28,7 @@ extern const struct img_command img_check_command;
 extern const struct img_command img_bench_command;
 extern const struct img_command img_commit_command;
 extern const struct img_command img_compare_command;
+extern const struct img_command img_convert_command;
 extern const struct img_command img_create_command;
 extern const struct img_command img_dd_command;
 extern const struct img_command img_diff_command;
@@ -78,6 +79,8 @@ bool img_parse_number (const char *what, const char *text, uint64_t min, uint64_
 bool img_parse_bool (const char *what, const char *text, bool *value);
 /* qcow2, raw; reports anything else. */
 bool img_parse_format (const char *text, enum q_format *format);
+/* -l: an id or name as it is, or after snapshot.id= or snapshot.name=. */
+const char *img_snapshot_name (const char *text);
 /* human, json. */
 bool img_parse_output (const char *text, bool *json);
 
@@ -106,6 +109,7 @@ struct img_spec {
                              * synced, so the caller's flushes are for the order alone */
   const char *snapshot;     /* -l */
   const char *backing_mode; /* recorded (default), probe, none: see enum q_backing */
+  int compression_level;    /* see q_open_options */
   bool image_opts;          /* --image-opts */
   bool force_share;         /* -U */
   bool writable;

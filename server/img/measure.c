@@ -226,18 +226,6 @@ apply (struct measuring *m, const struct img_pairs *pairs, const char *format, c
   return measure (m);
 }
 
-/* -l: an id or name, or snapshot.id=..., snapshot.name=... */
-static const char *
-snapshot_name (const char *text)
-{
-  static const char *const keys[] = { "snapshot.id=", "snapshot.name=" };
-
-  for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
-    if (strncmp (text, keys[i], strlen (keys[i])) == 0)
-      return text + strlen (keys[i]);
-  return text;
-}
-
 static int
 run (int argc, char **argv)
 {
@@ -269,7 +257,7 @@ run (int argc, char **argv)
       img_pairs_add (&pairs, optarg);
       break;
     case 'l':
-      m.spec.snapshot = snapshot_name (optarg);
+      m.spec.snapshot = img_snapshot_name (optarg);
       break;
     case 's':
       size = optarg;
