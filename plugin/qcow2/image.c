@@ -277,6 +277,13 @@ clear_unknown_features (struct q_image *img, struct q_error *err)
                : 0;
 }
 
+/* Compressed clusters are always in the image's own file, and never encrypted. */
+static bool
+keeps_compressed_data (const struct q_image *img)
+{
+  return img->crypt_method == Q_CRYPT_NONE && !(img->incompatible & Q_INCOMPAT_DATA_FILE);
+}
+
 /* The top layer's tables; and for writing, whatever changes the image, which is last, so that an
  * image that cannot be opened after all is left as it was. */
 static int
@@ -293,7 +300,7 @@ activate (struct q_image *img, const struct q_open_options *opts, struct q_error
   if (img->read_only)
     return open_tables (img, true, err);
   r = recover (img, opts, err);
-  if (r == 0)
+  if (r == 0 && keeps_compressed_data (img))
     r = q_deflate_open (img, opts->compression_level, err);
   if (r == 0)
     r = q_state_prepare (img);
