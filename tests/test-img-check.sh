@@ -206,9 +206,29 @@ for seed in range(SEED, SEED + ROUNDS):
 
     mode = r.choice(("all", "all", "leaks"))
     shutil.copy("damaged", "mended")
-    status, result, messages = check(IMG, "mended", "-r", mode)
+    for old in "dry", "journal":
+        if os.path.exists(old):
+            os.unlink(old)
+    dry = check(IMG, "mended", "-r", mode, "--dry-run", "--journal", "dry")
+    if open("mended", "rb").read() != image.d:
+        fail(where, "-r", mode, "--dry-run wrote")
+    status, result, messages = check(IMG, "mended", "-r", mode, "--journal", "journal")
     if result is None:
         fail(where, "-r", mode, status, messages)
+    if dry[:2] != (status, result):
+        fail(where, "-r", mode, "--dry-run said", dry, "but then", status, result)
+    # The journal tells every byte that was changed, but for the highest allocated offset in the
+    # header, which is recorded after the repair; a dry run tells the same.
+    if open("dry").read() != open("journal").read():
+        fail(where, "-r", mode, "the journal of the dry run differs")
+    undone = bytearray(open("mended", "rb").read())
+    for change in reversed([json.loads(line) for line in open("journal")]):
+        at, before, after = change["offset"], bytes.fromhex(change["before"]), bytes.fromhex(change["after"])
+        if undone[at:at + len(after)] != after:
+            fail(where, "-r", mode, "the journal is wrong:", change)
+        undone[at:at + len(before)] = before
+    if undone[:len(image.d)] != image.d or any(undone[len(image.d):]):
+        fail(where, "-r", mode, "the journal does not lead back to what was there")
     again = check(IMG, "mended")
     said = {k: v for k, v in result.items() if not k.endswith("-fixed")}
     if said != again[1]:
@@ -266,3 +286,37 @@ d = open("ours.qcow2", "rb").read(4096)
 at = d.index(b"HALC")
 assert int.from_bytes(d[at + 8:at + 16], "big") == highest
 END
+
+# Misuse of what is about repairs.
+for args in --dry-run "--journal x"; do
+  s=0
+  # shellcheck disable=SC2086 # two words
+  "$NBDCOW_IMG" check $args ours.qcow2 2>log || s=$?
+  one_line $s log repair || fail "check $args: $REASON"
+done
+: >there
+s=0
+"$NBDCOW_IMG" check -r all --journal there ours.qcow2 2>log || s=$?
+one_line $s log there || fail "a journal that exists: $REASON"
+
+# ---- an image that is being written ----------------------------------------------------------
+
+# Whatever a moment shows, nothing is called corrupt that is not.
+if [ -e "${NBDCOW:-}" ] && "$NBDCOW_IMG" info nbd+unix:///?socket=none 2>&1 | grep -qv 'without libnbd'; then
+  "$NBDCOW_IMG" create -q served.qcow2 4G
+  start_nbdcow served.qcow2
+  "$NBDCOW_IMG" bench -q -f raw -w -c 60000 -d 8 -s 4k -S 1028k --flush-interval 64 "$URI" 2>bench.err &
+  writer=$!
+  track $writer
+  checks=0
+  while process_alive $writer && [ $checks -lt 6 ]; do
+    s=0
+    "$NBDCOW_IMG" check -q -U served.qcow2 2>log || s=$?
+    [ $s = 0 ] || [ $s = 3 ] || fail "check -U of an image in use: status $s: $(head -n 5 log)"
+    checks=$((checks + 1))
+  done
+  kill $writer 2>/dev/null || :
+  wait $writer 2>/dev/null || :
+  stop_server
+  check_image served.qcow2
+fi

@@ -226,10 +226,9 @@ mismatch (struct q_check *c, uint64_t cluster, uint64_t recorded, uint64_t refer
 static void
 check_overlap (struct q_check *c, uint64_t cluster)
 {
-  bool l2 = q_refmap_has_mark (&c->refs, cluster, Q_REFMAP_L2);
+  bool l2 = q_refmap_l2 (&c->refs, cluster) > 0;
 
-  if (q_refmap_has_mark (&c->refs, cluster, Q_REFMAP_EXCLUSIVE) ||
-      (l2 && q_refmap_has_mark (&c->refs, cluster, Q_REFMAP_OTHER)))
+  if (q_refmap_has_mark (&c->refs, cluster, Q_REFMAP_EXCLUSIVE) || q_check_is_mixed (c, cluster))
     q_check_corruption (c, false,
                         "cluster %llu holds %s and is also referenced as something else: copy what "
                         "is readable to a new image",

@@ -106,9 +106,8 @@ mend_l2 (struct q_check *c, uint64_t offset, enum pass pass, bool active)
   uint64_t first = n, last = 0;
 
   /* Tables that the walk did not follow, or that are something else as well. */
-  if (!offset || !q_check_aligned (c, offset) ||
-      !q_refmap_has_mark (&c->refs, cluster, Q_REFMAP_L2) ||
-      q_refmap_has_mark (&c->refs, cluster, Q_REFMAP_OTHER))
+  if (!offset || !q_check_aligned (c, offset) || q_refmap_l2 (&c->refs, cluster) == 0 ||
+      q_check_is_mixed (c, cluster))
     return 0;
 
   int r = q_check_read_entries (c, offset, n, table);

@@ -65,14 +65,10 @@ q_check_count (struct q_check *c, uint64_t offset, uint64_t len, enum q_check_us
                           "of %u bits can count; convert the image to one with wider refcounts",
                           ull (i << bits), 1u << c->img->refcount_order);
 
-    int r = q_refmap_add (&c->refs, i);
+    int r = use == Q_CHECK_L2 ? q_refmap_add_l2 (&c->refs, i) : q_refmap_add (&c->refs, i);
 
     if (r == 0 && use == Q_CHECK_EXCLUSIVE)
       r = q_refmap_set_mark (&c->refs, i, Q_REFMAP_EXCLUSIVE);
-    if (r == 0 && use == Q_CHECK_L2)
-      r = q_refmap_set_mark (&c->refs, i, Q_REFMAP_L2);
-    if (r == 0 && (use == Q_CHECK_DATA || use == Q_CHECK_EXCLUSIVE))
-      r = q_refmap_set_mark (&c->refs, i, Q_REFMAP_OTHER);
     if (r < 0)
       return r;
   }
@@ -309,10 +305,12 @@ walk_l1 (struct q_check *c, uint64_t offset, uint32_t entries, bool active, cons
     q_check_unreadable (c, "the L1 table of %s at offset 0x%llx cannot be read: %s", what,
                         ull (offset), strerror (-r));
     r = 0;
-  } else
+  } else {
+    r = r < 0 ? r : q_check_fast (c, table, entries, active);
     for (uint32_t i = 0; r == 0 && i < entries; i++)
       if (table[i])
         r = walk_l1_entry (c, i, table[i], active);
+  }
   free (table);
   return r;
 }

@@ -4,8 +4,9 @@
  *
  * After a repair the image is read-only until it is opened anew.
  *
- * A repair is a check, the mending of what it found, and a second check of the result: what is
- * counted as fixed is what the second one no longer finds.
+ * A repair is a check, the mending of what it found, in memory at first, and a second check of what
+ * that leaves: what is counted as fixed is what the second one no longer finds.  Only if it finds
+ * no more than the first is anything written.
  */
 
 #include <errno.h>
@@ -154,51 +155,89 @@ less (uint64_t before, uint64_t after)
   return before > after ? before - after : 0;
 }
 
-static int
-check_and_mend (struct q_image *img, unsigned repair, struct q_check_result *result,
-                void (*report) (void *opaque, const char *line), void *opaque, bool *wrote,
-                struct q_error *err)
+static uint64_t
+trouble (const struct q_check_result *r)
 {
-  struct q_check c = {
-    .img = img, .repair = repair, .res = result, .report = report, .opaque = opaque, .err = err
-  };
+  return r->corruptions + r->check_errors;
+}
+
+/* Mends what C found, in memory, checks what that leaves, and if that is no worse, writes it.
+ * *RESULT becomes what is left. */
+static int
+mend (struct q_check *c, const struct q_check_options *o, bool dirty, bool *wrote)
+{
+  struct q_image *img = c->img;
+  struct q_check_result after = { 0 };
+  struct q_check again = { .img = img,
+                           .res = &after,
+                           .err = c->err,
+                           .threads = o->threads,
+                           .progress = o->progress,
+                           .progress_opaque = o->opaque };
+  struct q_file *real = img->file, *f;
+  int r = q_rehearsal_open (real, &f);
+
+  if (r < 0)
+    return q_fail (c->err, r, "%s: repairing: %s", img->filename, strerror (-r));
+  img->file = f;
+  *wrote = true; /* the tables in memory are not those of the file any more, whatever happens */
+  r = q_check_repair (c);
+  if (r == 0) {
+    r = look (&again);
+    check_close (&again);
+  }
+  if (r == 0 && dirty && trouble (&after) == 0)
+    r = clear_trouble_bits (img, c->err);
+  img->file = real;
+  if (r == 0 && trouble (&after) > trouble (c->res))
+    r = q_fail (
+        c->err, -EIO,
+        "%s: a repair would leave %llu errors where there are %llu: nothing was written; copy "
+        "what is readable to a new image",
+        img->filename, (unsigned long long)trouble (&after), (unsigned long long)trouble (c->res));
+  if (r == 0) {
+    r = q_rehearsal_perform (f, o);
+    if (r < 0)
+      q_fail (c->err, r, "%s: writing the repair: %s", img->filename, strerror (-r));
+  }
+  if (r == 0) {
+    after.corruptions_fixed = less (c->res->corruptions, after.corruptions);
+    after.leaks_fixed = less (c->res->leaks, after.leaks);
+    *c->res = after;
+  }
+  q_file_close (&f);
+  return r;
+}
+
+static int
+check_and_mend (struct q_image *img, const struct q_check_options *o, struct q_check_result *result,
+                bool *wrote, struct q_error *err)
+{
+  struct q_check c = { .img = img,
+                       .repair = o->repair,
+                       .res = result,
+                       .report = o->report,
+                       .opaque = o->opaque,
+                       .err = err,
+                       .threads = o->threads,
+                       .progress = o->progress,
+                       .progress_opaque = o->opaque };
+  const bool bits = img->incompatible & (Q_INCOMPAT_DIRTY | Q_INCOMPAT_CORRUPT);
   int r;
 
   memset (result, 0, sizeof *result);
   r = look (&c);
-
-  bool found = result->corruptions || result->leaks || c.rebuild;
-
-  if (r == 0 && repair && found) {
-    *wrote = true;
-    r = q_check_repair (&c);
-  }
+  if (r == 0 && o->repair &&
+      (result->corruptions || result->leaks || c.rebuild || (bits && trouble (result) == 0)))
+    r = mend (&c, o, bits, wrote);
   check_close (&c);
-  if (r < 0)
-    return r;
-
-  if (*wrote) {
-    struct q_check_result after = { 0 };
-    struct q_check again = { .img = img, .res = &after, .err = err };
-
-    r = look (&again);
-    check_close (&again);
-    if (r < 0)
-      return r;
-    after.corruptions_fixed = less (result->corruptions, after.corruptions);
-    after.leaks_fixed = less (result->leaks, after.leaks);
-    *result = after;
-  }
-  if (repair && !result->check_errors && !result->corruptions)
-    r = clear_trouble_bits (img, err);
   return r;
 }
 
 /* *WROTE: the file was, or may have been, changed. */
 static int
-check (struct q_image *img, unsigned repair, struct q_check_result *result,
-       void (*report) (void *opaque, const char *line), void *opaque, bool *wrote,
-       struct q_error *err)
+check (struct q_image *img, const struct q_check_options *o, struct q_check_result *result,
+       bool *wrote, struct q_error *err)
 {
   /* An image that is being opened may not have read its snapshots yet.  Without them everything
    * that only they refer to would look like a leak. */
@@ -207,7 +246,7 @@ check (struct q_image *img, unsigned repair, struct q_check_result *result,
 
   *wrote = false;
   if (r == 0)
-    r = check_and_mend (img, repair, result, report, opaque, wrote, err);
+    r = check_and_mend (img, o, result, wrote, err);
   if (unread)
     q_snapshots_free (img);
   return r;
@@ -239,8 +278,8 @@ record_highest (struct q_image *img, uint64_t end, struct q_error *err)
 }
 
 int
-q_check (struct q_image *img, unsigned repair, struct q_check_result *result,
-         void (*report) (void *opaque, const char *line), void *opaque, struct q_error *err)
+q_check_image (struct q_image *img, const struct q_check_options *o, struct q_check_result *result,
+               struct q_error *err)
 {
   bool wrote;
   int r = 0;
@@ -249,15 +288,15 @@ q_check (struct q_image *img, unsigned repair, struct q_check_result *result,
   if (img->format != Q_FORMAT_QCOW2)
     return q_fail (err, -ENOTSUP, "%s: a raw image has nothing that could be checked",
                    img->filename);
-  if (repair && q_writable (img) < 0)
+  if (o->repair && !o->dry_run && q_writable (img) < 0)
     return q_fail (err, -EROFS, "%s: cannot be repaired: it is open read-only", img->filename);
   if (q_writable (img) == 0 && atomic_load (&img->l1))
     r = q_flush (img); /* an image opened for repair has no tables in memory */
   if (r < 0)
     return q_fail (err, r, "%s: flush: %s", img->filename, strerror (-r));
 
-  r = check (img, repair, result, report, opaque, &wrote, err);
-  if (r == 0 && wrote)
+  r = check (img, o, result, &wrote, err);
+  if (r == 0 && wrote && !o->dry_run)
     r = record_highest (img, result->image_end_offset, err);
   /* The tables in memory are those of before: nothing may be written from them. */
   if (wrote)
@@ -266,11 +305,21 @@ q_check (struct q_image *img, unsigned repair, struct q_check_result *result,
 }
 
 int
+q_check (struct q_image *img, unsigned repair, struct q_check_result *result,
+         void (*report) (void *opaque, const char *line), void *opaque, struct q_error *err)
+{
+  const struct q_check_options o = { .repair = repair, .report = report, .opaque = opaque };
+
+  return q_check_image (img, &o, result, err);
+}
+
+int
 q_check_repair_dirty (struct q_image *img, struct q_error *err)
 {
   struct q_check_result result;
   bool wrote;
-  int r = check (img, Q_REPAIR_LEAKS | Q_REPAIR_ERRORS, &result, NULL, NULL, &wrote, err);
+  const struct q_check_options o = { .repair = Q_REPAIR_LEAKS | Q_REPAIR_ERRORS };
+  int r = check (img, &o, &result, &wrote, err);
 
   if (r < 0)
     return r;

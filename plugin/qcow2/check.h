@@ -5,9 +5,11 @@
  *
  *     check.c            the order of things; what the engine calls
  *     check-count.c      struct q_refmap: references per host cluster, in little memory
+ *     check-fast.c       L2 tables with nothing wrong in them, on all processors
  *     check-walk.c       everything that holds references (specification: "Header" to "Bitmaps")
  *     check-refcounts.c  the refcount structures (specification: "Host cluster management")
  *     check-repair.c     mending refcounts and flags in place
+ *     check-rehearse.c   trying a repair in memory before it is done
  *     check-rebuild.c    making refcount structures anew
  *
  * All metadata is read from the file, none from the engine's caches, so that a check finds what
@@ -24,13 +26,19 @@
 
 /* ---- references per host cluster (check-count.c) --------------------------------------------- */
 
-/* One byte a cluster, in pieces that are made when first touched, so that the holes of a sparse
- * file cost nothing; the few counts that a byte cannot hold live in a hash table beside. */
+/* Two bits a cluster, in pieces that are made when first touched, so that the holes of a sparse
+ * file cost nothing; a piece in which a cluster has more than three references takes a byte for
+ * each, and the few counts that a byte cannot hold live in a hash table beside. */
+struct q_refmap_hash {
+  struct q_refmap_entry *entry;
+  uint64_t n, slots;
+};
+
 struct q_refmap {
   uint64_t clusters; /* what can be counted: [0, clusters) */
-  struct q_refmap_piece **piece;
-  struct q_refmap_large *large; /* counts of 255 and more */
-  uint64_t n_large, large_slots;
+  struct q_refmap_piece *_Atomic *piece;
+  struct q_refmap_hash large; /* counts of 255 and more */
+  struct q_refmap_hash l2;    /* how many of the references are to an L2 table */
 };
 
 /* Clusters in a piece: the unit in which "nothing is there" can be told at once. */
@@ -44,6 +52,12 @@ struct q_refmap {
 int q_refmap_init (struct q_refmap *m, uint64_t clusters);
 void q_refmap_free (struct q_refmap *m);
 int q_refmap_add (struct q_refmap *m, uint64_t cluster);
+/* Adds the first reference to as many of the COUNT clusters from CLUSTER on as have none, and
+ * returns how many these are, before the first that has one: fast, and may be 0. */
+uint64_t q_refmap_add_first (struct q_refmap *m, uint64_t cluster, uint64_t count);
+/* A reference as an L2 table; and how many there are of these. */
+int q_refmap_add_l2 (struct q_refmap *m, uint64_t cluster);
+uint64_t q_refmap_l2 (const struct q_refmap *m, uint64_t cluster);
 /* Takes one reference back; there must be one. */
 void q_refmap_drop (struct q_refmap *m, uint64_t cluster);
 uint64_t q_refmap_get (const struct q_refmap *m, uint64_t cluster);
@@ -54,8 +68,6 @@ bool q_refmap_empty_at (const struct q_refmap *m, uint64_t cluster);
 enum q_refmap_mark {
   Q_REFMAP_ONE,       /* its recorded refcount is 1 */
   Q_REFMAP_EXCLUSIVE, /* it holds metadata that nothing else may share */
-  Q_REFMAP_L2,        /* it was reached as an L2 table ... */
-  Q_REFMAP_OTHER,     /* ... and as something else that is no refcount structure */
   Q_REFMAP_DANGLING,  /* something refers to it although it is past the end of the file */
   Q_REFMAP_MARKS,
 };
@@ -73,6 +85,9 @@ struct q_check {
   void (*report) (void *opaque, const char *line);
   void *opaque;
   struct q_error *err;
+  unsigned threads; /* 0: as many as there are processors */
+  void (*progress) (void *opaque, uint64_t done, uint64_t total); /* in bytes of tables; or NULL */
+  void *progress_opaque;
 
   uint64_t file_size; /* bytes */
   uint64_t clusters;  /* that the file has, the last one perhaps in part */
@@ -125,6 +140,18 @@ enum q_check_use {
  * NULL) then becomes false. */
 int q_check_count (struct q_check *c, uint64_t offset, uint64_t len, enum q_check_use use,
                    bool *ok);
+/* Whether CLUSTER is referred to as an L2 table and as something else as well. */
+static inline bool
+q_check_is_mixed (const struct q_check *c, uint64_t cluster)
+{
+  uint64_t l2 = q_refmap_l2 (&c->refs, cluster);
+
+  return l2 > 0 && q_refmap_get (&c->refs, cluster) > l2;
+}
+/* Deals with those of the ENTRIES of an L1 table, in host byte order, with which nothing at all is
+ * wrong, nor with the L2 tables they lead to: counts what they refer to and sets them to 0.  The
+ * rest is left for who can say what is wrong. */
+int q_check_fast (struct q_check *c, uint64_t *l1, uint32_t entries, bool active);
 /* Counts every reference but those to and of the refcount structures; also compares the COPIED
  * flags with the recorded refcounts: Q_REFMAP_ONE must be set. */
 int q_check_walk (struct q_check *c);
@@ -174,5 +201,14 @@ int q_check_repair (struct q_check *c);
 /* The same, one level down: sets new refcount structures beside the old ones and switches to them
  * (check-rebuild.c). */
 int q_check_rebuild (struct q_check *c);
+
+/* ---- check-rehearse.c ------------------------------------------------------------------------ */
+
+/* A file that shows what INNER has and keeps in memory what is written to it: -ENOMEM if that is
+ * too much.  Closing it forgets all, and leaves INNER open. */
+int q_rehearsal_open (struct q_file *inner, struct q_file **f);
+/* Does to INNER what was done to F, in the same order, and tells O's journal; with O->dry_run, only
+ * tells. */
+int q_rehearsal_perform (struct q_file *f, const struct q_check_options *o);
 
 #endif /* Q_CHECK_H */

@@ -364,6 +364,16 @@ bool q_can_compress (const struct q_image *img);
 int q_compression_max_level (bool zstd);
 /* Makes the image hold nothing, so that all of its backing file is seen.  -ENOTSUP for raw ones. */
 int q_empty (struct q_image *img);
+
+/* For changing the backing file (backing.c) of an image that is open for writing without one
+ * (metadata_only): from now on q_zero marks as zeros also what is unallocated, which will not read
+ * as zeros later. */
+void q_expect_backing (struct q_image *img);
+/* Records another backing file, or none (NULL), and its format (NULL: as it is, or unrecorded).
+ * Flushes first; durable when it returns 0.  A crash leaves the old name or the new one.  Contents
+ * are the caller's affair.  -E2BIG if the first cluster has no room, -ENOTSUP for raw images. */
+int q_set_backing (struct q_image *img, const char *name, const char *format, struct q_error *err);
+
 /* Brings the range into the page cache, best effort. */
 int q_prefetch (struct q_image *img, uint64_t offset, uint64_t len);
 /* All writes that returned before this call are on stable storage when it returns 0.  Any number
@@ -454,9 +464,29 @@ struct q_check_result {
   uint64_t image_end_offset;
 };
 
-/* Compares every reference in the image with the refcounts; REPAIR is 0 or the bits above.  The
- * image must be quiescent.  Each finding goes to REPORT (may be NULL) as one line.  Returns 0
- * when the check could be carried out, whatever it found. */
+struct q_check_options {
+  unsigned repair;  /* 0 or the bits above */
+  bool dry_run;     /* with repair: nothing is written, and the result is what a repair would have
+                     * left.  The image may then be open read-only */
+  unsigned threads; /* 0: one for each processor, at most 8 */
+  /* Any of these may be NULL.  Each finding is one line. */
+  void (*report) (void *opaque, const char *line);
+  void (*progress) (void *opaque, uint64_t done, uint64_t total);
+  /* LEN bytes at OFFSET of the file will be changed; LEN 0: and now the write that has all that was
+   * told since the last time is done.  A negative errno stops the repair there. */
+  int (*journal) (void *opaque, uint64_t offset, const void *before, const void *after,
+                  uint64_t len);
+  void *opaque;
+};
+
+/* Compares every reference in the image with the refcounts, which must be quiescent for the result
+ * to mean anything, and repairs.  A repair is tried in memory first: if it would leave more
+ * corruption than there is, nothing is written (-EIO).  Returns 0 when the check could be carried
+ * out, whatever it found.  After a repair, or its dry run, the image is read-only until it is
+ * opened anew. */
+int q_check_image (struct q_image *img, const struct q_check_options *o,
+                   struct q_check_result *result, struct q_error *err);
+/* The same with these alone. */
 int q_check (struct q_image *img, unsigned repair, struct q_check_result *result,
              void (*report) (void *opaque, const char *line), void *opaque, struct q_error *err);
 
