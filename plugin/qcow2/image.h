@@ -202,6 +202,7 @@ struct q_image {
   bool read_only; /* as opened */
   bool stable;    /* its bytes never change while open: not writable */
   bool discard;
+  bool expects_backing;  /* q_expect_backing */
   bool closing;          /* no request is left that could hold a pin on us */
   _Atomic int sticky;    /* errno of the metadata failure that made it read-only, or 0 */
   _Atomic uint64_t size; /* virtual, bytes */

@@ -48,6 +48,12 @@ part_of (const struct q_image *img, uint64_t gc, uint64_t first, uint64_t end)
   return q_subcluster_mask ((unsigned)from, (unsigned)q_min (end - start, q_subclusters (img)) - 1);
 }
 
+static bool
+has_below (const struct q_image *img)
+{
+  return img->backing || img->expects_backing;
+}
+
 /* Whether anything but zeros would be seen of PART of guest cluster GC if it were unallocated: 1,
  * 0, or an error. */
 static int
@@ -59,6 +65,8 @@ below_shows (struct q_image *img, uint64_t gc, uint32_t part)
       (gc << img->cluster_bits) + ((uint64_t)(32 - __builtin_clz (part)) << img->subcluster_bits);
   int r;
 
+  if (img->expects_backing)
+    return 1;
   if (!img->backing || from >= q_size (img->backing))
     return 0;
   r = q_reads_zero (img->backing, from, q_min (to, q_size (img->backing)) - from, 0);
@@ -102,13 +110,13 @@ new_mapping (struct q_image *img, uint64_t gc, uint32_t part, enum mode mode, st
     *c = (struct q_cluster){ 0 };
   c->data &= ~lose;
   c->zero |= blank;
-  if (img->backing || (mode == ZERO_KEEP && c->own))
+  if (has_below (img) || (mode == ZERO_KEEP && c->own))
     c->zero |= lose;
   if (c->data || (mode == ZERO_KEEP && c->own) || (!lose && !whole))
     return 0;
   c->host = 0;
   c->own = false;
-  if (!img->backing)
+  if (!has_below (img))
     c->zero &= ~part;
   return 0;
 }
@@ -298,8 +306,10 @@ is_blank (struct q_image *img, uint64_t first, uint64_t count, enum mode mode)
     return r < 0 ? r : 0;
   if (mode == ZERO_PROVISION)
     return 0;
-  if (mode == DISCARD || mode == EMPTY || !img->backing)
+  if (mode == DISCARD || mode == EMPTY || !has_below (img))
     return 1;
+  if (img->expects_backing)
+    return 0;
   return q_reads_zero (img, offset, q_min (count << img->cluster_bits, q_size (img) - offset), 0);
 }
 
@@ -390,7 +400,7 @@ zero_part (struct q_image *img, uint64_t offset, uint64_t len, enum mode mode)
   q_bitmaps_mark (img, offset, len); /* it was asked for, even if nothing changes */
   q_gate_leave (img);
   pin = q_pin ();
-  r = q_reads_zero (img, offset, len, 0);
+  r = img->expects_backing ? 0 : q_reads_zero (img, offset, len, 0);
   q_unpin (pin);
   return r < 0 ? r : r > 0 ? 0 : write_zeros (img, offset, len);
 }

@@ -35,6 +35,7 @@ extern const struct img_command img_diff_command;
 extern const struct img_command img_info_command;
 extern const struct img_command img_map_command;
 extern const struct img_command img_measure_command;
+extern const struct img_command img_rebase_command;
 
 /* ---- messages (cmdline.c) -------------------------------------------------------------------- */
 

@@ -22,6 +22,7 @@ static const struct img_command *const commands[] = {
   &img_info_command,
   &img_map_command,
   &img_measure_command,
+  &img_rebase_command,
 };
 /* clang-format on */
 #define N_COMMANDS (sizeof commands / sizeof commands[0])
