@@ -35,6 +35,8 @@ def same(*args):
 
 def io(name, fmt, commands):
     run("qemu-io", "-d", "unmap", "-f", fmt, *[w for c in commands for w in ("-c", c)], name)
+    with open(name, "rb+") as f: # else two programs may see different holes
+        os.fsync(f.fileno())
 
 for seed in range(SEED, SEED + ROUNDS):
     r = random.Random(seed)

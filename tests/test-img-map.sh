@@ -73,8 +73,11 @@ def fill(name, fmt, r, size, cluster, compressed):
             at = r.randrange(max(1, size // cluster)) * cluster
             if at + cluster <= size:
                 commands += ["-c", "write -c -P 9 %d %d" % (at, cluster)]
+    # Two programs see the same holes only once the file system has made up its mind.
     # What is allocated cannot be written compressed: that command then fails, and the others count.
     run("qemu-io", "-d", "unmap", "-f", fmt, *commands, name)
+    with open(name, "rb+") as f:
+        os.fsync(f.fileno())
 
 for seed in range(SEED, SEED + ROUNDS):
     r = random.Random(seed)
@@ -124,3 +127,21 @@ same("sparse", "-s", "x")
 print("%d maps compared" % compared)
 END_OF_PYTHON
 "$PYTHON" map.py
+
+# ---- the picture -----------------------------------------------------------------------------
+
+# Well-formed, and its numbers are those of the file: what was written, what was leaked.
+qemu-img create -q -f qcow2 -o cluster_size=64k pic.qcow2 64M
+qemu-io -f qcow2 -c 'write -P 1 0 4M' -c 'write -P 2 32M 1M' -c 'write -c -P 3 48M 64k' pic.qcow2 >/dev/null
+"$PYTHON" "$SRCDIR/qcow2.py" l2 pic.qcow2 0 0 # the first cluster of data is leaked
+"$NBDCOW_IMG" map --output=svg pic.qcow2 >pic.svg || fail "map --output=svg"
+"$PYTHON" - <<'END'
+import re, xml.etree.ElementTree as tree
+texts = [t.text for t in tree.parse("pic.svg").iter("{http://www.w3.org/2000/svg}text")]
+sizes = dict(re.fullmatch(r"(\w+) (.*)", t).groups() for t in texts if re.fullmatch(r"\w+ [\d.]+ [KMG]?i?B", t))
+assert sizes["data"] == "4.94 MiB" and sizes["leaked"] == "64 KiB" and sizes["compressed"] == "64 KiB", sizes
+assert sizes["tables"] != "0 B" and sizes["refcounts"] != "0 B", sizes
+END
+s=0
+"$NBDCOW_IMG" map --output=svg -f raw pic.qcow2 >/dev/null 2>err || s=$?
+one_line $s err raw || fail "a picture of a raw image: $REASON"

@@ -68,6 +68,8 @@ same("a", "b")
 
 def io(name, *commands):
     run("qemu-io", "-d", "unmap", *[w for c in commands for w in ("-c", c)], name)
+    with open(name, "rb+") as f: # else two programs may see different holes
+        os.fsync(f.fileno())
 
 for n in range(12):
     size = r.choice((1 << 20, 64 << 20, (5 << 20) + 512))

@@ -227,7 +227,7 @@ q_check_fast (struct q_check *c, uint64_t *l1, uint32_t entries, bool active)
   unsigned started = 0, threads;
 
   /* Where clusters are in another file there is next to nothing to count. */
-  if (c->img->incompatible & Q_INCOMPAT_DATA_FILE)
+  if ((c->img->incompatible & Q_INCOMPAT_DATA_FILE) || c->survey)
     return 0;
   for (uint32_t i = 0; i < entries; i++)
     w.used += l1[i] != 0;

@@ -69,6 +69,10 @@ q_check_count (struct q_check *c, uint64_t offset, uint64_t len, enum q_check_us
 
     if (r == 0 && use == Q_CHECK_EXCLUSIVE)
       r = q_refmap_set_mark (&c->refs, i, Q_REFMAP_EXCLUSIVE);
+    if (r == 0 && c->survey && use == Q_CHECK_REFCOUNTS)
+      r = q_refmap_set_mark (&c->refs, i, Q_REFMAP_REFCOUNTS);
+    if (r == 0 && c->survey && use == Q_CHECK_COMPRESSED)
+      r = q_refmap_set_mark (&c->refs, i, Q_REFMAP_COMPRESSED);
     if (r < 0)
       return r;
   }
@@ -137,7 +141,7 @@ walk_compressed (struct q_check *c, const struct reach *reach, uint64_t entry, u
     c->res->fragmented_clusters++;
   }
   q_compressed_decode (entry & ~(Q_COPIED | Q_L2_COMPRESSED), c->img->cluster_bits, &host, &csize);
-  return q_check_count (c, host, csize, Q_CHECK_DATA, NULL);
+  return q_check_count (c, host, csize, Q_CHECK_COMPRESSED, NULL);
 }
 
 static void

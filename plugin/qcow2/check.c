@@ -92,8 +92,8 @@ check_open (struct q_check *c)
   return r;
 }
 
-static void
-check_close (struct q_check *c)
+void
+q_check_close (struct q_check *c)
 {
   q_refmap_free (&c->refs);
   free (c->reftable);
@@ -101,9 +101,8 @@ check_close (struct q_check *c)
   free (c->table);
 }
 
-/* Fills *RES with what there is to find, mending nothing.  C keeps what was learnt. */
-static int
-look (struct q_check *c)
+int
+q_check_look (struct q_check *c)
 {
   const struct q_image *img = c->img;
   int r = check_open (c);
@@ -183,8 +182,8 @@ mend (struct q_check *c, const struct q_check_options *o, bool dirty, bool *wrot
   *wrote = true; /* the tables in memory are not those of the file any more, whatever happens */
   r = q_check_repair (c);
   if (r == 0) {
-    r = look (&again);
-    check_close (&again);
+    r = q_check_look (&again);
+    q_check_close (&again);
   }
   if (r == 0 && dirty && trouble (&after) == 0)
     r = clear_trouble_bits (img, c->err);
@@ -226,11 +225,11 @@ check_and_mend (struct q_image *img, const struct q_check_options *o, struct q_c
   int r;
 
   memset (result, 0, sizeof *result);
-  r = look (&c);
+  r = q_check_look (&c);
   if (r == 0 && o->repair &&
       (result->corruptions || result->leaks || c.rebuild || (bits && trouble (result) == 0)))
     r = mend (&c, o, bits, wrote);
-  check_close (&c);
+  q_check_close (&c);
   return r;
 }
 

@@ -66,9 +66,11 @@ bool q_refmap_empty_at (const struct q_refmap *m, uint64_t cluster);
 
 /* Marks that a cluster can have. */
 enum q_refmap_mark {
-  Q_REFMAP_ONE,       /* its recorded refcount is 1 */
-  Q_REFMAP_EXCLUSIVE, /* it holds metadata that nothing else may share */
-  Q_REFMAP_DANGLING,  /* something refers to it although it is past the end of the file */
+  Q_REFMAP_ONE,        /* its recorded refcount is 1 */
+  Q_REFMAP_EXCLUSIVE,  /* it holds metadata that nothing else may share */
+  Q_REFMAP_REFCOUNTS,  /* it holds refcount structures (surveys only) */
+  Q_REFMAP_COMPRESSED, /* it holds compressed data (surveys only) */
+  Q_REFMAP_DANGLING,   /* something refers to it although it is past the end of the file */
   Q_REFMAP_MARKS,
 };
 int q_refmap_set_mark (struct q_refmap *m, uint64_t cluster, enum q_refmap_mark mark);
@@ -85,6 +87,7 @@ struct q_check {
   void (*report) (void *opaque, const char *line);
   void *opaque;
   struct q_error *err;
+  bool survey;      /* note what clusters are used for */
   unsigned threads; /* 0: as many as there are processors */
   void (*progress) (void *opaque, uint64_t done, uint64_t total); /* in bytes of tables; or NULL */
   void *progress_opaque;
@@ -115,6 +118,11 @@ q_check_aligned (const struct q_check *c, uint64_t offset)
   return (offset & (q_cluster_bytes (c->img) - 1)) == 0;
 }
 
+/* Fills *RES with what there is to find, mending nothing.  C keeps what was learnt, until it is
+ * closed. */
+int q_check_look (struct q_check *c);
+void q_check_close (struct q_check *c);
+
 /* A line about something that is not counted here. */
 void q_check_line (struct q_check *c, const char *fmt, ...) __attribute__ ((format (printf, 2, 3)));
 /* Counts a corruption; "ERROR " or, if MENDABLE and errors are being repaired, "Repairing " goes
@@ -129,10 +137,11 @@ void q_check_unreadable (struct q_check *c, const char *fmt, ...)
 
 /* What a region of the file is referenced as. */
 enum q_check_use {
-  Q_CHECK_DATA,      /* guest data: any number of references may be right */
-  Q_CHECK_L2,        /* the same, but only as L2 tables */
-  Q_CHECK_EXCLUSIVE, /* metadata of the image as a whole: one reference */
-  Q_CHECK_REFCOUNTS, /* likewise, but it can be made anew elsewhere */
+  Q_CHECK_DATA,       /* guest data: any number of references may be right */
+  Q_CHECK_COMPRESSED, /* the same, compressed */
+  Q_CHECK_L2,         /* the same, but only as L2 tables */
+  Q_CHECK_EXCLUSIVE,  /* metadata of the image as a whole: one reference */
+  Q_CHECK_REFCOUNTS,  /* likewise, but it can be made anew elsewhere */
 };
 
 /* Counts a reference to every cluster that [offset, offset + len) touches.  A region that ends a

@@ -197,6 +197,21 @@ void q_get_info (const struct q_image *img, struct q_image_info *info);
  * preallocation of metadata alone: then what the mapping calls data may be a hole in the file. */
 bool q_is_sparse (struct q_image *img);
 
+/* What the clusters of the file are used for. */
+enum q_use {
+  Q_USE_FREE,
+  Q_USE_DATA,
+  Q_USE_COMPRESSED,
+  Q_USE_TABLE, /* header, L1 and L2 tables, snapshots, bitmaps, encryption header */
+  Q_USE_REFCOUNTS,
+  Q_USE_LEAKED, /* counted, and nothing refers to it */
+};
+/* Calls FN for each run of clusters of one use, in the order of the file.  Everything is read from
+ * the file, which should not change meanwhile. */
+int q_survey (struct q_image *img,
+              void (*fn) (void *opaque, uint64_t offset, uint64_t len, enum q_use use),
+              void *opaque, struct q_error *err);
+
 struct q_snapshot_info {
   const char *id, *name; /* valid until the snapshot list changes or q_close */
   uint64_t vm_state_size, disk_size;

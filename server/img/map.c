@@ -9,11 +9,12 @@
 
 #include "file.h"
 #include "img.h"
+#include "map-svg.h"
 
 /* What ended a walk has been reported. */
 #define REPORTED 1
 
-enum output { OUTPUT_HUMAN, OUTPUT_JSON };
+enum output { OUTPUT_HUMAN, OUTPUT_JSON, OUTPUT_SVG };
 
 struct mapping {
   struct img_spec spec;
@@ -165,7 +166,7 @@ static int
 map (struct mapping *m)
 {
   struct q_image *img = img_open_spec (&m->spec);
-  bool ok = img && print_map (m, img);
+  bool ok = img && (m->output == OUTPUT_SVG ? img_map_svg (img) : print_map (m, img));
 
   return img_close (&img) && ok ? 0 : 1;
 }
@@ -177,8 +178,10 @@ parse_map_output (const char *text, enum output *output)
     *output = OUTPUT_HUMAN;
   else if (strcmp (text, "json") == 0)
     *output = OUTPUT_JSON;
+  else if (strcmp (text, "svg") == 0)
+    *output = OUTPUT_SVG;
   else {
-    img_error ("--output '%s' is not known: it is human or json", text);
+    img_error ("--output '%s' is not known: it is human, json or svg", text);
     return false;
   }
   return true;
@@ -228,10 +231,10 @@ const struct img_command img_map_command = {
   .name = "map",
   .run = run,
   .summary = "Show where each part of a disk is",
-  .synopsis = "[-f FORMAT] [-s OFFSET] [-l LENGTH] [--output=human|json] [-U] FILE",
+  .synopsis = "[-f FORMAT] [-s OFFSET] [-l LENGTH] [--output=human|json|svg] [-U] FILE",
   .help = "  -f, --format=FORMAT         qcow2 or raw (default: what the file begins with)\n"
           "  -s, --start-offset=OFFSET   from there on (default: from the beginning)\n"
           "  -l, --max-length=LENGTH     so much (default: up to the end)\n"
-          "      --output=FORMAT         human (default) or json\n"
+          "      --output=FORMAT         human (default), json, or svg: a picture of the file\n"
           "  -U, --force-share           also of an image that is being written\n",
 };
