@@ -17,7 +17,7 @@
 #ifndef Q_ENTRY_H
 #define Q_ENTRY_H
 
-#include "image.h"
+#include "runs.h"
 
 struct q_l2_entry {
   uint64_t descriptor;
@@ -38,6 +38,8 @@ q_l2_entry_get (const struct q_table *t, uint32_t index)
 {
   if (__builtin_expect (t->wide, false))
     return q_l2_entry_get_wide (t, index);
+  if (t->runs > 0)
+    return (struct q_l2_entry){ .descriptor = q_runs_entry (t, index) };
   return (struct q_l2_entry){ .descriptor = q_entry_get (t, index) };
 }
 

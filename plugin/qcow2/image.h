@@ -41,6 +41,7 @@ struct q_table {
   uint32_t bytes;
   unsigned block_bits;
   bool wide;               /* an L2 table whose entries have 16 bytes (entry.h) */
+  uint32_t runs;           /* above 0: an L2 table kept as so many runs (runs.h) ... */
   _Atomic uint32_t users;  /* plans and flushes that hold it: not evictable while above 0 */
   _Atomic bool referenced; /* the clock's second chance */
   _Atomic bool listed;     /* on the image's dirty list */
@@ -54,6 +55,7 @@ struct q_table {
   union {
     _Atomic uint64_t *entry; /* big-endian */
     uint8_t *mem;
+    struct q_entry_run *run; /* ... which never change */
   };
   _Atomic uint64_t dirty[]; /* one bit a block */
 };

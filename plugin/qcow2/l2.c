@@ -14,7 +14,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "image.h"
+#include "runs.h"
 
 #define ull(v) ((unsigned long long)(v))
 
@@ -123,34 +123,91 @@ cache_insert (struct q_image *img, struct q_table *t)
   }
 }
 
-/* Reads the table that L1 entry ENTRY points to, and publishes it.  Stripe held. */
-static int
-load (struct q_image *img, struct q_l1 *l1, uint64_t index, uint64_t entry, struct q_table **t)
+static void
+publish (struct q_l1 *l1, struct q_table *t)
 {
+  cache_insert (t->img, t);
+  atomic_store (&l1->l2[t->index], t);
+}
+
+/* Reads the table at byte HOST of the file. */
+static int
+read_table (struct q_image *img, uint64_t host, void *mem)
+{
+  uint64_t bytes = q_cluster_bytes (img);
+  int r = q_file_contains (img->file, host, bytes);
+
+  if (r == 0)
+    return q_corrupt (img, "truncated: the L2 table at byte %llu is not in the file", ull (host));
+  if (r > 0)
+    r = q_file_pread (img->file, mem, bytes, host);
+  if (r < 0)
+    q_log (Q_LOG_ERROR, "%s: cannot read the L2 table at byte %llu: %s", img->filename, ull (host),
+           strerror (-r));
+  return r;
+}
+
+/* What a table that is only going to be read is kept as. */
+static struct q_table *
+pack_or_copy (struct q_image *img, uint64_t index, uint64_t host, const void *mem)
+{
+  struct q_table *t = q_runs_pack (img, index, host, mem);
+
+  if (!t) {
+    t = q_table_new (img, Q_TABLE_L2, index, host, (uint32_t)q_cluster_bytes (img));
+    if (t)
+      memcpy (t->mem, mem, t->bytes);
+  }
+  return t;
+}
+
+/* Reads the table that L1 entry ENTRY points to, and publishes it.  Stripe held.  WHOLE: it is
+ * going to be changed. */
+static int
+load (struct q_image *img, struct q_l1 *l1, uint64_t index, uint64_t entry, bool whole,
+      struct q_table **t)
+{
+  uint64_t host = entry & Q_OFFSET_MASK;
+  void *mem = NULL;
   int r;
 
-  *t = q_table_new (img, Q_TABLE_L2, index, entry & Q_OFFSET_MASK, (uint32_t)q_cluster_bytes (img));
-  if (!*t)
+  *t = NULL;
+  if (whole || (img->incompatible & Q_INCOMPAT_EXTL2)) {
+    *t = q_table_new (img, Q_TABLE_L2, index, host, (uint32_t)q_cluster_bytes (img));
+    r = *t ? read_table (img, host, (*t)->mem) : -ENOMEM;
+  } else if (posix_memalign (&mem, 4096, q_round_up (q_cluster_bytes (img), 4096)) != 0)
     return -ENOMEM;
-  r = q_file_contains (img->file, (*t)->host, (*t)->bytes);
-  if (r == 0) {
-    q_table_free (*t);
-    *t = NULL;
-    return q_corrupt (img, "truncated: the L2 table at byte %llu is not in the file",
-                      ull (entry & Q_OFFSET_MASK));
+  else {
+    r = read_table (img, host, mem);
+    if (r == 0 && !(*t = pack_or_copy (img, index, host, mem)))
+      r = -ENOMEM;
+    free (mem);
   }
-  if (r > 0)
-    r = q_file_pread (img->file, (*t)->mem, (*t)->bytes, (*t)->host);
   Q_PROBE ("L2 table read, not published");
   if (r < 0) {
     q_table_free (*t);
     *t = NULL;
-    q_log (Q_LOG_ERROR, "%s: cannot read the L2 table at byte %llu: %s", img->filename,
-           ull (entry & Q_OFFSET_MASK), strerror (-r));
     return r;
   }
-  cache_insert (img, *t);
-  atomic_store (&l1->l2[index], *t);
+  publish (l1, *t);
+  return 0;
+}
+
+/* Puts the whole table in the place of *T, which is one of runs.  Stripe held. */
+static int
+make_whole (struct q_image *img, struct q_l1 *l1, struct q_table **t)
+{
+  struct q_table_cache *c = img->l2_cache;
+  struct q_table *runs = *t, *whole = q_runs_unpack (runs);
+
+  if (!whole)
+    return -ENOMEM;
+  publish (l1, whole);
+  *t = whole;
+  pthread_mutex_lock (&c->lock);
+  q_cache_remove (c, runs);
+  pthread_mutex_unlock (&c->lock);
+  q_grace_retire (runs, q_table_free);
   return 0;
 }
 
@@ -179,7 +236,7 @@ q_l2_get (struct q_image *img, uint64_t index, unsigned flags, struct q_table **
   l1 = atomic_load (&img->l1); /* it is replaced under all stripes */
   *t = atomic_load_explicit (&l1->l2[index], memory_order_acquire);
   if (!*t)
-    r = load (img, l1, index, q_entry_get (l1->table, (uint32_t)index), t);
+    r = load (img, l1, index, q_entry_get (l1->table, (uint32_t)index), false, t);
   pthread_mutex_unlock (stripe (img, index));
   return r;
 }
@@ -215,8 +272,7 @@ create (struct q_image *img, struct q_l1 *l1, uint64_t index, unsigned flags, st
   }
   (*t)->fresh = true;
   q_table_mark_dirty (*t, 0, (*t)->bytes);
-  cache_insert (img, *t);
-  atomic_store (&l1->l2[index], *t);
+  publish (l1, *t);
   set_l1_entry (l1, *t);
   return 0;
 }
@@ -278,9 +334,11 @@ q_l2_hold (struct q_image *img, uint64_t index, unsigned flags, struct q_table *
     else if (flags & Q_NOWAIT)
       r = -EAGAIN;
     else
-      r = load (img, l1, index, entry, t);
+      r = load (img, l1, index, entry, true, t);
     entry = q_entry_get (l1->table, (uint32_t)index);
   }
+  if (r == 0 && (*t)->runs > 0)
+    r = flags & Q_NOWAIT ? -EAGAIN : make_whole (img, l1, t);
   if (r == 0 && !(entry & Q_COPIED))
     r = move (img, l1, *t, flags);
   if (r == 0)

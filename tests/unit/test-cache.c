@@ -19,7 +19,7 @@ test_evicted_and_back (void **state)
   (void)state;
   unit_init (&f);
   m = unit_create_clusters (&f, "disk", TABLES * TABLE, 12);
-  f.opts.l2_cache_size = 4 * CLUSTER;
+  f.opts.l2_cache_size = CLUSTER; /* one whole table, or some that are kept as runs */
   f.opts.refcount_cache_size = CLUSTER;
   img = unit_open (&f, "disk");
   for (unsigned round = 0; round < 3; ++round) {
@@ -27,7 +27,7 @@ test_evicted_and_back (void **state)
       unit_writes (img, i * TABLE + round * CLUSTER, CLUSTER, (uint8_t)(i + round));
       /* What is dirty cannot be evicted, and does not pile up either. */
       assert_true (img->l2_cache->bytes <= 16 * CLUSTER);
-      assert_true (img->l2_cache->tables == img->l2_cache->bytes / CLUSTER);
+      assert_true (img->l2_cache->tables >= img->l2_cache->bytes / CLUSTER);
     }
     for (unsigned i = 0; i < TABLES; ++i)
       for (unsigned j = 0; j <= round; ++j)
@@ -36,7 +36,8 @@ test_evicted_and_back (void **state)
   assert_int_equal (q_flush (img), 0);
   for (unsigned i = 0; i < TABLES; ++i)
     unit_reads (img, i * TABLE, 1, (uint8_t)i);
-  assert_true (img->l2_cache->bytes <= 5 * CLUSTER);
+  assert_true (img->l2_cache->bytes <= 2 * CLUSTER);
+  assert_true (img->l2_cache->tables < TABLES / 2);
   unit_close (img);
   unit_check (&f, "disk");
   assert_true (unit_get_entry (m, 0) & Q_COPIED);
