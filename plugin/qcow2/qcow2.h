@@ -123,13 +123,14 @@ struct q_open_options {
                            * present state; read-only only */
   bool metadata_only;     /* no backing files: for info and check */
   uint64_t l2_cache_size; /* bytes, for the whole chain; 0 means 128 MiB: 1 TiB at 64 KiB
-                           * clusters stays mapped */
+                           * clusters stays mapped, however fragmented */
   uint64_t refcount_cache_size; /* bytes; 0 means 32 MiB */
   int compression_level; /* of q_write_compressed: 1 to q_compression_max_level, 0 for the default
                           */
   const char *state_dir; /* where what a killed process acknowledged survives: a directory on a
-                          * tmpfs; "" means the default, /run/nbdcow or nbdcow in the user's
-                          * runtime directory; NULL (default) means nowhere.  Version 3 only */
+                          * tmpfs; "" means the default, /run/nbdcow, nbdcow in the user's
+                          * runtime directory, or nbdcow-UID in /dev/shm; NULL (default) means
+                          * nowhere.  Version 3 only */
   const struct q_file_opener *opener;
   /* What opens encrypted layers; only looked at until q_open returns.  By layer, the top one first
    * (NULL for one that has none), and for all that have none of their own.  With metadata_only

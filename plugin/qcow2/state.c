@@ -9,32 +9,57 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "state.h"
 
 /* ---- where ---------------------------------------------------------------------------------- */
 
+static bool
+is_memory (const char *path)
+{
+  struct statfs fs;
+
+  return statfs (path, &fs) == 0 && (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC);
+}
+
+/* The best place that there is.  Where /run is not memory (in a container it may not be), tables
+ * that live in a file there would be written to a disk again and again. */
+static int
+default_directory (char *path, size_t size)
+{
+  const char *place[] = { "/run", getenv ("XDG_RUNTIME_DIR"), "/dev/shm" }, *chosen = NULL;
+  size_t n = sizeof place / sizeof place[0];
+
+  for (size_t i = 0; i < n; ++i) {
+    if (!place[i] || *place[i] != '/' || access (place[i], W_OK) == -1)
+      continue;
+    if (is_memory (place[i])) {
+      /* /dev/shm is everybody's. */
+      return i < n - 1 ? snprintf (path, size, "%s/nbdcow", place[i])
+                       : snprintf (path, size, "%s/nbdcow-%u", place[i], (unsigned)geteuid ());
+    }
+    if (!chosen)
+      chosen = place[i];
+  }
+  return chosen ? snprintf (path, size, "%s/nbdcow", chosen) : -ENOENT;
+}
+
 int
 q_state_directory (const char *dir, char *path, size_t size)
 {
-  const char *runtime = getenv ("XDG_RUNTIME_DIR");
   struct stat st;
-  int n;
+  int n = dir ? snprintf (path, size, "%s", dir) : default_directory (path, size);
 
-  if (dir)
-    n = snprintf (path, size, "%s", dir);
-  else if (access ("/run", W_OK) == 0)
-    n = snprintf (path, size, "/run/nbdcow");
-  else if (runtime && *runtime == '/')
-    n = snprintf (path, size, "%s/nbdcow", runtime);
-  else
-    return -ENOENT;
+  if (n == -ENOENT)
+    return n;
   if (n < 0 || (size_t)n >= size)
     return -ENAMETOOLONG;
   if (mkdir (path, 0700) == -1 && errno != EEXIST)
