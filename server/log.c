@@ -10,11 +10,7 @@
 #include <unistd.h>
 
 #include "log.h"
-
-#ifdef HAVE_SYSTEMD
-#define SD_JOURNAL_SUPPRESS_LOCATION
-#include <systemd/sd-journal.h>
-#endif
+#include "systemd.h"
 
 enum destination { TO_FD, TO_SYSLOG, TO_JOURNAL };
 
@@ -23,6 +19,7 @@ static const char *program_name = "nbdcow";
 static enum q_log_level log_level = Q_LOG_WARNING;
 static enum destination destination = TO_FD;
 static int log_fd = STDERR_FILENO;
+static const struct systemd *journal;
 static atomic_bool started;
 
 static const struct {
@@ -71,10 +68,8 @@ put_line (enum q_log_level level, const char *fmt, va_list args)
     syslog (levels[level].priority, "%.*s", text_len, text);
     break;
   case TO_JOURNAL:
-#ifdef HAVE_SYSTEMD
-    sd_journal_send ("MESSAGE=%.*s", text_len, text, "PRIORITY=%d", levels[level].priority,
-                     "SYSLOG_IDENTIFIER=%s", program_name, NULL);
-#endif
+    journal->journal_send ("MESSAGE=%.*s", text_len, text, "PRIORITY=%d", levels[level].priority,
+                           "SYSLOG_IDENTIFIER=%s", program_name, NULL);
     break;
   }
 }
@@ -128,15 +123,17 @@ log_open (const char *where, struct q_error *err)
     return 0;
   }
   if (strcmp (where, "journal") == 0) {
-#ifdef HAVE_SYSTEMD
-    destination = TO_JOURNAL;
-    return 0;
-#else
+    struct q_error why = { "" };
+
+    journal = systemd_load (&why);
+    if (journal) {
+      destination = TO_JOURNAL;
+      return 0;
+    }
     snprintf (err->text, sizeof err->text,
-              "--log=journal: this nbdcow was built without libsystemd: use stderr, which systemd "
-              "puts into the journal, or syslog");
+              "--log=journal: %.500s: use stderr, which systemd puts into the journal, or syslog",
+              why.text);
     return -ENOTSUP;
-#endif
   }
   if (*where != '/') {
     snprintf (err->text, sizeof err->text,

@@ -1,61 +1,67 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
-#include "service.h"
-
-#ifdef HAVE_SYSTEMD
-
-#include <stdint.h>
-#include <systemd/sd-daemon.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
 
+#include "log.h"
+#include "service.h"
+#include "systemd.h"
+
+/* NULL without a manager that wants to hear something. */
+static const struct systemd *
+manager (void)
+{
+  static bool warned;
+  struct q_error err = { "" };
+  const struct systemd *s;
+
+  if (!getenv ("NOTIFY_SOCKET"))
+    return NULL;
+  s = systemd_load (&err);
+  if (!s && !warned) {
+    warned = true;
+    log_warning ("the service manager is not told that the server runs: %s", err.text);
+  }
+  return s;
+}
+
+static void
+notify (const char *state)
+{
+  const struct systemd *s = manager ();
+
+  if (s)
+    s->notify (0, state);
+}
+
 void
 service_ready (const char *status)
 {
+  char state[512];
+
   /* The process that the manager started may have forked this one. */
-  sd_notifyf (0, "READY=1\nSTATUS=%s\nMAINPID=%d", status, (int)getpid ());
+  snprintf (state, sizeof state, "READY=1\nMAINPID=%d\nSTATUS=%s", (int)getpid (), status);
+  notify (state);
 }
 
 void
 service_stopping (void)
 {
-  sd_notify (0, "STOPPING=1");
+  notify ("STOPPING=1");
 }
 
 double
 service_watchdog (void)
 {
+  const struct systemd *s = getenv ("WATCHDOG_USEC") ? manager () : NULL;
   uint64_t us = 0;
-  return sd_watchdog_enabled (0, &us) > 0 ? (double)us / 2e6 : 0;
+
+  return s && s->watchdog_enabled (0, &us) > 0 ? (double)us / 2e6 : 0;
 }
 
 void
 service_alive (void)
 {
-  sd_notify (0, "WATCHDOG=1");
+  notify ("WATCHDOG=1");
 }
-
-#else
-
-void
-service_ready (const char *status)
-{
-  (void)status;
-}
-
-void
-service_stopping (void)
-{
-}
-
-double
-service_watchdog (void)
-{
-  return 0;
-}
-
-void
-service_alive (void)
-{
-}
-
-#endif
