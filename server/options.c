@@ -675,6 +675,7 @@ set_defaults (struct options *opts)
     .port = "10809",
     .shared = 1,
     .handshake_limit = 10,
+    .poll_us = 64,
     .threads = processors (),
     .workers = 16,
   };

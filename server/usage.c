@@ -69,7 +69,7 @@ usage_print (void)
       "      --aio=MODE            threads, native or io_uring; accepted, nbdcow chooses itself\n"
       "      --threads=NUM         threads that serve clients (one for each processor)\n"
       "      --poll=USEC           a thread that expects a request looks for it up to so long\n"
-      "                            before it sleeps (0: never)\n"
+      "                            before it sleeps (64; 0: not at all)\n"
       "      --workers=NUM         threads, at most, for what has to wait (16)\n"
       "\n"
       "How to run:\n"
