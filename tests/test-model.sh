@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 #
 # The model test on images that qemu-img makes: version, cluster size, refcount width, lazy refcounts,
-# extended L2 entries, compression, what is below, internal snapshots, cache size and threads are all drawn from SEED.
+# extended L2 entries, compression, encryption, what is below, internal snapshots, cache size and threads are all drawn from SEED.
 # Afterwards qemu-img check finds nothing, QEMU reads the same contents as the engine, and snapshots and
 # backing files are what they were.
 #
@@ -13,6 +13,8 @@ requires qemu-img qemu-io
 requires_file "${BUILDDIR:-}/model/model" model
 use_seed
 runs=${NBDCOW_MODEL_RUNS:-24}
+printf sesame >key
+secret="--object secret,id=k,file=key"
 
 # pick N: sets PICK to a number below N.
 pick ()
@@ -50,9 +52,28 @@ choose_options ()
   512,* | 1024,* | 2048,* | 4096,* | 8192,* | *,0,* | *,compat=0.10*) ;;
   *) options=$options,extended_l2=on ;;
   esac
+  pick 6
+  encrypted= spec=driver=qcow2,file.filename=disk.qcow2
+  if [ "$PICK" = 0 ]; then
+    encrypted=yes spec=$spec,encrypt.key-secret=k
+    options=$options,encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10
+    pick 2
+    [ "$PICK" = 0 ] || options=$options,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv
+  fi
   pick 24576
   size=$(((PICK + 10) * 512))
   [ "$cluster" -ge 4096 ] || size=$((size / 2048 * 512 + 1536))
+}
+
+# QEMU measures the processor for encryption, and gives up when others are using it.
+create ()
+{
+  for _try in 1 2 3 4 5 6; do
+    # shellcheck disable=SC2086
+    qemu-img create -q $secret -f qcow2 "$@" 2>create.log && return
+  done
+  cat create.log >&2
+  fail "qemu-img create $*"
 }
 
 # make_image: disk.qcow2 with contents of some kind, and what it stands on.
@@ -60,6 +81,7 @@ make_image ()
 {
   pick 6
   content=$PICK
+  [ "$content$encrypted" != 2yes ] || content=5 # nothing is compressed and encrypted
   below=
   case $content in
   0 | 1)
@@ -83,11 +105,14 @@ make_image ()
     ;;
   esac
   # shellcheck disable=SC2086 # two options
-  qemu-img create -q -f qcow2 -o "$options" $below disk.qcow2 "$size"
+  create -o "$options" $below disk.qcow2 "$size"
   if [ "$content" = 3 ] && [ "$bits" -gt 1 ]; then
-    qemu-io -f qcow2 -c "write -P 7 0 $((size / 1024 * 512))" disk.qcow2 >/dev/null
-    qemu-img snapshot -c before disk.qcow2
-    qemu-img convert -f qcow2 -l before -O raw disk.qcow2 before.raw
+    # shellcheck disable=SC2086
+    qemu-io $secret -c "write -P 7 0 $((size / 1024 * 512))" --image-opts $spec >/dev/null
+    # shellcheck disable=SC2086
+    qemu-img snapshot $secret -c before --image-opts $spec
+    # shellcheck disable=SC2086
+    qemu-img convert $secret -l before -O raw --image-opts $spec before.raw
   fi
 }
 
@@ -97,13 +122,13 @@ run ()
   choose_options
   rm -f ./*.raw ./*.qcow2
   make_image
-  set -- -s "$seed"
+  set -- -s "$seed" ${encrypted:+-k sesame}
   pick 3
   [ "$PICK" != 0 ] || set -- "$@" -l $((cluster * 3))
   pick 4
   [ "$PICK" != 0 ] || set -- "$@" -d
   pick 3
-  [ "$PICK" = 0 ] || set -- "$@" -z
+  [ "$PICK$encrypted" != 1 ] && [ "$PICK$encrypted" != 2 ] || set -- "$@" -z
   pick 2
   if [ "$PICK" = 0 ]; then
     set -- "$@" -c -t 1 -n 300
@@ -120,14 +145,22 @@ run ()
     tail -n 20 log >&2
     fail "$what: status $status"
   }
-  check_image disk.qcow2 || fail "$what"
-  "$BUILDDIR/model/contents" disk.qcow2 contents.raw || fail "$what"
-  same_contents disk.qcow2 qcow2 contents.raw raw || fail "$what"
+  # shellcheck disable=SC2086
+  qemu-img check -q $secret --image-opts $spec >check.out 2>&1 || {
+    status=$?
+    head -n 20 check.out >&2
+    fail "$what: qemu-img check: status $status"
+  }
+  "$BUILDDIR/model/contents" disk.qcow2 contents.raw ${encrypted:+sesame} || fail "$what"
+  # shellcheck disable=SC2086
+  qemu-img compare -q $secret --image-opts $spec driver=raw,file.filename=contents.raw ||
+    fail "$what: QEMU reads something else"
   for file in base.raw mid.qcow2; do
     [ ! -e $file ] || unchanged "$(cat "sum.$file")" $file || fail "$what"
   done
   if [ -e before.raw ]; then
-    qemu-img convert -f qcow2 -l before -O raw disk.qcow2 after.raw
+    # shellcheck disable=SC2086
+    qemu-img convert $secret -l before -O raw --image-opts $spec after.raw
     cmp before.raw after.raw || fail "$what: the snapshot's contents were changed"
   fi
 }

@@ -11,7 +11,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "create.h"
+#include "encrypt.h"
+#include "objects.h"
 
 /* Everything is a multiple of this in the world of disks. */
 #define SECTOR 512u
@@ -25,7 +26,7 @@ img_creation_init (struct img_creation *c)
 
 /* ---- -o -------------------------------------------------------------------------------------- */
 
-static const char option_help[] =
+static const char qcow2_help[] =
     "Options for -o, format qcow2:\n"
     "  backing_file=NAME        like -b\n"
     "  backing_fmt=FORMAT       like -F\n"
@@ -36,10 +37,10 @@ static const char option_help[] =
     "  lazy_refcounts=on|off    write refcounts late, and count anew after a crash (default off)\n"
     "  preallocation=MODE       off (default), metadata, falloc or full\n"
     "  refcount_bits=N          1, 2, 4, 8, 16 (default), 32 or 64\n"
-    "  size=SIZE                of the virtual disk\n"
-    "Options for -o, format raw:\n"
-    "  preallocation=MODE       off (default), falloc or full\n"
-    "  size=SIZE\n";
+    "  size=SIZE                of the virtual disk\n";
+static const char raw_help[] = "Options for -o, format raw:\n"
+                               "  preallocation=MODE       off (default), falloc or full\n"
+                               "  size=SIZE\n";
 
 static bool
 set_size (struct img_creation *c, const char *text)
@@ -153,7 +154,7 @@ set_backing_format (struct img_creation *c, const char *text)
 static bool
 refuse (const char *key, const char *text)
 {
-  static const char *const switches[] = { "encryption", "data_file_raw", "nocow" };
+  static const char *const switches[] = { "data_file_raw", "nocow" };
   bool on;
 
   for (size_t i = 0; i < sizeof switches / sizeof switches[0]; i++)
@@ -187,9 +188,11 @@ img_creation_set (struct img_creation *c, const struct img_pair *p)
     { "backing_file", set_backing_file, false },
     { "backing_fmt", set_backing_format, false },
   };
-  static const char *const unsupported[] = { "encryption",    "encrypt.", "data_file",
-                                             "data_file_raw", "nocow",    "extent_size_hint" };
+  static const char *const unsupported[] = { "data_file", "data_file_raw", "nocow",
+                                             "extent_size_hint" };
 
+  if (!c->raw && img_encrypt_is_key (p->key))
+    return img_encrypt_set (c, p);
   for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
     if (strcmp (p->key, known[i].key) == 0 && (known[i].raw || !c->raw))
       return known[i].set (c, p->value);
@@ -206,6 +209,24 @@ img_creation_set (struct img_creation *c, const struct img_pair *p)
 }
 
 /* ---- making it ------------------------------------------------------------------------------- */
+
+/* Whether PATH is an encrypted image.  Its size can be known without a key. */
+static bool
+needs_key (const char *path)
+{
+  struct q_open_options opts;
+  struct q_image_info info = { 0 };
+  struct q_image *img;
+
+  q_open_options_init (&opts);
+  opts.read_only = opts.metadata_only = true;
+  opts.lock = Q_LOCK_OFF;
+  if (q_open (&img, path, &opts, NULL) == 0) {
+    q_get_info (img, &info);
+    q_close (&img, NULL);
+  }
+  return info.encryption != NULL;
+}
 
 /* The size of the backing file, which is also looked at to see whether it can be opened at all. */
 static bool
@@ -227,6 +248,7 @@ look_at_backing (struct img_creation *c)
   }
   q_open_options_init (&opts);
   opts.read_only = true;
+  opts.metadata_only = needs_key (path);
   opts.backing = Q_BACKING_PROBE; /* only its size is wanted, nothing is read from it */
   opts.lock = Q_LOCK_OFF;
   if (!img_parse_format (c->opts.backing_format, &opts.format))
@@ -266,6 +288,7 @@ print_what (const struct img_creation *c)
     if (c->preallocation)
       print_value ("preallocation", c->preallocation);
   } else {
+    img_encrypt_report (c, print_value);
     printf (" cluster_size=%u extended_l2=%s", 1u << o->cluster_bits,
             o->extended_l2 ? "on" : "off");
     if (c->preallocation)
@@ -349,6 +372,8 @@ img_creation_make (struct img_creation *c)
   c->size = (c->size + SECTOR - 1) & ~(uint64_t)(SECTOR - 1);
   if (c->raw)
     return create_raw (c) == 0;
+  if (!img_encrypt_finish (c))
+    return false;
   if (q_create (c->filename, c->size, &c->opts, &err) == 0)
     return true;
   img_error ("%s", err.text);
@@ -419,6 +444,7 @@ run (int argc, char **argv)
                                            IMG_COMMON_OPTIONS };
   const char *format = NULL, *backing = NULL, *backing_format = NULL;
   struct img_pairs pairs = { 0 };
+  struct q_error err = { "" };
   struct img_creation c;
   int status = 0, letter;
 
@@ -443,14 +469,17 @@ run (int argc, char **argv)
       break;
     case 'o':
       if (strcmp (optarg, "help") == 0 || strcmp (optarg, "?") == 0) {
-        printf ("%s", option_help);
+        printf ("%s%s%s", qcow2_help, img_encrypt_help, raw_help);
         goto out;
       }
       img_pairs_add (&pairs, optarg);
       break;
     case OBJECT:
-      status = img_error ("--object is not supported: it is for secrets, and encryption is not");
-      goto out;
+      if (objects_add (&img_objects, optarg, &err) < 0) {
+        status = img_error ("%s", err.text);
+        goto out;
+      }
+      break;
     default:
       goto out;
     }
@@ -464,12 +493,14 @@ const struct img_command img_create_command = {
   .name = "create",
   .run = run,
   .summary = "Make an image",
-  .synopsis = "[-f FORMAT] [-b BACKING -F FORMAT] [-u] [-o OPTIONS] [-q] FILE [SIZE]",
+  .synopsis =
+      "[-f FORMAT] [-b BACKING -F FORMAT] [-u] [-o OPTIONS] [--object SECRET] [-q] FILE [SIZE]",
   .help = "  -f, --format=FORMAT           qcow2 (default) or raw\n"
           "  -b, --backing=FILE            what the image is an overlay of\n"
           "  -F, --backing-format=FORMAT   what format that has\n"
           "  -u, --backing-unsafe          do not look at the backing file\n"
           "  -o, --options=KEY=VALUE,...   see -o help\n"
+          "      --object=secret,...       what encrypt.key-secret refers to\n"
           "  -q, --quiet                   print nothing\n"
           "Without SIZE the image is as large as its backing file.\n",
 };

@@ -16,6 +16,13 @@
 
 #include "img.h"
 
+/* What -o said about encryption; NULL: nothing. */
+struct img_encryption {
+  bool given;
+  const char *format, *key_secret, *cipher_alg, *cipher_mode, *ivgen_alg, *ivgen_hash_alg,
+      *hash_alg, *iter_time;
+};
+
 struct img_creation {
   const char *filename;
   bool raw, quiet, unsafe;
@@ -23,7 +30,8 @@ struct img_creation {
   uint64_t size;
   const char *compat; /* as given, for the report */
   const char *preallocation;
-  struct q_create_options opts; /* its strings belong to whoever gave them */
+  struct img_encryption encryption; /* see encrypt.h */
+  struct q_create_options opts;     /* its strings belong to whoever gave them */
 };
 
 void img_creation_init (struct img_creation *c);

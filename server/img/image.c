@@ -24,6 +24,7 @@
 static struct kept {
   struct kept *next;
   struct source source;
+  struct q_image *img;
   struct q_file_opener unsynced; /* its opaque is the opener below */
   struct kept_ops {
     struct kept_ops *next;
@@ -162,6 +163,18 @@ apply (const struct img_spec *spec, struct source *s)
          (!spec->backing_mode || source_set_backing (s, spec->backing_mode));
 }
 
+const struct q_secret *
+img_secret_of (const struct q_image *img)
+{
+  const struct kept *k = kept;
+
+  while (k && k->img != img)
+    k = k->next;
+  if (!k)
+    return NULL;
+  return k->source.layer_secrets[0] ? k->source.layer_secrets[0] : k->source.open.secret;
+}
+
 bool
 img_load_secrets (void)
 {
@@ -259,6 +272,7 @@ img_open_spec (const struct img_spec *spec)
   }
   if (q_open (&img, k->source.filename, &opts, &err) < 0)
     img_error ("%s", err.text);
+  k->img = img;
   return img;
 }
 

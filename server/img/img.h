@@ -24,6 +24,7 @@ struct img_command {
   const char *help;     /* its options, for NAME --help */
 };
 
+extern const struct img_command img_amend_command;
 extern const struct img_command img_check_command;
 extern const struct img_command img_bench_command;
 extern const struct img_command img_commit_command;
@@ -128,6 +129,8 @@ struct objects;
 extern struct objects img_objects;
 /* Reads the secrets among them; reports what is wrong.  Opening an image does it. */
 bool img_load_secrets (void);
+/* What opens IMG, which img_open_spec opened: by its settings, or --key-file.  NULL: nothing. */
+const struct q_secret *img_secret_of (const struct q_image *img);
 /* At the end: wipes them. */
 void img_forget_secrets (void);
 

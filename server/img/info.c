@@ -12,7 +12,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#include "img.h"
+#include "encrypt.h"
 
 /* ---- JSON ------------------------------------------------------------------------------------ */
 
@@ -78,7 +78,7 @@ bitmaps_json (struct q_image *img)
 static json_t *
 specific_json (struct q_image *img, const struct q_image_info *info)
 {
-  json_t *data = json_object ();
+  json_t *data = json_object (), *encrypt;
 
   json_object_set_new (data, "compat", json_string (info->version == 2 ? "0.10" : "1.1"));
   json_object_set_new (data, "compression-type", json_string (info->compression_type));
@@ -95,6 +95,8 @@ specific_json (struct q_image *img, const struct q_image_info *info)
     }
   } else
     json_object_set_new (data, "refcount-bits", json_integer (info->refcount_bits));
+  if (info->encryption && (encrypt = img_encrypt_json (img)) != NULL)
+    json_object_set_new (data, "encrypt", encrypt);
   json_object_set_new (data, "highest-allocated-offset",
                        json_integer ((json_int_t)info->highest_offset));
   return json_pack ("{s:s, s:o}", "type", "qcow2", "data", data);
@@ -197,6 +199,8 @@ print_specific (struct q_image *img, const struct q_image_info *info)
   if (info->nb_bitmaps)
     print_bitmaps (img);
   printf ("    refcount bits: %u\n", info->refcount_bits);
+  if (info->encryption)
+    img_encrypt_text (img);
   if (info->version >= 3)
     printf ("    corrupt: %s\n", yes_no (info->corrupt));
   if (info->data_file)

@@ -12,6 +12,7 @@
 /* clang-format off */
 static const struct img_command *const commands[] = {
   &img_bench_command,
+  &img_amend_command,
   &img_check_command,
   &img_commit_command,
   &img_compare_command,

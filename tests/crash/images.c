@@ -12,9 +12,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "format.h"
 #include "images.h"
 
 static char directory[64];
+
+const struct q_secret images_secret = { "crash", 5 };
 
 const char *
 images_directory (void)
@@ -94,7 +97,14 @@ images_qemu_check (struct mem_store *s, const char *name)
     snprintf (path, sizeof path, "%s/base", images_directory ());
     mem_save (base, path);
   }
-  r = images_shell ("qemu-img check -q -f qcow2 check.qcow2 >check.log 2>&1");
+  if (get32 (((const struct qcow2_header *)mem_find (s, name)->data)->crypt_method) == Q_CRYPT_LUKS)
+    r = images_shell ("qemu-img check -q --object secret,id=k,data=%.*s --image-opts "
+                      "driver=qcow2,encrypt.key-secret=k,file.filename=check.qcow2%s "
+                      ">check.log 2>&1",
+                      (int)images_secret.len, (const char *)images_secret.data,
+                      base ? ",backing.encrypt.key-secret=k" : "");
+  else
+    r = images_shell ("qemu-img check -q -f qcow2 check.qcow2 >check.log 2>&1");
   return r == 0 ? 0 : r == 3 ? 1 : 2;
 }
 
@@ -125,6 +135,10 @@ create (struct run *run, const char *name, uint64_t size, const char *backing)
   c.extended_l2 = run->w->extended_l2;
   c.backing_file = backing;
   c.backing_format = backing ? "qcow2" : NULL;
+  if (run->w->encrypted) {
+    c.secret = &images_secret;
+    c.encrypt.iter_time_ms = 1;
+  }
   c.opener = &run->store.opener;
   if (q_create (name, size, &c, &err) < 0)
     die ("%s: create: %s", run->w->name, err.text);

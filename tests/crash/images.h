@@ -23,4 +23,7 @@ const char *images_state_directory (void);
 void images_lose_state (void);
 void images_cleanup (void);
 
+/* What opens encrypted images. */
+extern const struct q_secret images_secret;
+
 #endif /* CRASH_IMAGES_H */

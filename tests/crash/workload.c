@@ -39,6 +39,22 @@ const struct workload workloads[] = {
     .threads = 1,
     .operations = 50,
     .mix = MIXED },
+  { .name = "encrypted",
+    .version = 3,
+    .clusters = 100,
+    .threads = 1,
+    .operations = 50,
+    .encrypted = true,
+    .fill = 50,
+    .mix = MIXED },
+  { .name = "encrypted-overlay",
+    .image = IMAGE_OVERLAY,
+    .version = 3,
+    .clusters = 60,
+    .threads = 2,
+    .operations = 25,
+    .encrypted = true,
+    .mix = MIXED },
   { .name = "overwrite",
     .version = 3,
     .clusters = 100,
@@ -349,6 +365,7 @@ workload_prepare (struct run *run, const struct workload *w, uint64_t seed)
   mem_store_init (&run->store);
   run->top = mem_add (&run->store, "top");
   q_open_options_init (&run->opts);
+  run->opts.secret = &images_secret;
   run->opts.discard = true;
   run->opts.opener = &run->store.opener;
   choose_geometry (run, &random);

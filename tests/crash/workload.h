@@ -48,6 +48,7 @@ struct workload {
   bool device;   /* the file is a block device full of old bytes */
   bool plain;    /* the file system can neither punch nor allocate */
   bool zstd;     /* compression type */
+  bool encrypted;
   struct workload_mix mix;
 };
 

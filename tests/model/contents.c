@@ -2,7 +2,7 @@
  *
  * Writes the contents of an image, as the engine reads them, to a raw file.
  *
- *     contents IMAGE FILE
+ *     contents IMAGE FILE [PASSWORD]
  */
 
 #include <fcntl.h>
@@ -20,15 +20,20 @@ int
 main (int argc, char **argv)
 {
   struct q_open_options opts;
+  struct q_secret secret;
   struct q_image *img;
   struct q_error err;
   static uint8_t buf[PIECE];
   FILE *out;
   int r = 0;
 
-  if (argc != 3)
+  if (argc != 3 && argc != 4)
     return 2;
   q_open_options_init (&opts);
+  if (argc == 4) {
+    secret = (struct q_secret){ argv[3], strlen (argv[3]) };
+    opts.secret = &secret;
+  }
   opts.read_only = true;
   if (q_open (&img, argv[1], &opts, &err) < 0) {
     fprintf (stderr, "contents: %s\n", err.text);

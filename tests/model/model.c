@@ -3,7 +3,7 @@
  * The model test: random operations on the engine and on a plain array, compared all the way.
  *
  *     model [-s SEED] [-n OPERATIONS] [-t THREADS] [-c] [-d] [-z] [-l L2_CACHE_BYTES] [-S
- * STATE_DIR] IMAGE
+ * STATE_DIR] [-k PASSWORD] IMAGE
  *
  * IMAGE is a qcow2 image, whose present contents become the model's.  With several threads each has
  * a part of the disk to itself, cut at odd places so that neighbours share clusters, and does
@@ -228,6 +228,7 @@ int
 main (int argc, char **argv)
 {
   unsigned long operations = 1000, threads = 1;
+  struct q_secret key;
   bool reopen = false;
   struct worker *workers;
   pthread_t *ids;
@@ -235,7 +236,7 @@ main (int argc, char **argv)
 
   q_open_options_init (&opts);
   opts.discard = true;
-  while ((c = getopt (argc, argv, "s:n:t:l:S:cdz")) != -1)
+  while ((c = getopt (argc, argv, "s:n:t:l:S:k:cdz")) != -1)
     switch (c) {
     case 's':
       seed = strtoull (optarg, NULL, 0);
@@ -251,6 +252,10 @@ main (int argc, char **argv)
       break;
     case 'S':
       opts.state_dir = optarg;
+      break;
+    case 'k':
+      key = (struct q_secret){ optarg, strlen (optarg) };
+      opts.secret = &key;
       break;
     case 'c':
       reopen = true;
