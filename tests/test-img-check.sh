@@ -45,6 +45,14 @@ for cluster in 512 64k; do
   qemu-img snapshot -c bbb sound-$n
   io $n -c 'write -P 3 3M 100k'
 done
+for cluster in 16k 64k; do
+  n=extended-$cluster
+  make $n extended_l2=on,cluster_size=$cluster,refcount_bits=8
+  io $n -c 'write -P 1 1k 300k' -c 'write -P 2 1M 7k' -c 'write -z 1200k 2k' -c 'discard 128k 64k' \
+    -c 'write -c -P 5 2M 64k'
+  qemu-img snapshot -c a sound-$n
+  io $n -c 'write -P 2 65k 50k' -c 'write -z 200k 6k'
+done
 make v2 compat=0.10,cluster_size=4k
 io v2 -c 'write -P 1 0 300k'
 qemu-img snapshot -c x sound-v2
@@ -86,6 +94,7 @@ class Image:
         self.cluster = 1 << bits
         self.width = 1 << (struct.unpack_from(">I", self.d, 96)[0] if self.version > 2 else 4)
         self.clusters = -(-len(self.d) // self.cluster)
+        self.extended = self.version > 2 and bool(struct.unpack_from(">Q", self.d, 72)[0] & 16)
 
     def get(self, at):
         return struct.unpack_from(">Q", self.d, at)[0] if at + 8 <= len(self.d) else 0
@@ -107,7 +116,8 @@ class Image:
     def l2_entries(self, used=True):
         tables = {self.get(e) & OFFSET for e in self.l1_entries()} - {0}
         return [t + 8 * i for t in sorted(tables) if t % self.cluster == 0
-                for i in range(self.cluster // 8) if self.get(t + 8 * i) or not used]
+                for i in range(0, self.cluster // 8, 2 if self.extended else 1)
+                if self.get(t + 8 * i) or not used]
 
     def set_refcount(self, cluster, count):
         per_block = self.cluster * 8 // self.width
@@ -150,6 +160,10 @@ class Image:
             v ^= r.choice((2, 1 << 56, 256))
         elif what == "zero":
             v ^= 1
+        elif what == "bitmap" and self.extended and not v & COMPRESSED:
+            self.put(e + 8, self.get(e + 8) ^ 1 << r.randrange(64))
+        elif what == "compressedbitmap" and self.extended and v & COMPRESSED:
+            self.put(e + 8, 1 << r.randrange(64))
         elif what == "compressed":
             v ^= COMPRESSED
         elif what == "gone":
@@ -160,11 +174,12 @@ class Image:
             e = r.choice(self.l2_entries(False) if table == "l2" else self.l1_entries())
         self.put(e, v)
 
-EXACT = ["refcount"] * 4 + ["l2-copied", "l2-past", "l2-reserved", "l1-copied", "l1-past",
+EXACT = ["refcount"] * 4 + ["l2-copied", "l2-past", "l2-reserved", "l2-bitmap", "l1-copied", "l1-past",
          "l1-gone", "reftable-gone", "reftable-past", "reftable-misaligned"]
 # Here we know more: overlapping metadata, refcounts past the end of the file, tables that nobody
-# could have meant, clusters that a misaligned entry puts partly past the end, refcount blocks that are in use whatever the reserved bits say.
-OTHER = ["l2-misaligned", "l2-zero", "l2-compressed", "l2-moved", "l2-twice", "l1-twice", "l1-misaligned", "l1-reserved",
+# could have meant, clusters that a misaligned entry puts partly past the end, refcount blocks that are in use
+# whatever the reserved bits say, compressed clusters that are in use whatever their bitmaps say.
+OTHER = ["l2-compressedbitmap", "l2-misaligned", "l2-zero", "l2-compressed", "l2-moved", "l2-twice", "l1-twice", "l1-misaligned", "l1-reserved",
          "reftable-moved", "reftable-reserved"]
 
 def same_expected(name, kinds):

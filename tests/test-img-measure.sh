@@ -54,6 +54,10 @@ same("--size=1000", "-O", "raw")
 same("--size=1000")
 same("--size=5E", "-O", "qcow2")
 same("--size=1P", "-O", "qcow2", "-o", "cluster_size=512")
+for c in "16k", "64k", "2M":
+    for size in "0", "1", "3G", "77T", "900T":
+        same("--size=" + size, "-O", "qcow2", "-o", "extended_l2=on,cluster_size=" + c)
+same("--size=1G", "-O", "qcow2", "-o", "extended_l2=on,cluster_size=8k")
 same("--size=x")
 same("--size=-1")
 same()

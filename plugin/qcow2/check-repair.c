@@ -81,14 +81,18 @@ mend_copied (const struct q_check *c, uint64_t entry, uint64_t host, enum pass p
   return entry;
 }
 
+/* *BITMAP: the second word of an extended entry, or 0. */
 static uint64_t
-mend_l2_entry (const struct q_check *c, uint64_t entry, enum pass pass, bool active)
+mend_l2_entry (const struct q_check *c, uint64_t entry, uint64_t *bitmap, enum pass pass,
+               bool active)
 {
-  enum q_entry_kind kind = q_check_entry_kind (c->img, entry);
+  enum q_entry_kind kind = q_check_entry_kind (c->img, entry, *bitmap);
   uint64_t host = entry & Q_OFFSET_MASK;
 
   if (kind == Q_ENTRY_ZERO && !q_check_aligned (c, host))
-    return Q_L2_ZERO;
+    return c->img->incompatible & Q_INCOMPAT_EXTL2 ? 0 : Q_L2_ZERO;
+  if (kind == Q_ENTRY_COMPRESSED)
+    *bitmap = 0;
   if (!active || kind == Q_ENTRY_NONE)
     return entry;
   if (kind == Q_ENTRY_COMPRESSED)
@@ -115,14 +119,17 @@ mend_l2 (struct q_check *c, uint64_t offset, enum pass pass, bool active)
   if (r < 0)
     return r == -ENOMEM ? r : 0; /* the walk has reported it */
   for (uint64_t i = 0; i < n; i += words) {
-    uint64_t entry = mend_l2_entry (c, table[i], pass, active);
+    uint64_t bitmap = words == 2 ? table[i + 1] : 0, before = bitmap;
+    uint64_t entry = mend_l2_entry (c, table[i], &bitmap, pass, active);
 
-    if (entry == table[i])
+    if (entry == table[i] && bitmap == before)
       continue;
     table[i] = entry;
+    if (words == 2)
+      table[i + 1] = bitmap;
     if (first == n)
       first = i;
-    last = i;
+    last = i + words - 1;
   }
   if (first == n)
     return 0;
@@ -172,7 +179,7 @@ mend_flags (struct q_check *c, enum pass pass)
 
   if (r == 0)
     r = mend_l1 (c, img->l1_offset, img->l1_size, pass, true);
-  for (unsigned i = 0; r == 0 && c->misaligned_zero && pass == CLEAR && i < img->nb_snapshots; i++)
+  for (unsigned i = 0; r == 0 && c->entries && pass == CLEAR && i < img->nb_snapshots; i++)
     r = mend_l1 (c, img->snapshots[i].l1_table_offset, img->snapshots[i].l1_size, pass, false);
   return r < 0 ? r : q_file_sync (img->file);
 }
@@ -186,8 +193,7 @@ q_check_repair (struct q_check *c)
   bool rebuilt = false, lower = leaks && c->lower;
   int r = 0;
 
-  const bool flags =
-      errors && (c->flags || c->misaligned_zero || c->raise || c->lower || c->rebuild);
+  const bool flags = errors && (c->flags || c->entries || c->raise || c->lower || c->rebuild);
 
   if (lower && c->lost) {
     q_check_line (c, "Leaked clusters are kept: a table could not be followed, they may be what it "

@@ -92,8 +92,10 @@ q_check_read_entries (struct q_check *c, uint64_t offset, uint64_t n, uint64_t *
 /* ---- L2 tables ------------------------------------------------------------------------------- */
 
 enum q_entry_kind
-q_check_entry_kind (const struct q_image *img, uint64_t entry)
+q_check_entry_kind (const struct q_image *img, uint64_t entry, uint64_t bitmap)
 {
+  bool extended = img->incompatible & Q_INCOMPAT_EXTL2;
+
   if (entry & Q_L2_COMPRESSED)
     return Q_ENTRY_COMPRESSED;
   if ((entry & Q_OFFSET_MASK) == 0)
@@ -101,7 +103,7 @@ q_check_entry_kind (const struct q_image *img, uint64_t entry)
     return (img->incompatible & Q_INCOMPAT_DATA_FILE) && (entry & Q_COPIED) && !(entry & Q_L2_ZERO)
                ? Q_ENTRY_STANDARD
                : Q_ENTRY_NONE;
-  if ((entry & Q_L2_ZERO) && !(img->incompatible & Q_INCOMPAT_EXTL2))
+  if (extended ? !(bitmap & Q_L2_BITMAP_ALLOCATED) : entry & Q_L2_ZERO)
     return Q_ENTRY_ZERO;
   return Q_ENTRY_STANDARD;
 }
@@ -173,7 +175,7 @@ walk_standard (struct q_check *c, struct reach *reach, uint64_t entry, enum q_en
   if (!q_check_aligned (c, host)) {
     if (kind == Q_ENTRY_ZERO) {
       /* No data is lost by forgetting where a cluster of zeros was. */
-      c->misaligned_zero = true;
+      c->entries = true;
       q_check_corruption (c, true,
                           "offset=%llx: Preallocated cluster is not properly aligned; L2 entry "
                           "corrupted.",
@@ -197,8 +199,9 @@ static void
 check_reserved (struct q_check *c, uint64_t entry, uint64_t bitmap, enum q_entry_kind kind)
 {
   if (kind == Q_ENTRY_COMPRESSED) {
+    c->entries = c->entries || bitmap;
     if (bitmap)
-      q_check_corruption (c, false,
+      q_check_corruption (c, true,
                           "compressed cluster with non-zero subcluster allocation bitmap, "
                           "entry=0x%llx",
                           ull (entry));
@@ -243,7 +246,7 @@ walk_l2 (struct q_check *c, uint64_t offset, bool active)
     if (entry == 0 && bitmap == 0)
       continue;
 
-    enum q_entry_kind kind = q_check_entry_kind (c->img, entry);
+    enum q_entry_kind kind = q_check_entry_kind (c->img, entry, bitmap);
 
     check_reserved (c, entry, bitmap, kind);
     if (kind == Q_ENTRY_COMPRESSED)

@@ -103,13 +103,14 @@ struct q_check {
   bool *unknown; /* by entry: its block cannot be read, so the refcounts in it are not known */
 
   /* What was found. */
-  bool lost;            /* a table could not be followed: what looks unreferenced may be
-                         * what it pointed at */
-  bool rebuild;         /* refcounts cannot be mended where they are */
-  bool raise, lower;    /* some refcount is too low, too high */
-  bool flags;           /* some flag in an active L1 or L2 table is wrong */
-  bool misaligned_zero; /* some L2 entry of zeros has an impossible host cluster */
-  uint64_t highest;     /* one past the last cluster with a refcount or reference */
+  bool lost;         /* a table could not be followed: what looks unreferenced may be
+                      * what it pointed at */
+  bool rebuild;      /* refcounts cannot be mended where they are */
+  bool raise, lower; /* some refcount is too low, too high */
+  bool flags;        /* some flag in an active L1 or L2 table is wrong */
+  bool entries;      /* some L2 entry says what can be taken out of it: a place for
+                      * zeros where there can be none, a bitmap that is not used */
+  uint64_t highest;  /* one past the last cluster with a refcount or reference */
 };
 
 static inline bool
@@ -171,8 +172,8 @@ enum q_entry_kind {
   Q_ENTRY_ZERO, /* standard, with the zero flag and a host cluster */
   Q_ENTRY_COMPRESSED,
 };
-/* The kind of an L2 entry, by its bits alone. */
-enum q_entry_kind q_check_entry_kind (const struct q_image *img, uint64_t entry);
+/* The kind of an L2 entry, by its bits alone.  BITMAP: the second word of an extended entry. */
+enum q_entry_kind q_check_entry_kind (const struct q_image *img, uint64_t entry, uint64_t bitmap);
 /* 64-bit words that an L2 entry takes. */
 unsigned q_check_entry_words (const struct q_image *img);
 

@@ -16,6 +16,7 @@
 
 /* As the format has them. */
 #define ENTRY_BYTES        8u  /* of a mapping, refcount or bitmap table */
+#define MIN_EXTENDED_BITS  14u /* smaller clusters cannot have extended L2 entries */
 #define BITMAP_ENTRY_BYTES 24u /* of the bitmap directory, before the name */
 #define MAX_L1_BYTES       (32u << 20)
 
@@ -57,12 +58,17 @@ refcount_clusters (uint64_t clusters, uint64_t cluster_size, unsigned refcount_b
   return before;
 }
 
+static uint64_t
+l2_entry_bytes (const struct q_create_options *o)
+{
+  return o->extended_l2 ? 2 * ENTRY_BYTES : ENTRY_BYTES;
+}
+
 /* A disk of SIZE bytes, a multiple of the cluster size, with everything allocated. */
 static uint64_t
 full_size (uint64_t size, uint64_t cluster_size, const struct q_create_options *o)
 {
-  const uint64_t l2_entries = up (size / cluster_size, cluster_size / ENTRY_BYTES);
-  const uint64_t l2 = l2_entries * ENTRY_BYTES;
+  const uint64_t l2 = up (size / cluster_size * l2_entry_bytes (o), cluster_size);
   const uint64_t l1 = up (l2 / cluster_size, cluster_size / ENTRY_BYTES) * ENTRY_BYTES;
   const uint64_t bytes = cluster_size + l2 + l1 + size;
 
@@ -128,9 +134,14 @@ measure_qcow2 (struct measuring *m)
   const struct q_create_options *o = &m->target.opts;
   const uint64_t cluster_size = 1ull << o->cluster_bits;
   const uint64_t size = up (m->target.size, cluster_size);
-  const uint64_t l2_entries = cluster_size / ENTRY_BYTES;
+  const uint64_t l2_entries = cluster_size / l2_entry_bytes (o);
   uint64_t required = size;
 
+  if (o->extended_l2 && o->cluster_bits < MIN_EXTENDED_BITS) {
+    img_error ("clusters of %llu bytes are too small for extended L2 entries: at least %u",
+               (unsigned long long)cluster_size, 1u << MIN_EXTENDED_BITS);
+    return false;
+  }
   if (div_up (size / cluster_size, l2_entries) * ENTRY_BYTES > MAX_L1_BYTES) {
     img_error ("a disk of %llu bytes is too large for clusters of %llu: use larger ones",
                (unsigned long long)m->target.size, (unsigned long long)cluster_size);
