@@ -54,6 +54,7 @@ q_l2_entry_get_wide (const struct q_table *t, uint32_t index)
   for (;;) {
     finished = atomic_load_explicit (&t->finished, memory_order_acquire);
     e.descriptor = q_entry_get (t, 2 * index);
+    Q_PROBE ("descriptor read, bitmap not");
     e.bitmap = q_entry_get (t, 2 * index + 1);
     if (atomic_load_explicit (&t->begun, memory_order_relaxed) == finished)
       return e;

@@ -148,11 +148,10 @@ plan_padding (struct q_image *img, unsigned flags, struct q_write_plan *plan)
   if (r < 0)
     return r;
   touched (img, plan, first, &from, &to);
-  if (!plan->reuses || !(c.data >> from & 1)) {
-    widen (img, plan, &c, &from, &to);
-    plan->head = (uint32_t)(plan->offset - (first << img->cluster_bits) -
-                            ((uint64_t)from << img->subcluster_bits));
-  }
+  assert (!plan->reuses || !(c.data >> from & 1)); /* that would have been done in place */
+  widen (img, plan, &c, &from, &to);
+  plan->head = (uint32_t)(plan->offset - (first << img->cluster_bits) -
+                          ((uint64_t)from << img->subcluster_bits));
   r = q_decode_entry (img, last,
                       q_l2_entry_get (plan->table, plan->index + (uint32_t)(last - first)), &c);
   if (r < 0)

@@ -42,6 +42,8 @@ static const struct {
   { "flush-of-counts-keeps-state", test_flush_of_counts_keeps_state },
   { "state-of-another-session", test_state_of_another_session },
   { "flushes-strand-refcount-blocks", test_flushes_do_not_grow },
+  { "halves-of-an-entry", test_halves_of_an_entry },
+  { "data-is-not-copied", test_data_is_not_copied },
   { "soak", test_soak },
 };
 #define N_TESTS (sizeof tests / sizeof tests[0])

@@ -38,6 +38,8 @@ void test_refcount_table_grows (void);
 void test_device_shows_nothing_old (void);
 void test_published_during_flush (void);
 void test_state_of_another_session (void);
+void test_halves_of_an_entry (void);
+void test_data_is_not_copied (void);
 void test_soak (void);
 void test_flushes_do_not_grow (void);
 
