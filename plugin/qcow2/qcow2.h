@@ -506,4 +506,25 @@ int q_check_image (struct q_image *img, const struct q_check_options *o,
 int q_check (struct q_image *img, unsigned repair, struct q_check_result *result,
              void (*report) (void *opaque, const char *line), void *opaque, struct q_error *err);
 
+/* ---- compacting (compact.c) ---------------------------------------------------------------- */
+
+struct q_compact_options {
+  /* Clusters that were moved, and that the file has; may be NULL.  True stops the work: what was
+   * done so far stays done. */
+  bool (*progress) (void *opaque, uint64_t done, uint64_t total);
+  void *opaque;
+};
+
+struct q_compact_result {
+  uint64_t moved;                 /* clusters */
+  uint64_t end_before, end_after; /* bytes of the file */
+};
+
+/* Moves clusters into free ones nearer to the beginning of the file, and cuts off what is free at
+ * its end.  IMG is open for writing with q_open_options.repair, and for nothing else; it is
+ * read-only afterwards.  A crash at any point leaves a sound image, perhaps with leaks.  -EINVAL if
+ * it is not sound to begin with, -ENOTSUP, -EINTR when stopped. */
+int q_compact (struct q_image *img, const struct q_compact_options *o,
+               struct q_compact_result *result, struct q_error *err);
+
 #endif /* Q_QCOW2_H */

@@ -28,6 +28,7 @@ extern const struct img_command img_amend_command;
 extern const struct img_command img_check_command;
 extern const struct img_command img_bench_command;
 extern const struct img_command img_commit_command;
+extern const struct img_command img_compact_command;
 extern const struct img_command img_compare_command;
 extern const struct img_command img_convert_command;
 extern const struct img_command img_create_command;

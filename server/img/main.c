@@ -15,6 +15,7 @@ static const struct img_command *const commands[] = {
   &img_amend_command,
   &img_check_command,
   &img_commit_command,
+  &img_compact_command,
   &img_compare_command,
   &img_convert_command,
   &img_create_command,

@@ -1,0 +1,573 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Compacting: clusters from the end of the file move into free ones further down, and the file ends
+ * where the last one is then.
+ *
+ * The image is open for this alone, with no tables in memory, and was found sound.  Everything that
+ * refers to a cluster by a word of 64 bits can follow it: L2 entries, of the present state and of
+ * snapshots, L1 entries, refcount table entries, bitmap tables, the header and the snapshot table.
+ * Compressed data stays where it is, and so do the refcount, snapshot and bitmap tables themselves.
+ *
+ * Invariant: at every moment both the old and the new cluster have a count that covers the
+ * references to them.  In this order, each step durable before the next:
+ *
+ *     1. the new cluster has the old one's count and contents;
+ *     2. the words that refer to the old one refer to the new one, one after the other;
+ *     3. the old one's count is 0.
+ *
+ * In between some words have the one and some the other; both have the same contents, and nobody
+ * writes.  What is cut off the file afterwards has had its counts cleared durably.
+ */
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "check.h"
+
+#define ull(v) ((unsigned long long)(v))
+
+/* Clusters whose references are gathered at a time, and that move between two syncs. */
+#define WINDOW (1u << 20)
+#define BATCH  (32u << 20) /* bytes */
+
+/* A word of the file that refers to a host cluster. */
+struct ref {
+  uint64_t cluster, word;
+};
+
+struct move {
+  uint64_t from, to;
+  size_t first, n; /* refs */
+};
+
+enum phase { PHASE_DATA, PHASE_TABLES, PHASES };
+
+struct compaction {
+  struct q_check c;
+  const struct q_compact_options *o;
+  struct q_compact_result *res;
+  uint64_t target;    /* clusters that the file would have if everything could move */
+  uint64_t next;      /* nothing is free below this */
+  uint64_t low, high; /* the window */
+  struct ref *ref;
+  size_t n_refs, allocated;
+  struct move *move;
+  size_t n_moves, max_moves;
+  uint8_t *buffer;
+};
+
+/* ---- references ------------------------------------------------------------------------------ */
+
+static int
+note (struct compaction *k, uint64_t host, uint64_t word)
+{
+  uint64_t cluster = host >> k->c.img->cluster_bits;
+
+  if (cluster < k->low || cluster >= k->high)
+    return 0;
+  if (k->n_refs == k->allocated) {
+    size_t more = k->allocated ? 2 * k->allocated : 4096;
+    struct ref *p = reallocarray (k->ref, more, sizeof *p);
+
+    if (!p)
+      return -ENOMEM;
+    k->ref = p;
+    k->allocated = more;
+  }
+  k->ref[k->n_refs++] = (struct ref){ cluster, word };
+  return 0;
+}
+
+static int
+gather_l2 (struct compaction *k, uint64_t offset)
+{
+  struct q_check *c = &k->c;
+  const unsigned words = q_check_entry_words (c->img);
+  const uint64_t n = q_cluster_bytes (c->img) / 8;
+  uint64_t *table = (uint64_t *)c->table;
+  int r = q_check_read_entries (c, offset, n, table);
+
+  for (uint64_t i = 0; r == 0 && i < n; i += words) {
+    enum q_entry_kind kind = q_check_entry_kind (c->img, table[i], words == 2 ? table[i + 1] : 0);
+
+    if (kind == Q_ENTRY_STANDARD || kind == Q_ENTRY_ZERO)
+      r = note (k, table[i] & Q_OFFSET_MASK, offset + 8 * i);
+  }
+  return r;
+}
+
+static int
+gather_l1 (struct compaction *k, uint64_t offset, uint32_t entries, enum phase phase)
+{
+  uint64_t *l1 = malloc (8ull * entries + 8);
+  int r = l1 ? q_check_read_entries (&k->c, offset, entries, l1) : -ENOMEM;
+
+  for (uint32_t i = 0; r == 0 && i < entries; i++) {
+    uint64_t host = l1[i] & Q_OFFSET_MASK;
+
+    if (host)
+      r = phase == PHASE_TABLES ? note (k, host, offset + 8ull * i) : gather_l2 (k, host);
+  }
+  free (l1);
+  return r;
+}
+
+static int
+gather_bitmap_table (struct compaction *k, uint64_t offset, uint32_t entries)
+{
+  int r = 0;
+
+  for (uint32_t i = 0; r == 0 && i < entries; i++) {
+    uint64_t entry;
+
+    r = q_check_read_entries (&k->c, offset + 8ull * i, 1, &entry);
+    if (r == 0 && (entry & Q_OFFSET_MASK))
+      r = note (k, entry & Q_OFFSET_MASK, offset + 8ull * i);
+  }
+  return r;
+}
+
+static int
+gather_bitmaps (struct compaction *k)
+{
+  const struct q_image *img = k->c.img;
+  uint64_t at = img->bitmap_dir_offset;
+  int r = 0;
+
+  if (!(img->autoclear & Q_AUTOCLEAR_BITMAPS))
+    return 0;
+  for (uint32_t i = 0; r == 0 && i < img->nb_bitmaps; i++) {
+    struct qcow2_bitmap b;
+
+    r = q_file_pread (img->file, &b, sizeof b, at);
+    if (r == 0)
+      r = gather_bitmap_table (k, get64 (b.table_offset), get32 (b.table_size));
+    at += q_round_up (sizeof b + (uint64_t)get32 (b.extra_data_size) + get16 (b.name_size), 8);
+  }
+  return r;
+}
+
+static int
+compare_refs (const void *a, const void *b)
+{
+  const struct ref *x = a, *y = b;
+
+  if (x->cluster != y->cluster)
+    return x->cluster < y->cluster ? -1 : 1;
+  return x->word < y->word ? -1 : x->word > y->word;
+}
+
+/* What refers, in this phase, to the clusters of the window.  A table that several snapshots share
+ * is met several times; its words count once. */
+static int
+gather (struct compaction *k, enum phase phase)
+{
+  const struct q_image *img = k->c.img;
+  int r;
+
+  k->n_refs = 0;
+  r = gather_l1 (k, img->l1_offset, img->l1_size, phase);
+  for (unsigned i = 0; r == 0 && i < img->nb_snapshots; i++)
+    r = gather_l1 (k, img->snapshots[i].l1_table_offset, img->snapshots[i].l1_size, phase);
+  if (r == 0 && phase == PHASE_DATA)
+    r = gather_bitmaps (k);
+  if (r == 0 && k->n_refs > 0)
+    qsort (k->ref, k->n_refs, sizeof *k->ref, compare_refs);
+  return r;
+}
+
+/* ---- refcounts ------------------------------------------------------------------------------- */
+
+static bool
+has_block (const struct compaction *k, uint64_t cluster)
+{
+  uint64_t offset;
+
+  return q_check_refblock (&k->c, cluster / q_refblock_entries (k->c.img), &offset);
+}
+
+/* Writes the count of one cluster, whose block is there. */
+static int
+set_count (struct compaction *k, uint64_t cluster, uint64_t count)
+{
+  const struct q_image *img = k->c.img;
+  const unsigned order = img->refcount_order;
+  const uint64_t index = cluster % q_refblock_entries (img);
+  const uint64_t first = (index << order) / 8 & ~7ull;
+  uint64_t block, word;
+  int r;
+
+  q_check_refblock (&k->c, cluster / q_refblock_entries (img), &block);
+  r = q_file_pread (img->file, &word, sizeof word, block + first);
+  if (r < 0)
+    return r;
+  q_refblock_write ((uint8_t *)&word, order, index - (first * 8 >> order), count);
+  return q_file_pwrite (img->file, &word, sizeof word, block + first);
+}
+
+/* COUNT free clusters in a row below LIMIT; false if there are none. */
+static bool
+find_free (struct compaction *k, uint64_t count, uint64_t limit, uint64_t *cluster)
+{
+  const struct q_refmap *m = &k->c.refs;
+  uint64_t run = 0;
+
+  while (k->next < limit && q_refmap_get (m, k->next))
+    k->next++;
+  for (uint64_t i = k->next; i < limit; i++) {
+    run = q_refmap_get (m, i) == 0 && has_block (k, i) ? run + 1 : 0;
+    if (run == count) {
+      *cluster = i + 1 - count;
+      return true;
+    }
+  }
+  return false;
+}
+
+/* ---- moving ---------------------------------------------------------------------------------- */
+
+static int
+redirect (struct compaction *k, uint64_t word, uint64_t mask, uint64_t from, uint64_t to)
+{
+  const struct q_image *img = k->c.img;
+  be64 raw;
+  int r = q_file_pread (img->file, &raw, sizeof raw, word);
+
+  if (r < 0)
+    return r;
+  if ((get64 (raw) & mask) != from << img->cluster_bits)
+    return -EBUSY; /* somebody else writes */
+  raw = put64 ((get64 (raw) & ~mask) | to << img->cluster_bits);
+  return q_file_pwrite (img->file, &raw, sizeof raw, word);
+}
+
+static int
+redirect_all (struct compaction *k, const struct move *m)
+{
+  const struct ref *ref = &k->ref[m->first];
+  int r = 0;
+
+  for (size_t i = 0; r == 0 && i < m->n; i++)
+    if (i == 0 || ref[i].word != ref[i - 1].word)
+      r = redirect (k, ref[i].word, Q_OFFSET_MASK, m->from, m->to);
+  return r;
+}
+
+static int
+copy_clusters (struct compaction *k, uint64_t from, uint64_t to, uint64_t count)
+{
+  const unsigned bits = k->c.img->cluster_bits;
+  int r = 0;
+
+  for (uint64_t i = 0; r == 0 && i < count; i++) {
+    r = q_file_pread (k->c.img->file, k->buffer, 1ull << bits, (from + i) << bits);
+    if (r == 0)
+      r = q_file_pwrite (k->c.img->file, k->buffer, 1ull << bits, (to + i) << bits);
+  }
+  return r;
+}
+
+/* Clusters [FROM, FROM + COUNT) are empty now, and those at TO are not. */
+static int
+account (struct compaction *k, uint64_t from, uint64_t to, uint64_t count, uint64_t refs)
+{
+  int r = 0;
+
+  for (uint64_t i = 0; r == 0 && i < count; i++)
+    for (uint64_t n = 0; r == 0 && n < refs; n++) {
+      r = q_refmap_add (&k->c.refs, to + i);
+      q_refmap_drop (&k->c.refs, from + i);
+    }
+  k->res->moved += count;
+  return r;
+}
+
+/* Carries out the moves that were planned. */
+static int
+perform (struct compaction *k)
+{
+  struct q_file *f = k->c.img->file;
+  int r = 0;
+
+  for (size_t i = 0; r == 0 && i < k->n_moves; i++) {
+    r = set_count (k, k->move[i].to, k->move[i].n);
+    if (r == 0)
+      r = copy_clusters (k, k->move[i].from, k->move[i].to, 1);
+  }
+  if (r == 0)
+    r = q_file_sync (f);
+  for (size_t i = 0; r == 0 && i < k->n_moves; i++)
+    r = redirect_all (k, &k->move[i]);
+  if (r == 0)
+    r = q_file_sync (f);
+  for (size_t i = 0; r == 0 && i < k->n_moves; i++)
+    r = set_count (k, k->move[i].from, 0);
+  k->n_moves = 0;
+  return r;
+}
+
+static bool
+stop (struct compaction *k, uint64_t done)
+{
+  return k->o->progress && k->o->progress (k->o->opaque, done, k->c.clusters);
+}
+
+/* Moves what was gathered, the last cluster first.  Clusters to which something else refers as
+ * well, compressed data among them, stay. */
+static int
+move_window (struct compaction *k)
+{
+  size_t end = k->n_refs, first;
+  int r = 0;
+
+  for (; r == 0 && end > 0; end = first) {
+    const uint64_t cluster = k->ref[end - 1].cluster;
+    uint64_t to;
+
+    for (first = end; first > 0 && k->ref[first - 1].cluster == cluster;)
+      first--;
+    if (q_refmap_get (&k->c.refs, cluster) != end - first)
+      continue;
+    if (!find_free (k, 1, q_min (cluster, k->target), &to))
+      break;
+    k->move[k->n_moves++] = (struct move){ cluster, to, first, end - first };
+    r = account (k, cluster, to, 1, end - first);
+    if (r == 0 && k->n_moves == k->max_moves) {
+      r = perform (k);
+      if (r == 0 && stop (k, k->res->moved))
+        r = -EINTR;
+    }
+  }
+  return r < 0 ? r : perform (k);
+}
+
+static int
+move_phase (struct compaction *k, enum phase phase)
+{
+  int r = 0;
+
+  for (k->high = k->c.clusters; r == 0 && k->high > k->target; k->high = k->low) {
+    k->low = k->high - k->target > WINDOW ? k->high - WINDOW : k->target;
+    r = gather (k, phase);
+    if (r == 0)
+      r = move_window (k);
+    if (r == 0 && stop (k, k->res->moved))
+      r = -EINTR;
+  }
+  return r;
+}
+
+/* ---- tables that one word refers to ---------------------------------------------------------- */
+
+/* Moves COUNT clusters in a row, exclusively referred to by WORD.  *MOVED: to where, or 0. */
+static int
+move_table (struct compaction *k, uint64_t from, uint64_t count, uint64_t word, uint64_t mask,
+            uint64_t *moved)
+{
+  struct q_file *f = k->c.img->file;
+  uint64_t to;
+  int r = 0;
+
+  *moved = 0;
+  if (from + count <= k->target || !find_free (k, count, q_min (from, k->target), &to))
+    return 0;
+  for (uint64_t i = 0; i < count; i++)
+    if (q_refmap_get (&k->c.refs, from + i) != 1)
+      return 0;
+  /* Before copying: what is copied may be the block that has the counts. */
+  for (uint64_t i = 0; r == 0 && i < count; i++)
+    r = set_count (k, to + i, 1);
+  if (r == 0)
+    r = copy_clusters (k, from, to, count);
+  if (r == 0)
+    r = q_file_sync (f);
+  if (r == 0)
+    r = redirect (k, word, mask, from, to);
+  if (r == 0)
+    r = q_file_sync (f);
+  if (r < 0)
+    return r;
+  *moved = to;
+  return account (k, from, to, count, 1);
+}
+
+static int
+clear_counts (struct compaction *k, uint64_t from, uint64_t count)
+{
+  int r = 0;
+
+  for (uint64_t i = 0; r == 0 && i < count; i++)
+    r = set_count (k, from + i, 0);
+  return r;
+}
+
+static int
+move_l1 (struct compaction *k, uint64_t *offset, uint32_t entries, uint64_t word)
+{
+  const unsigned bits = k->c.img->cluster_bits;
+  const uint64_t from = *offset >> bits, count = q_div_up (8ull * entries, 1ull << bits);
+  uint64_t to;
+  int r = entries ? move_table (k, from, count, word, UINT64_MAX, &to) : 0;
+
+  if (r < 0 || !entries || !to)
+    return r;
+  *offset = to << bits;
+  return clear_counts (k, from, count);
+}
+
+static int
+move_l1_tables (struct compaction *k)
+{
+  struct q_image *img = k->c.img;
+  uint64_t word = img->snapshots_offset;
+  int r =
+      move_l1 (k, &img->l1_offset, img->l1_size, offsetof (struct qcow2_header, l1_table_offset));
+
+  for (unsigned i = 0; r == 0 && i < img->nb_snapshots; i++) {
+    struct q_snapshot *s = &img->snapshots[i];
+
+    r = move_l1 (k, &s->l1_table_offset, s->l1_size,
+                 word + offsetof (struct qcow2_snapshot, l1_table_offset));
+    word += q_round_up (
+        sizeof (struct qcow2_snapshot) + s->extra_data_size + strlen (s->id) + strlen (s->name), 8);
+  }
+  return r;
+}
+
+static int
+move_blocks (struct compaction *k)
+{
+  struct q_check *c = &k->c;
+  const unsigned bits = c->img->cluster_bits;
+  int r = 0;
+
+  for (uint64_t i = 0; r == 0 && i < c->reftable_entries; i++) {
+    uint64_t offset, to;
+
+    if (!q_check_refblock (c, i, &offset))
+      continue;
+    r = move_table (k, offset >> bits, 1, c->img->reftable_offset + 8 * i, Q_REFTABLE_MASK, &to);
+    if (r < 0 || !to)
+      continue;
+    c->reftable[i] = to << bits;
+    r = set_count (k, offset >> bits, 0);
+  }
+  return r;
+}
+
+/* ---- the end --------------------------------------------------------------------------------- */
+
+/* Cuts the tail off, and gives back what is free before it. */
+static int
+give_back (struct compaction *k)
+{
+  struct q_image *img = k->c.img;
+  const unsigned bits = img->cluster_bits;
+  uint64_t end = k->c.clusters, start;
+  int r = q_file_sync (img->file); /* the cleared counts */
+
+  while (r == 0 && end > 1 && !q_refmap_get (&k->c.refs, end - 1))
+    end--;
+  if (r == 0 && end < k->c.clusters)
+    r = img->file->is_device
+            ? q_file_zero (img->file, end << bits, k->c.file_size - (end << bits), true)
+            : q_file_truncate (img->file, end << bits);
+  for (uint64_t i = 0; r == 0 && i < end; i++) {
+    for (start = i; i < end && !q_refmap_get (&k->c.refs, i);)
+      i++;
+    if (i > start)
+      r = q_file_zero (img->file, start << bits, (i - start) << bits, true);
+    if (r == -ENOTSUP)
+      r = 0; /* it stays occupied */
+  }
+  if (r == -ENOTSUP)
+    r = 0;
+  if (r < 0)
+    return r;
+  k->res->end_after = q_min (end << bits, k->c.file_size);
+  atomic_store (&img->highest, end << bits);
+  r = q_extension_find (img, Q_EXT_HIGHEST_OFFSET) ? q_highest_persist (img) : 0;
+  return r < 0 ? r : q_file_sync (img->file);
+}
+
+/* What this cannot deal with, and what should be dealt with before. */
+static int
+refuse (struct compaction *k, struct q_error *err)
+{
+  const struct q_image *img = k->c.img;
+  const struct q_check_result *found = k->c.res;
+
+  if (img->incompatible & Q_INCOMPAT_DATA_FILE)
+    return q_fail (err, -ENOTSUP, "%s: its data is in another file, '%s': there is nothing to gain",
+                   img->filename, img->data_file ? img->data_file : "");
+  if (img->crypt_method != Q_CRYPT_NONE)
+    return q_fail (err, -ENOTSUP,
+                   "%s: what is encrypted cannot be moved: where it is is part of its encryption; "
+                   "convert the image",
+                   img->filename);
+  if (found->corruptions || found->check_errors || found->leaks || k->c.lost)
+    return q_fail (err, -EINVAL,
+                   "%s: has %llu errors and %llu leaked clusters: only a sound image can be "
+                   "compacted; nbdcow-img check -r %s first",
+                   img->filename, ull (found->corruptions + found->check_errors),
+                   ull (found->leaks), found->corruptions ? "all" : "leaks");
+  return 0;
+}
+
+static int
+run (struct compaction *k, struct q_error *err)
+{
+  struct q_check *c = &k->c;
+  const unsigned bits = c->img->cluster_bits;
+  int r = q_check_look (c);
+
+  if (r == 0)
+    r = refuse (k, err);
+  if (r < 0)
+    return r;
+  k->res->end_before = c->file_size;
+  for (uint64_t i = 0; i < c->clusters; i++)
+    k->target += q_refmap_get (&c->refs, i) > 0;
+  k->max_moves = BATCH >> bits;
+  k->move = malloc (k->max_moves * sizeof *k->move);
+  k->buffer = malloc (q_cluster_bytes (c->img));
+  if (!k->move || !k->buffer)
+    r = -ENOMEM;
+  for (enum phase p = 0; r == 0 && p < PHASES; p++)
+    r = move_phase (k, p);
+  if (r == 0)
+    r = move_l1_tables (k);
+  if (r == 0)
+    r = move_blocks (k);
+  if (r == 0 || r == -EINTR) {
+    int r2 = give_back (k);
+
+    r = r2 < 0 ? r2 : r;
+  }
+  return r;
+}
+
+int
+q_compact (struct q_image *img, const struct q_compact_options *o, struct q_compact_result *result,
+           struct q_error *err)
+{
+  struct q_check_result found = { 0 };
+  struct compaction k = { .c = { .img = img, .res = &found, .err = err }, .o = o, .res = result };
+  int r = img->format == Q_FORMAT_QCOW2 ? q_writable (img) : -ENOTSUP;
+
+  *result = (struct q_compact_result){ 0 };
+  if (err)
+    err->text[0] = '\0';
+  if (r == 0 && atomic_load (&img->l1))
+    r = -EINVAL; /* its tables are in memory: not opened for repair */
+  if (r == 0 && img->nb_snapshots && !img->snapshots)
+    r = q_snapshots_read (img, err);
+  if (r == 0)
+    r = run (&k, err);
+  q_check_close (&k.c);
+  free (k.ref);
+  free (k.move);
+  free (k.buffer);
+  img->read_only = true;
+  return r < 0 ? q_fail (err, r, "%s: compacting: %s", img->filename, strerror (-r)) : 0;
+}

@@ -1,0 +1,325 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Compacting: what it gains, what it keeps, and what a crash or an error at any point leaves.
+ */
+
+#include "unit.h"
+
+#define CLUSTERS 48u
+
+/* An image with a hole in the file at every other cluster of data: the guest has BYTE (i) at the
+ * odd ones. */
+static uint8_t
+byte_of (unsigned i)
+{
+  return (uint8_t)(i + 1);
+}
+
+static void
+make_fragmented (struct fixture *f, unsigned cluster_bits)
+{
+  const uint64_t cluster = 1ull << cluster_bits;
+  struct q_image *img;
+
+  unit_create_clusters (f, "disk", CLUSTERS * cluster, cluster_bits);
+  f->opts.discard = true;
+  img = unit_open (f, "disk");
+  for (unsigned i = 0; i < CLUSTERS; i++)
+    unit_writes (img, i * cluster, cluster, byte_of (i));
+  for (unsigned i = 0; i < CLUSTERS; i += 2)
+    assert_int_equal (q_discard (img, i * cluster, cluster), 0);
+  unit_close (img);
+}
+
+static int
+compact (struct fixture *f, struct q_compact_result *result)
+{
+  const struct q_compact_options o = { .progress = NULL };
+  struct q_image *img;
+  int r;
+
+  f->opts.repair = f->opts.metadata_only = true;
+  r = unit_try_open (f, "disk", &img);
+  f->opts.repair = f->opts.metadata_only = false;
+  if (r < 0)
+    return r;
+  r = q_compact (img, &o, result, &f->err);
+  q_close (&img, NULL);
+  return r;
+}
+
+static void
+expect_contents (struct fixture *f, uint64_t cluster)
+{
+  struct q_image *img = unit_open (f, "disk");
+
+  for (unsigned i = 0; i < CLUSTERS; i++)
+    unit_reads (img, i * cluster, cluster, i % 2 ? byte_of (i) : 0);
+  unit_close (img);
+}
+
+static void
+test_gain (void **state)
+{
+  struct fixture f;
+  struct q_compact_result result;
+
+  (void)state;
+  for (unsigned bits = 9; bits <= 16; bits += 7) {
+    unit_init (&f);
+    make_fragmented (&f, bits);
+    assert_int_equal (compact (&f, &result), 0);
+    assert_true (result.moved >= CLUSTERS / 4);
+    assert_true (result.end_before - result.end_after >= (uint64_t)(CLUSTERS / 2) << bits);
+    assert_int_equal (mem_find (&f.store, "disk")->size, result.end_after);
+    unit_check (&f, "disk");
+    expect_contents (&f, 1ull << bits);
+    /* There is nothing more to gain. */
+    assert_int_equal (compact (&f, &result), 0);
+    assert_int_equal (result.end_before, result.end_after);
+    unit_done (&f);
+  }
+}
+
+/* ---- crashes --------------------------------------------------------------------------------- */
+
+/* The file after each change, and which of the changes were durable. */
+struct recorder {
+  struct mem_file *file;
+  unsigned changes, stop_at;
+  uint8_t *copy;
+  uint64_t size;
+};
+
+static void
+note_change (void *opaque, const struct mem_call *call)
+{
+  struct recorder *r = opaque;
+
+  (void)call;
+  if (r->changes++ != r->stop_at)
+    return;
+  r->size = r->file->size;
+  r->copy = malloc (r->size);
+  assert_non_null (r->copy);
+  memcpy (r->copy, r->file->data, r->size);
+}
+
+static void
+no_corruption (struct fixture *f)
+{
+  struct q_check_result result;
+  struct q_image *img;
+
+  f->opts.read_only = true;
+  img = unit_open (f, "disk");
+  assert_int_equal (q_check (img, 0, &result, NULL, NULL, &f->err), 0);
+  assert_int_equal (result.corruptions + result.check_errors, 0);
+  unit_close (img);
+  f->opts.read_only = false;
+}
+
+/* A kill after each change: sound but for leaks, and the contents are there. */
+static void
+test_crash (void **state)
+{
+  bool more = true;
+
+  (void)state;
+  for (unsigned stop_at = 0; more; stop_at++) {
+    struct fixture f;
+    struct recorder r = { .stop_at = stop_at };
+    struct mem_tap tap = { .done = note_change, .opaque = &r };
+    const struct mem_tap *before;
+    struct q_compact_result result;
+
+    unit_init (&f);
+    make_fragmented (&f, 9);
+    r.file = mem_find (&f.store, "disk");
+    before = r.file->tap;
+    r.file->tap = &tap;
+    assert_int_equal (compact (&f, &result), 0);
+    r.file->tap = before;
+    more = r.copy;
+    if (more) {
+      mem_set (r.file, r.copy, r.size);
+      free (r.copy);
+      no_corruption (&f);
+      expect_contents (&f, 512);
+    } else
+      assert_true (r.changes > 2 * CLUSTERS / 4);
+    unit_done (&f);
+  }
+}
+
+/* ---- power cuts ------------------------------------------------------------------------------ */
+
+#define MAX_CHANGES 4096u
+
+/* All that was done, and between which syncs. */
+struct history {
+  unsigned n, epoch;
+  struct {
+    struct mem_call call;
+    unsigned epoch;
+    uint8_t *data;
+  } change[MAX_CHANGES];
+};
+
+static void
+record (void *opaque, const struct mem_call *call)
+{
+  struct history *h = opaque;
+
+  if (call->kind != MEM_WRITE && call->kind != MEM_TRUNCATE && call->kind != MEM_ZERO)
+    return;
+  assert_true (h->n < MAX_CHANGES);
+  h->change[h->n].call = *call;
+  h->change[h->n].epoch = h->epoch;
+  if (call->kind == MEM_WRITE) {
+    h->change[h->n].data = malloc (call->len);
+    assert_non_null (h->change[h->n].data);
+    memcpy (h->change[h->n].data, call->data, call->len);
+  }
+  h->n++;
+}
+
+static int
+count_syncs (void *opaque, const struct mem_call *call, uint64_t *partial)
+{
+  struct history *h = opaque;
+
+  (void)partial;
+  h->epoch += call->kind == MEM_SYNCED;
+  return 0;
+}
+
+static void
+replay (struct mem_file *m, const struct history *h, unsigned i)
+{
+  const struct mem_call *call = &h->change[i].call;
+
+  if (call->kind == MEM_TRUNCATE)
+    mem_resize (m, call->len);
+  else if (call->kind == MEM_ZERO && call->offset < m->size)
+    memset (m->data + call->offset, 0,
+            call->len < m->size - call->offset ? call->len : m->size - call->offset);
+  else if (call->kind == MEM_WRITE) {
+    if (m->size < call->offset + call->len)
+      mem_resize (m, call->offset + call->len);
+    memcpy (m->data + call->offset, h->change[i].data, call->len);
+  }
+}
+
+/* Power fails: what was synced is there, and of the rest any part. */
+static void
+test_power_cuts (void **state)
+{
+  const char *given = getenv ("SEED");
+  const uint64_t seed = given ? strtoull (given, NULL, 10) : 1;
+  uint64_t random = random_seed (seed);
+  static struct history h;
+  struct q_compact_result result;
+  struct fixture f;
+  uint8_t *before;
+  uint64_t size;
+
+  (void)state;
+  print_message ("SEED=%llu\n", (unsigned long long)seed);
+  unit_init (&f);
+  make_fragmented (&f, 9);
+
+  struct mem_file *m = mem_find (&f.store, "disk");
+  const struct mem_tap *tap = m->tap;
+  struct mem_tap recorder = { .before = count_syncs, .done = record, .opaque = &h };
+
+  size = m->size;
+  before = malloc (size);
+  assert_non_null (before);
+  memcpy (before, m->data, size);
+  m->tap = &recorder;
+  assert_int_equal (compact (&f, &result), 0);
+  m->tap = tap;
+  assert_true (h.epoch > 4);
+  for (unsigned n = 0; n < 400; n++) {
+    const unsigned cut = (unsigned)random_below (&random, h.epoch + 1);
+    const uint64_t share = random_below (&random, 101);
+
+    mem_set (m, before, size);
+    for (unsigned i = 0; i < h.n; i++)
+      if (h.change[i].epoch < cut ||
+          (h.change[i].epoch == cut && random_below (&random, 100) < share))
+        replay (m, &h, i);
+    no_corruption (&f);
+    expect_contents (&f, 512);
+  }
+  for (unsigned i = 0; i < h.n; i++)
+    free (h.change[i].data);
+  free (before);
+  unit_done (&f);
+}
+
+/* ---- errors ---------------------------------------------------------------------------------- */
+
+/* An error of every call: the same, and it is reported. */
+static void
+fail_each (enum mem_kind kind, int error)
+{
+  int r = -1;
+
+  for (unsigned n = 0; r < 0; n++) {
+    struct fixture f;
+    struct q_compact_result result;
+
+    unit_init (&f);
+    make_fragmented (&f, 9);
+    memset (&f.calls, 0, sizeof f.calls);
+    f.fail_kind = kind;
+    f.fail_after = n;
+    f.fail_with = error;
+    r = compact (&f, &result);
+    f.fail_with = 0;
+    no_corruption (&f);
+    expect_contents (&f, 512);
+    unit_done (&f);
+    assert_true (n < 2000);
+  }
+}
+
+static void
+test_faults (void **state)
+{
+  (void)state;
+  fail_each (MEM_WRITE, -EIO);
+  fail_each (MEM_WRITE, -ENOSPC);
+  fail_each (MEM_SYNC, -EIO);
+}
+
+static void
+test_refused (void **state)
+{
+  struct fixture f;
+  struct q_compact_result result;
+  struct mem_file *m;
+
+  (void)state;
+  unit_init (&f);
+  make_fragmented (&f, 9);
+  m = mem_find (&f.store, "disk");
+  unit_take (m, 1); /* leaked */
+  assert_int_equal (compact (&f, &result), -EINVAL);
+  assert_contains (f.err.text, "leaked");
+  unit_done (&f);
+}
+
+int
+main (void)
+{
+  const struct CMUnitTest tests[] = {
+    cmocka_unit_test (test_gain),       cmocka_unit_test (test_crash),
+    cmocka_unit_test (test_power_cuts), cmocka_unit_test (test_faults),
+    cmocka_unit_test (test_refused),
+  };
+
+  return cmocka_run_group_tests (tests, NULL, NULL);
+}
