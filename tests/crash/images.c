@@ -137,7 +137,11 @@ create (struct run *run, const char *name, uint64_t size, const char *backing)
   c.backing_format = backing ? "qcow2" : NULL;
   if (run->w->encrypted) {
     c.secret = &images_secret;
+    /* Quick to open, which is done for each state; and a torn sector would show. */
     c.encrypt.iter_time_ms = 1;
+    c.encrypt.cipher_alg = "aes-128";
+    c.encrypt.cipher_mode = "cbc";
+    c.encrypt.ivgen_alg = "essiv";
   }
   c.opener = &run->store.opener;
   if (q_create (name, size, &c, &err) < 0)
