@@ -121,6 +121,22 @@ map_qcow2 (struct q_image *img, uint64_t offset, uint64_t len, struct walk *w, s
 
 /* ---- the chain ------------------------------------------------------------------------------ */
 
+/* One field after the other: an extent that is put together elsewhere and copied is read back in
+ * wider pieces than it was written in, and the processor then waits for the stores. */
+static void
+set_extent (struct q_extent *e, uint64_t guest, uint64_t len, unsigned depth, struct q_image *layer)
+{
+  e->file = NULL;
+  e->guest = guest;
+  e->host = 0;
+  e->len = len;
+  e->kind = Q_DATA;
+  e->flags = 0;
+  e->depth = (uint16_t)depth;
+  e->skip = e->csize = 0;
+  e->layer = layer;
+}
+
 /* Finds who answers for the first bytes of the range, and how. */
 static int
 resolve (struct q_image *top, uint64_t offset, uint64_t len, struct walk *w, struct q_extent *e)
@@ -153,12 +169,9 @@ resolve (struct q_image *top, uint64_t offset, uint64_t len, struct walk *w, str
         offset >= atomic_load_explicit (&img->backing->size, memory_order_relaxed)) {
       if (hints && depth > 1)
         q_below_found (hints, offset, depth);
-      *e = (struct q_extent){ .guest = offset,
-                              .kind = Q_ZERO,
-                              .flags = Q_HOLE | Q_STABLE,
-                              .len = len,
-                              .depth = (uint16_t)(depth + 1),
-                              .layer = img };
+      set_extent (e, offset, len, depth + 1, img);
+      e->kind = Q_ZERO;
+      e->flags = Q_HOLE | Q_STABLE;
       return 0;
     }
     img = img->backing;
@@ -173,7 +186,7 @@ resolve (struct q_image *top, uint64_t offset, uint64_t len, struct walk *w, str
 
   if (hints && depth > 1)
     q_below_found (hints, offset, depth);
-  *e = (struct q_extent){ .guest = offset, .len = len, .depth = (uint16_t)depth, .layer = img };
+  set_extent (e, offset, len, depth, img);
   e->flags = img->stable ? Q_STABLE : 0;
   switch (p.kind) {
   case Q_CLUSTER_ZERO_PLAIN:
@@ -233,17 +246,17 @@ q_map (struct q_image *img, uint64_t offset, uint64_t len, struct q_extent *exte
   if (max == 0 || len == 0 || offset > q_size (img) || len > q_size (img) - offset)
     return -EINVAL;
   while (len > 0) {
-    struct q_extent e;
-    int r = resolve (img, offset, len, &w, &e);
+    struct q_extent last, *e = n < max ? &extents[n] : &last;
+    int r = resolve (img, offset, len, &w, e);
 
     if (r < 0)
       return n > 0 ? (int)n : r;
-    offset += e.len;
-    len -= e.len;
-    if (n == 0 || !merge_extents (&extents[n - 1], &e, flags)) {
+    offset += e->len;
+    len -= e->len;
+    if (n == 0 || !merge_extents (&extents[n - 1], e, flags)) {
       if (n == max)
         break;
-      extents[n++] = e;
+      ++n;
     }
     if (++w.work >= MAX_WORK)
       break;
