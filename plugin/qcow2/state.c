@@ -30,26 +30,23 @@ is_memory (const char *path)
   return statfs (path, &fs) == 0 && (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC);
 }
 
-/* The best place that there is.  Where /run is not memory (in a container it may not be), tables
- * that live in a file there would be written to a disk again and again. */
+/* In a container /run may lie on a disk.  A state file there would still be there after a power
+ * cut, and point to data that is not; and its tables would be written to the disk again and again.
+ */
 static int
 default_directory (char *path, size_t size)
 {
-  const char *place[] = { "/run", getenv ("XDG_RUNTIME_DIR"), "/dev/shm" }, *chosen = NULL;
+  const char *place[] = { "/run", getenv ("XDG_RUNTIME_DIR"), "/dev/shm" };
   size_t n = sizeof place / sizeof place[0];
 
   for (size_t i = 0; i < n; ++i) {
-    if (!place[i] || *place[i] != '/' || access (place[i], W_OK) == -1)
+    if (!place[i] || *place[i] != '/' || access (place[i], W_OK) == -1 || !is_memory (place[i]))
       continue;
-    if (is_memory (place[i])) {
-      /* /dev/shm is everybody's. */
-      return i < n - 1 ? snprintf (path, size, "%s/nbdcow", place[i])
-                       : snprintf (path, size, "%s/nbdcow-%u", place[i], (unsigned)geteuid ());
-    }
-    if (!chosen)
-      chosen = place[i];
+    /* /dev/shm is everybody's. */
+    return i < n - 1 ? snprintf (path, size, "%s/nbdcow", place[i])
+                     : snprintf (path, size, "%s/nbdcow-%u", place[i], (unsigned)geteuid ());
   }
-  return chosen ? snprintf (path, size, "%s/nbdcow", chosen) : -ENOENT;
+  return -ENOENT;
 }
 
 int
