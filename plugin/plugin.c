@@ -94,6 +94,7 @@ static int backing = Q_BACKING_RECORDED;
 static int discard = true;
 static int cache = 0;
 static int lock = Q_LOCK_ON;
+static bool compressing;
 
 static bool use_state = true;
 static char *state_dir; /* NULL: the engine's default */
@@ -149,6 +150,24 @@ parse_size (const char *key, const char *value, uint64_t *result)
   return 0;
 }
 
+/* on, off or a level. */
+static int
+parse_compress (const char *value)
+{
+  size_t digits = strspn (value, "0123456789");
+
+  compressing = strcmp (value, "off") != 0;
+  options.compression_level = 0;
+  if (!compressing || strcmp (value, "on") == 0)
+    return 0;
+  if (digits == 0 || digits > 2 || value[digits] || strspn (value, "0") == digits) {
+    nbdkit_error ("compress=%s: expected on, off or a level such as 6", value);
+    return -1;
+  }
+  options.compression_level = atoi (value);
+  return 0;
+}
+
 static int
 plugin_config (const char *key, const char *value)
 {
@@ -178,6 +197,8 @@ plugin_config (const char *key, const char *value)
     }
     return 0;
   }
+  if (strcmp (key, "compress") == 0)
+    return parse_compress (value);
   if (strcmp (key, "l2-cache-size") == 0)
     return parse_size (key, value, &options.l2_cache_size);
   if (strcmp (key, "refcount-cache-size") == 0)
@@ -273,6 +294,28 @@ describe (struct q_image *img, const struct q_image_info *info)
             q_cluster_size (img), chain_length (img));
 }
 
+/* Opening for writing would say so, too, but that comes with the first client. */
+static int
+check_compress (struct q_image *img, const struct q_image_info *info)
+{
+  int most = q_compression_max_level (strcmp (info->compression_type, "zstd") == 0);
+
+  if (!compressing)
+    return 0;
+  if (q_image_format (img) == Q_FORMAT_RAW || info->encryption || info->data_file) {
+    nbdkit_error ("%s: compress is for qcow2 images that are not encrypted and keep their data "
+                  "themselves",
+                  filename);
+    return -1;
+  }
+  if (options.compression_level > most) {
+    nbdkit_error ("%s: compress=%d: %s has levels 1 to %d", filename, options.compression_level,
+                  info->compression_type, most);
+    return -1;
+  }
+  return 0;
+}
+
 static int
 plugin_get_ready (void)
 {
@@ -291,11 +334,12 @@ plugin_get_ready (void)
   q_get_info (img, &info);
   marked_corrupt = info.corrupt;
   describe (img, &info);
+  r = check_compress (img, &info);
   if (q_close (&img, &err) < 0) {
     nbdkit_error ("%s", err.text);
     return -1;
   }
-  return 0;
+  return r;
 }
 
 /* Flushes what no client has flushed.  A failure is printed: nbdkit has no way for it to become an
@@ -493,7 +537,8 @@ plugin_pread (void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t
 static int
 plugin_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset, uint32_t flags)
 {
-  int r = q_pwrite (image, buf, offset, count);
+  int r = compressing ? q_write_compressed (image, buf, offset, count)
+                      : q_pwrite (image, buf, offset, count);
 
   (void)handle;
   if (r == 0)
@@ -602,6 +647,7 @@ plugin_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
   "cache=MODE                       writeback (default), none, writethrough, directsync, "         \
   "unsafe.\n"                                                                                      \
   "passphrase=+FILE|-FD|-           What opens an encrypted image; repeat it for each layer.\n"    \
+  "compress=on|off|LEVEL            Store whole clusters compressed (default off).\n"              \
   "lock=on|off                      Take QEMU's image locks (default on).\n"                       \
   "state-dir=DIR|off                Where writes survive a killed nbdkit.\n"                       \
   "l2-cache-size=SIZE               Memory for mapping tables.\n"                                  \

@@ -16,6 +16,7 @@
 #include "file.h"
 #include "merge.h"
 #include "request.h"
+#include "spread.h"
 #include "status.h"
 
 /* The most that a loop moves for one request before it looks after its other clients: more, if it
@@ -135,6 +136,21 @@ run_write (struct job *job)
 
   finish_write (rq, q_pwrite (rq->export->img, rq->payload->start + rq->done,
                               image_offset (rq) + rq->done, rq->len - rq->done));
+}
+
+static void
+spread_done (void *opaque, int r)
+{
+  finish_write (opaque, r);
+}
+
+static void
+run_compressed (struct job *job)
+{
+  struct request *rq = (struct request *)job;
+
+  spread_write (rq->session->shard->pool, rq->export->img, rq->payload->start, image_offset (rq),
+                rq->len, spread_done, rq);
 }
 
 /* A write of zeroes that was detected to be one. */
@@ -424,7 +440,7 @@ is_zero (const uint8_t *p, size_t n)
 }
 
 static void
-write_by_pool (struct request *rq, const uint8_t *payload)
+write_by_pool (struct request *rq, const uint8_t *payload, void (*run) (struct job *))
 {
   struct session *s = rq->session;
   struct request *detached = detach (rq);
@@ -444,7 +460,7 @@ write_by_pool (struct request *rq, const uint8_t *payload)
     memcpy (detached->payload->start, payload, rq->len);
     hold (detached, detached->payload);
   }
-  to_pool (detached, run_write);
+  to_pool (detached, run);
 }
 
 /* RQ was written at once, or not. */
@@ -454,7 +470,7 @@ wrote_now (struct request *rq, const uint8_t *payload, int r)
   if (r == 0)
     written (rq);
   else if (r == -EAGAIN || r == -ENOSPC) /* a worker may find room by flushing */
-    write_by_pool (rq, payload);
+    write_by_pool (rq, payload, run_write);
   else
     fail (rq, r);
 }
@@ -465,6 +481,11 @@ exec_write (struct request *rq, const uint8_t *payload)
   if (rq->export->detect_zeroes != DETECT_ZEROES_OFF &&
       is_zero (payload ? payload : rq->payload->start, rq->len)) {
     pool_or_fail (rq, run_detected);
+    return;
+  }
+
+  if (rq->export->compress && spread_is_worthwhile (rq->export->img, image_offset (rq), rq->len)) {
+    write_by_pool (rq, payload, run_compressed);
     return;
   }
 

@@ -108,6 +108,7 @@ describe (struct export *x, const struct export_options *opts, const struct sour
   x->multi_conn = opts->multi_conn;
   x->write_through = s->write_through;
   x->ignore_flush = s->ignore_flush;
+  x->compress = s->compress && !x->read_only;
   x->detect_zeroes = s->detect_zeroes;
   x->rotational = is_rotational (s->filename);
   x->tls_only = opts->tls_only;
@@ -217,6 +218,13 @@ open_export (struct export *x, const struct export_options *opts, struct source 
   if (r < 0)
     return r;
   r = choose_part (x, s, err);
+  if (r == 0 && s->compress && !s->open.read_only && !q_can_compress (x->img)) {
+    snprintf (err->text, sizeof err->text,
+              "%s: cannot be compressed: compress is for qcow2 images that are not encrypted and "
+              "keep their data themselves",
+              s->filename);
+    r = -ENOTSUP;
+  }
   if (r == 0)
     r = status_open (x, opts, err);
   if (r < 0) {

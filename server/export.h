@@ -36,6 +36,7 @@ struct export
   bool multi_conn;    /* more than one client may connect */
   bool write_through; /* every write is followed by a flush */
   bool ignore_flush;
+  bool compress;   /* whole clusters are stored compressed */
   bool rotational; /* the image lies on a disk that turns */
   enum detect_zeroes detect_zeroes;
   uint32_t min_block, preferred_block; /* bytes, powers of two */

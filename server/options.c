@@ -27,6 +27,7 @@ enum {
   OPT_AIO,
   OPT_DISCARD,
   OPT_DETECT_ZEROES,
+  OPT_COMPRESS,
   OPT_BACKING,
   OPT_LOCK,
   OPT_IMAGE_OPTS,
@@ -89,6 +90,7 @@ static const struct option long_options[] = {
   { "detect-zeroes", required_argument, NULL, OPT_DETECT_ZEROES },
   { "backing", required_argument, NULL, OPT_BACKING },
   { "lock", required_argument, NULL, OPT_LOCK },
+  { "compress", optional_argument, NULL, OPT_COMPRESS },
   { "image-opts", no_argument, NULL, OPT_IMAGE_OPTS },
   { "object", required_argument, NULL, OPT_OBJECT },
   { "key-file", required_argument, NULL, OPT_KEY_FILE },
@@ -411,6 +413,10 @@ apply (struct options *opts, struct said *said, int c, const char *arg)
     if (!source_set_backing (source, arg))
       fail ("--backing=%s: one of recorded, probe and none is wanted", arg);
     break;
+  case OPT_COMPRESS:
+    if (!source_set_compress (source, arg))
+      fail ("--compress=%s: a level is wanted, or nothing, or off", arg);
+    break;
   case OPT_LOCK:
     if (!source_set_lock (source, arg))
       fail ("--lock=%s: on or off is wanted", arg);
@@ -542,11 +548,11 @@ apply_setting (struct options *opts, struct said *said, const char *filename, co
   } else if (json_is_object (value) && o->val == OPT_EXPORT) {
     struct q_error err = { "" };
     add_tree (opts->exports, keyval_nest (value, filename, &err), filename, &err);
-  } else if (o->has_arg == no_argument) {
-    if (!json_is_boolean (value))
-      fail ("%s: \"%s\": true or false is wanted", filename, name);
+  } else if (o->has_arg != required_argument && json_is_boolean (value)) {
     if (json_is_true (value))
       apply (opts, said, o->val, NULL);
+  } else if (o->has_arg == no_argument) {
+    fail ("%s: \"%s\": true or false is wanted", filename, name);
   } else if (json_is_string (value))
     apply (opts, said, o->val, json_string_value (value));
   else if (json_is_integer (value)) {

@@ -71,6 +71,7 @@ take_words (struct members *m, struct source *s)
   members_string (m, "lock", &word);
   if (word && !source_set_lock (s, word))
     members_fail (m, "lock=%.100s: on or off is wanted", word);
+  source_take_compress (s, m);
 }
 
 static void

@@ -101,6 +101,40 @@ source_set_lock (struct source *s, const char *mode)
   return s->open.lock == Q_LOCK_OFF || strcmp (mode, "on") == 0;
 }
 
+bool
+source_set_compress (struct source *s, const char *how)
+{
+  char *end;
+  unsigned long level = 0;
+
+  s->compress = !how || strcmp (how, "off") != 0;
+  if (how && s->compress && strcmp (how, "on") != 0) {
+    level = strtoul (how, &end, 10);
+    if (how[0] < '0' || how[0] > '9' || *end || level < 1 || level > 100)
+      return false;
+  }
+  s->open.compression_level = (int)level;
+  return true;
+}
+
+void
+source_take_compress (struct source *s, struct members *m)
+{
+  json_t *v = members_get (m, "compress");
+  char level[32];
+  const char *how = json_is_string (v) ? json_string_value (v) : json_is_false (v) ? "off" : NULL;
+
+  if (!v)
+    return;
+  if (json_is_integer (v)) {
+    snprintf (level, sizeof level, "%" JSON_INTEGER_FORMAT, json_integer_value (v));
+    how = level;
+  }
+  if ((!how && !json_is_true (v)) || !source_set_compress (s, how))
+    members_fail (m, "compress%s%.100s: on, off or a level is wanted", how ? "=" : "",
+                  how ? how : "");
+}
+
 int
 source_set_key (struct source *s, unsigned layer, const char *option, const char *id,
                 struct q_error *err)
@@ -360,12 +394,15 @@ take_node (struct descent *d, json_t *node, const char *what, struct q_error *er
   file = members_get (&m, "file");
   if (!driver)
     ; /* the format is to be found out */
+  else if (strcmp (driver, "compress") == 0)
+    s->compress = true;
   else if (strcmp (driver, "raw") == 0)
     take_raw_node (d, &m);
   else if (strcmp (driver, "qcow2") == 0)
     take_qcow2_node (d, &m, err);
   else
-    members_fail (&m, "driver=%.100s: one of qcow2, raw, file and host_device is wanted", driver);
+    members_fail (&m, "driver=%.100s: one of qcow2, raw, compress, file and host_device is wanted",
+                  driver);
   if (!m.failed && !file)
     members_fail (&m, "the setting 'file' is missing");
   int r = members_end (&m);

@@ -24,10 +24,13 @@ enum detect_zeroes { DETECT_ZEROES_OFF, DETECT_ZEROES_ON, DETECT_ZEROES_UNMAP };
 /* Layers of a chain that settings may be about. */
 #define SOURCE_LAYERS 32
 
+struct members;
+
 struct source {
   char *filename;
   struct q_open_options open; /* its strings belong to whoever set them; opener is ours */
   bool write_through, ignore_flush;
+  bool compress; /* what is written in whole clusters; open.compression_level says how much */
   enum detect_zeroes detect_zeroes;
   uint64_t offset, size;         /* the part of the disk in the image; size may be SOURCE_TO_END */
   struct slice *slice;           /* the part of the file that the image is; NULL if all of it */
@@ -49,6 +52,10 @@ bool source_set_detect_zeroes (struct source *s, const char *mode);
 /* recorded, probe or none; on or off. */
 bool source_set_backing (struct source *s, const char *mode);
 bool source_set_lock (struct source *s, const char *mode);
+/* on (also NULL), off, or a level. */
+bool source_set_compress (struct source *s, const char *how);
+/* The member "compress" of an object of settings, if it is there: true, false, or the same. */
+void source_take_compress (struct source *s, struct members *m);
 /* The secret ID of OPTION opens what is LAYER below the top. */
 int source_set_key (struct source *s, unsigned layer, const char *option, const char *id,
                     struct q_error *err);

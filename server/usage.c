@@ -64,6 +64,7 @@ usage_print (void)
       "      --detect-zeroes=MODE  off (default), on or unmap: look for writes of zeroes\n"
       "      --backing=MODE        recorded (default): backing files whose format is recorded;\n"
       "                            probe: guess it; none: leave them out\n"
+      "      --compress[=LEVEL]    store what is written in whole clusters compressed\n"
       "      --lock=on|off         off: do not mind who else has the image open\n"
       "      --state-dir=DIR       where the work of a killed server survives; off: nowhere\n"
       "      --aio=MODE            threads, native or io_uring; accepted, nbdcow chooses itself\n"

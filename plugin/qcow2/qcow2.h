@@ -369,11 +369,11 @@ int q_pwrite (struct q_image *img, const void *buf, uint64_t offset, uint64_t le
 int q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags);
 /* Advisory, except that what is discarded never shows anything but its old bytes or zeros. */
 int q_discard (struct q_image *img, uint64_t offset, uint64_t len);
-/* As q_pwrite, but stores compressed (specification: "Compressed Clusters Descriptor") what becomes
- * smaller by it, and nothing at all for clusters of zeros; the rest is written as q_pwrite does.
- * OFFSET is a multiple of the cluster size, and so is LEN, unless the range ends where the disk
- * does; else -EINVAL.  -ENOTSUP if q_can_compress says no.  What is compressed can be overwritten
- * like anything else.  Compression holds no lock: callers on several threads use several cores. */
+/* As q_pwrite, but stores compressed (specification: "Compressed Clusters Descriptor") whole
+ * clusters that become smaller by it, and clusters of zeros not at all.  The last cluster of the
+ * disk counts as whole if the range ends with it; parts of clusters are written as they are.
+ * -ENOTSUP if q_can_compress says no.  What is compressed can be overwritten like anything else.
+ * Compression holds no lock: callers on several threads use several cores. */
 int q_write_compressed (struct q_image *img, const void *buf, uint64_t offset, uint64_t len);
 bool q_can_compress (const struct q_image *img);
 /* The highest level that there is for zlib, or zstd. */

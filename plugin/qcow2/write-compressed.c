@@ -182,30 +182,19 @@ write_cluster (struct q_image *img, struct q_deflator *d, const uint8_t *padded,
   return r == -EFBIG ? q_pwrite (img, padded, offset, len) : r;
 }
 
-int
-q_write_compressed (struct q_image *img, const void *buf, uint64_t offset, uint64_t len)
+/* Whole clusters; the last one may be the end of the disk. */
+static int
+write_clusters (struct q_image *img, const uint8_t *at, uint64_t offset, uint64_t end)
 {
-  uint64_t cluster = q_cluster_bytes (img), size = q_size (img);
-  const uint8_t *at = buf;
-  struct q_deflator *d;
+  uint64_t cluster = q_cluster_bytes (img);
+  struct q_deflator *d = q_deflator_take (img);
   uint8_t *padded = NULL;
-  int r = q_writable (img);
+  int r = d ? 0 : -ENOMEM;
 
-  if (r < 0)
-    return r;
-  if (!q_can_compress (img))
-    return -ENOTSUP;
-  if (offset > size || len > size - offset)
-    return -ENOSPC;
-  if ((offset & (cluster - 1)) || ((len & (cluster - 1)) && offset + len != size))
-    return -EINVAL;
-  d = q_deflator_take (img);
-  if (!d)
-    return -ENOMEM;
-  while (r == 0 && len > 0) {
-    uint64_t n = q_min (len, cluster);
+  while (r == 0 && offset < end) {
+    uint64_t n = q_min (end - offset, cluster);
 
-    if (n < cluster) { /* the end of the disk */
+    if (n < cluster) {
       padded = calloc (1, cluster);
       if (!padded) {
         r = -ENOMEM;
@@ -216,9 +205,35 @@ q_write_compressed (struct q_image *img, const void *buf, uint64_t offset, uint6
     r = write_cluster (img, d, padded ? padded : at, offset, n);
     at += n;
     offset += n;
-    len -= n;
   }
   free (padded);
-  q_deflator_give (img, d);
+  if (d)
+    q_deflator_give (img, d);
+  return r;
+}
+
+int
+q_write_compressed (struct q_image *img, const void *buf, uint64_t offset, uint64_t len)
+{
+  uint64_t cluster = q_cluster_bytes (img), size = q_size (img), first, last, end;
+  const uint8_t *at = buf;
+  int r = q_writable (img);
+
+  if (r < 0)
+    return r;
+  if (!q_can_compress (img))
+    return -ENOTSUP;
+  if (offset > size || len > size - offset)
+    return -ENOSPC;
+  end = offset + len;
+  first = q_round_up (offset, cluster);
+  last = end == size ? end : end & ~(cluster - 1);
+  if (first >= last)
+    return q_pwrite (img, buf, offset, len);
+  r = q_pwrite (img, at, offset, first - offset);
+  if (r == 0)
+    r = write_clusters (img, at + (first - offset), first, last);
+  if (r == 0)
+    r = q_pwrite (img, at + (last - offset), last, end - last);
   return r;
 }

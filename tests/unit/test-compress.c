@@ -336,8 +336,6 @@ test_refusals (void **state)
   fill_easy (buf, 2 * K, 1);
   img = unit_open (&f, "disk");
   assert_true (q_can_compress (img));
-  assert_int_equal (q_write_compressed (img, buf, 512, K), -EINVAL);
-  assert_int_equal (q_write_compressed (img, buf, 0, K + 512), -EINVAL);
   assert_int_equal (q_write_compressed (img, buf, 3 * K, K), -ENOSPC);
   assert_int_equal (q_write_compressed (img, buf, UINT64_MAX - K + 1, K), -ENOSPC);
   assert_int_equal (q_write_compressed (img, buf, 0, 0), 0);
@@ -357,6 +355,36 @@ test_refusals (void **state)
   f.opts.compression_level = 99;
   assert_int_equal (unit_try_open (&f, "disk", &img), -EINVAL);
   assert_contains (f.err.text, "compression level 99: zlib has levels 1 to ");
+  free (buf);
+  unit_done (&f);
+}
+
+/* Parts of clusters are written as they are, and keep what is around them. */
+static void
+test_parts (void **state)
+{
+  struct fixture f;
+  struct q_image *img;
+  struct q_extent e;
+  uint8_t *buf = xalloc (8 * K);
+
+  (void)state;
+  unit_init (&f);
+  create (&f, 8 * K, 16, 16, true);
+  fill_easy (buf, 8 * K, 1);
+  img = unit_open (&f, "disk");
+  assert_int_equal (q_write_compressed (img, buf, 0, 8 * K), 0);
+  fill_easy (buf + K / 2, 3 * K, 9);
+  assert_int_equal (q_write_compressed (img, buf + K / 2, K / 2, 3 * K), 0);
+  fill_easy (buf + 5 * K + 7, 100, 77);
+  assert_int_equal (q_write_compressed (img, buf + 5 * K + 7, 5 * K + 7, 100), 0);
+  assert_reads (img, 0, 8 * K, buf);
+  for (unsigned gc = 0; gc < 8; ++gc) {
+    map_one (img, gc * K, &e);
+    assert_int_equal (e.kind, gc == 0 || gc == 3 || gc == 5 ? Q_DATA : Q_COMPRESSED);
+  }
+  unit_close (img);
+  unit_check (&f, "disk");
   free (buf);
   unit_done (&f);
 }
@@ -454,8 +482,8 @@ main (void)
     cmocka_unit_test (test_packing),       cmocka_unit_test (test_tail_is_remembered),
     cmocka_unit_test (test_narrow_counts), cmocka_unit_test (test_overwrite),
     cmocka_unit_test (test_fails),         cmocka_unit_test (test_refusals),
-    cmocka_unit_test (test_levels),        cmocka_unit_test (test_far_away),
-    cmocka_unit_test (test_last_cluster),
+    cmocka_unit_test (test_parts),         cmocka_unit_test (test_levels),
+    cmocka_unit_test (test_far_away),      cmocka_unit_test (test_last_cluster),
   };
 
   return cmocka_run_group_tests (tests, NULL, NULL);
