@@ -184,6 +184,31 @@ row_tls_copy ()
     measure tls-copy "nbdcow qemu nbdkit plugin" writeback tls data --nbdcopy
 }
 
+# qemu-img at its best: out of order, with as many coroutines as it allows.
+row_convert_raw_qcow2 ()
+{
+    image data && warm_cache data
+    measure_convert convert-raw-qcow2 "-f raw -O qcow2" data.raw
+}
+
+row_convert_qcow2_raw ()
+{
+    image data && warm_cache data
+    measure_convert convert-qcow2-raw "-f qcow2 -O raw" data.qcow2
+}
+
+row_convert_zlib ()
+{
+    image text && warm_cache text
+    measure_convert convert-zlib "-c -f raw -O qcow2" text.raw
+}
+
+row_convert_zstd ()
+{
+    image text && warm_cache text
+    measure_convert convert-zstd "-c -f raw -O qcow2 -o compression_type=zstd" text.raw
+}
+
 # ---- steps before and after each turn -------------------------------------------------------
 
 sync_image ()
@@ -280,6 +305,44 @@ measure ()
         turn=$((turn + 1))
     done
     before=: after=: once=
+}
+
+# convert_once SIDE OPTIONS SOURCE: one conversion; how fast, and how large the file became.
+convert_once ()
+{
+    rm -f "$work/converted"
+    began=$(date +%s%N)
+    case $1 in
+    nbdcow) $NBDCOW_IMG convert $2 "$work/$3" "$work/converted" ;;
+    qemu) $QEMU_IMG convert -W -m 16 $2 "$inside/$3" "$inside/converted" ;;
+    esac 2>"$work/err" || return 1
+    took=$((($(date +%s%N) - began) / 1000000))
+    kib=$(($(stat -c %b "$work/converted") / 2))
+    rm -f "$work/converted"
+    awk -v mb="$size_mib" -v ms="$took" -v kib="$kib" \
+        'BEGIN { printf "mb_s=%.1f file_mib=%.1f\n", mb * 1.048576 * 1000 / ms, kib / 1024 }'
+}
+
+# measure_convert RUN OPTIONS SOURCE: nbdcow-img and qemu-img in turn.
+measure_convert ()
+{
+    run=$1
+    if ! found $NBDCOW_IMG; then
+        note "$run: '$NBDCOW_IMG' does not run (set NBDCOW_IMG)"
+        return
+    fi
+    turn=1
+    while [ $turn -le "$turns" ]; do
+        for s in nbdcow qemu; do
+            if convert_once $s "$2" "$3" >"$work/line"; then
+                record "$run,$s,-,$turn" "$(cat "$work/line")"
+            else
+                note "$run: $s failed: $(tail -n 1 "$work/err")"
+                failed=1
+            fi
+        done
+        turn=$((turn + 1))
+    done
 }
 
 # choose_mode SIDE LOAD-OPTIONS...: sets $mode to the side's best for this run.  If there is a

@@ -22,6 +22,7 @@ Runs the benchmark, or only the rows named.
 
 Environment:
   NBDCOW         the server (default: build/server/nbdcow)
+  NBDCOW_IMG     the image tool (default: build/server/nbdcow-img)
   NBDCOW_PLUGIN  the nbdkit plugin (default: build/plugin/nbdkit-qcow2-plugin.so)
   NBDCOW_MICRO   the micro-benchmarks (default: build/contrib/bench/nbdcow-bench-micro, if there)
   PEER_ROOT      a directory tree with newer peers in it: they are run by chroot (needs root)
@@ -96,6 +97,7 @@ for row in $wanted_rows; do
 done
 
 : "${NBDCOW:=$top/build/server/nbdcow}"
+: "${NBDCOW_IMG:=$top/build/server/nbdcow-img}"
 : "${NBDCOW_PLUGIN:=$top/build/plugin/nbdkit-qcow2-plugin.so}"
 : "${NBDCOW_POLL_OPTS=--poll=200}"
 : "${NBDCOPY:=nbdcopy}"

@@ -82,6 +82,7 @@ prepare (struct img_creation *make, struct convert_options *o, uint64_t size)
 {
   make->filename = o->target.name;
   make->quiet = true;
+  make->unsynced = strcmp (o->target.cache, "unsafe") == 0;
   for (size_t i = 0; i < o->pairs.n; i++)
     if (!img_creation_set (make, &o->pairs.pair[i]))
       return false;

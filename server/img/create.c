@@ -324,7 +324,7 @@ fill_raw (int fd, const struct img_creation *c)
       return errno;
     at += n > 0 ? (uint64_t)n : 0;
   }
-  return fsync (fd) == -1 ? errno : 0;
+  return !c->unsynced && fsync (fd) == -1 ? errno : 0;
 }
 
 /* A raw image is its bytes: nothing for the engine, but for the lock that keeps us from emptying a
@@ -374,6 +374,8 @@ img_creation_make (struct img_creation *c)
     return create_raw (c) == 0;
   if (!img_encrypt_finish (c))
     return false;
+  if (c->unsynced)
+    c->opts.opener = img_unsynced (c->opts.opener);
   if (q_create (c->filename, c->size, &c->opts, &err) == 0)
     return true;
   img_error ("%s", err.text);

@@ -26,6 +26,7 @@ struct img_encryption {
 struct img_creation {
   const char *filename;
   bool raw, quiet, unsafe;
+  bool unsynced; /* it need not survive a power cut */
   bool has_size;
   uint64_t size;
   const char *compat; /* as given, for the report */

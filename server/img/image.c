@@ -25,12 +25,18 @@ static struct kept {
   struct kept *next;
   struct source source;
   struct q_image *img;
-  struct q_file_opener unsynced; /* its opaque is the opener below */
-  struct kept_ops {
-    struct kept_ops *next;
+} * kept;
+
+/* An opener of files that are never synced, over another one. */
+static struct unsynced {
+  struct unsynced *next;
+  struct q_file_opener opener;
+  const struct q_file_opener *below;
+  struct unsynced_ops {
+    struct unsynced_ops *next;
     struct q_file_ops ops;
   } * ops;
-} * kept;
+} * unsynced;
 
 struct objects img_objects;
 static struct q_secret *key; /* of --key-file */
@@ -47,18 +53,18 @@ static int
 open_unsynced (void *opaque, const char *name, unsigned flags, struct q_file **file,
                struct q_error *err)
 {
-  struct kept *k = opaque;
-  struct kept_ops *o = malloc (sizeof *o);
+  struct unsynced *u = opaque;
+  struct unsynced_ops *o = malloc (sizeof *o);
 
   *file = NULL;
   if (!o) {
     snprintf (err->text, sizeof err->text, "%s: out of memory", name);
     return -ENOMEM;
   }
-  o->next = k->ops;
-  k->ops = o;
+  o->next = u->ops;
+  u->ops = o;
 
-  int r = q_file_open (k->source.open.opener, name, flags, file, err);
+  int r = q_file_open (u->below, name, flags, file, err);
 
   if (r == 0) {
     o->ops = *(*file)->ops;
@@ -66,6 +72,20 @@ open_unsynced (void *opaque, const char *name, unsigned flags, struct q_file **f
     (*file)->ops = &o->ops;
   }
   return r;
+}
+
+const struct q_file_opener *
+img_unsynced (const struct q_file_opener *below)
+{
+  struct unsynced *u = calloc (1, sizeof *u);
+
+  if (!u)
+    return below; /* slower, and good all the same */
+  u->opener = (struct q_file_opener){ open_unsynced, u };
+  u->below = below;
+  u->next = unsynced;
+  unsynced = u;
+  return &u->opener;
 }
 
 /* ---- opening --------------------------------------------------------------------------------- */
@@ -266,10 +286,8 @@ img_open_spec (const struct img_spec *spec)
 
   struct q_open_options opts = k->source.open;
 
-  if (k->source.ignore_flush) {
-    k->unsynced = (struct q_file_opener){ open_unsynced, k };
-    opts.opener = &k->unsynced;
-  }
+  if (k->source.ignore_flush)
+    opts.opener = img_unsynced (opts.opener);
   if (q_open (&img, k->source.filename, &opts, &err) < 0)
     img_error ("%s", err.text);
   k->img = img;

@@ -138,6 +138,8 @@ void img_forget_secrets (void);
 /* Opens what SPEC says, and reports what is wrong; NULL then.  What the image needs beside itself
  * lives until the program ends. */
 struct q_image *img_open_spec (const struct img_spec *spec);
+/* Opens files as BELOW (NULL: local ones) does, and never syncs them. */
+const struct q_file_opener *img_unsynced (const struct q_file_opener *below);
 /* The names of qemu-img's cache modes; reports any other. */
 bool img_check_cache (const char *mode);
 

@@ -208,8 +208,6 @@ without tail-forgotten-at-all pack.c \
   's/(img->pack\.tail\[i\]\.cluster) - cluster < count/false && $1 - cluster < count/'
 without compressed-before-publishing write-compressed.c \
   's/r = q_file_pwrite \(img->file, p->data, p->csize, p->host\);\s*if \(r == 0\)\s*commit \(p\);\s*else\s*abandon \(p\);/commit (p); r = q_file_pwrite (img->file, p->data, p->csize, p->host);/'
-without compressed-claim write-compressed.c \
-  's/r = q_claim_take \(img, &claim, p->gc, p->gc, 0\);/r = q_claim_take (img, &claim, UINT64_MAX, UINT64_MAX, Q_NOWAIT); if (r < 0) r = q_claim_take (img, &claim, p->gc + (1ull << 60), p->gc + (1ull << 60), 0);/'
 without replaced-data-in-limbo write-compressed.c \
   's/q_limbo_add \(&img->limbo, p->lost, p->n_lost\);/{ --img->limbo.reserved; for (uint64_t k = 0; k < p->n_lost; ++k) { uint64_t now = 1; q_refcount_get (img, p->lost + k, 0, &now); q_refcount_set (img, p->lost + k, 0, now - 1); } if (p->lost < img->free_hint) img->free_hint = p->lost; }/'
 

@@ -323,6 +323,64 @@ test_fails (void **state)
   }
 }
 
+struct writer {
+  struct q_image *img;
+  unsigned number;
+};
+
+static void *
+write_over_and_over (void *opaque)
+{
+  struct writer *w = opaque;
+  uint8_t *buf = xalloc (K);
+  int r = 0;
+
+  memset (buf, 1 + (int)w->number, K);
+  for (unsigned i = 0; r == 0 && i < 60; ++i)
+    r = w->number % 3 == 2 ? q_pwrite (w->img, buf, i % 2 * K, K)
+                           : q_write_compressed (w->img, buf, i % 2 * K, K);
+  free (buf);
+  return (void *)(intptr_t)r;
+}
+
+/* Several threads put something else in the place of one thing: each thing is let go of once, and
+ * what is there in the end is what one of them wrote. */
+static void
+test_threads (void **state)
+{
+  struct fixture f;
+  struct q_image *img;
+  struct writer w[6];
+  pthread_t id[lengthof (w)];
+  uint8_t *buf = xalloc (K);
+
+  (void)state;
+  unit_init (&f);
+  create (&f, 4 * K, 16, 16, false);
+  img = unit_open (&f, "disk");
+  for (unsigned i = 0; i < lengthof (w); ++i) {
+    w[i] = (struct writer){ img, i };
+    assert_int_equal (pthread_create (&id[i], NULL, write_over_and_over, &w[i]), 0);
+  }
+  for (unsigned i = 0; i < lengthof (w); ++i) {
+    void *r;
+
+    pthread_join (id[i], &r);
+    assert_null (r);
+    if (i == 0)
+      assert_int_equal (q_flush (img), 0);
+  }
+  for (unsigned gc = 0; gc < 2; ++gc) {
+    assert_int_equal (q_pread (img, buf, gc * K, K), 0);
+    assert_in_range (buf[0], 1, lengthof (w));
+    unit_reads (img, gc * K, K, buf[0]);
+  }
+  unit_close (img);
+  unit_check (&f, "disk");
+  free (buf);
+  unit_done (&f);
+}
+
 static void
 test_refusals (void **state)
 {
@@ -482,8 +540,9 @@ main (void)
     cmocka_unit_test (test_packing),       cmocka_unit_test (test_tail_is_remembered),
     cmocka_unit_test (test_narrow_counts), cmocka_unit_test (test_overwrite),
     cmocka_unit_test (test_fails),         cmocka_unit_test (test_refusals),
-    cmocka_unit_test (test_parts),         cmocka_unit_test (test_levels),
-    cmocka_unit_test (test_far_away),      cmocka_unit_test (test_last_cluster),
+    cmocka_unit_test (test_threads),       cmocka_unit_test (test_parts),
+    cmocka_unit_test (test_levels),        cmocka_unit_test (test_far_away),
+    cmocka_unit_test (test_last_cluster),
   };
 
   return cmocka_run_group_tests (tests, NULL, NULL);
