@@ -14,9 +14,9 @@
 #include "cipher.h"
 #include "image.h"
 
-/* What libgcrypt locks for the key schedules of its handles; it asks for more when that is used up.
- */
-#define SECURE_BYTES (128u << 10)
+/* What libgcrypt locks for the key schedules of its handles: some hundred of them.  It could get
+ * more when that is used up, but would never give it back; further handles are in other memory. */
+#define SECURE_BYTES (512u << 10)
 
 enum ivgen { IV_NONE, IV_PLAIN, IV_PLAIN64, IV_ESSIV };
 
@@ -54,7 +54,6 @@ init (void)
   gcry_check_version (NULL);
   gcry_control (GCRYCTL_DISABLE_SECMEM_WARN);
   gcry_control (GCRYCTL_INIT_SECMEM, SECURE_BYTES, 0);
-  gcry_control (GCRYCTL_AUTO_EXPAND_SECMEM, SECURE_BYTES);
   gcry_control (GCRYCTL_INITIALIZATION_FINISHED, 0);
 }
 
