@@ -239,7 +239,7 @@ release_entry (struct q_image *img, const struct q_limbo_entry *e)
   uint64_t c = e->cluster, end = e->cluster + e->count;
 
   while (c < end) {
-    uint64_t count, run = 0;
+    uint64_t count = 0, run = 0;
     int r;
 
     /* the run of clusters from C whose last reference this is */
@@ -279,6 +279,41 @@ release_entry (struct q_image *img, const struct q_limbo_entry *e)
     ++c;
   }
   return 0;
+}
+
+int
+q_alloc_release (struct q_image *img, uint64_t cluster, uint64_t count)
+{
+  struct q_limbo_entry e = { .cluster = cluster, .count = count };
+  int r;
+
+  q_alloc_lock (img);
+  if (q_alloc_is_fixed_metadata (img, cluster, count))
+    r = q_corrupt (
+        img, "host clusters %llu to %llu, which hold metadata, are also used as something else",
+        ull (cluster), ull (cluster + count - 1));
+  else
+    r = release_entry (img, &e);
+  if (r < 0)
+    img->leaked = true;
+  q_alloc_unlock (img);
+  return r;
+}
+
+int
+q_alloc_table (struct q_image *img, uint64_t count, uint64_t *cluster)
+{
+  int r;
+
+  q_alloc_lock (img);
+  r = q_refcount_take_run (img, count, cluster);
+  q_alloc_unlock (img);
+  if (r == -ENOSPC && q_flush_frees_space (img)) {
+    q_alloc_lock (img);
+    r = q_refcount_take_run (img, count, cluster);
+    q_alloc_unlock (img);
+  }
+  return r;
 }
 
 static int

@@ -246,6 +246,8 @@ compare_block (struct q_check *c, uint64_t first, uint64_t n, bool have)
 
     if (recorded == 0 && references == 0)
       continue;
+    if (references > 1 && q_refmap_has_mark (&c->refs, cluster, Q_REFMAP_FLAGGED))
+      c->res->stale_flags--; /* it would be written to in place although it is shared */
     c->highest = cluster + 1;
     if (recorded != references) {
       mismatch (c, cluster, recorded, references);

@@ -179,8 +179,11 @@ mend_flags (struct q_check *c, enum pass pass)
 
   if (r == 0)
     r = mend_l1 (c, img->l1_offset, img->l1_size, pass, true);
-  for (unsigned i = 0; r == 0 && c->entries && pass == CLEAR && i < img->nb_snapshots; i++)
-    r = mend_l1 (c, img->snapshots[i].l1_table_offset, img->snapshots[i].l1_size, pass, false);
+  for (unsigned i = 0; r == 0 && c->entries && pass == CLEAR && i < q_snapshots_count (img); i++) {
+    const struct q_snapshot *s = &atomic_load (&img->snapshots)->s[i];
+
+    r = mend_l1 (c, s->l1_table_offset, s->l1_size, pass, false);
+  }
   return r < 0 ? r : q_file_sync (img->file);
 }
 

@@ -146,7 +146,19 @@ walk_compressed (struct q_check *c, const struct reach *reach, uint64_t entry, u
   return q_check_count (c, host, csize, Q_CHECK_COMPRESSED, NULL);
 }
 
-static void
+/* A COPIED flag of the cluster at HOST that does not go with the recorded count.  Harmless, unless
+ * the cluster turns out to be shared (q_check_compare). */
+static int
+note_flag (struct q_check *c, uint64_t entry, uint64_t cluster)
+{
+  c->flags = true;
+  c->res->stale_flags++;
+  return (entry & Q_COPIED) && cluster < c->refs.clusters
+             ? q_refmap_set_mark (&c->refs, cluster, Q_REFMAP_FLAGGED)
+             : 0;
+}
+
+static int
 check_data_copied (struct q_check *c, uint64_t entry)
 {
   uint64_t cluster = (entry & Q_OFFSET_MASK) >> c->img->cluster_bits;
@@ -154,10 +166,10 @@ check_data_copied (struct q_check *c, uint64_t entry)
   bool one = external || q_refmap_has_mark (&c->refs, cluster, Q_REFMAP_ONE);
 
   if (one == ((entry & Q_COPIED) != 0) || (!external && q_check_unknown (c, cluster)))
-    return;
-  c->flags = true;
+    return 0;
   q_check_corruption (c, true, "OFLAG_COPIED data cluster: l2_entry=%llx refcount=%llu",
                       ull (entry), ull (external ? 1 : q_check_recorded (c, cluster)));
+  return note_flag (c, entry, cluster);
 }
 
 static int
@@ -170,7 +182,11 @@ walk_standard (struct q_check *c, struct reach *reach, uint64_t entry, enum q_en
     if (reach->next_host && host != reach->next_host)
       c->res->fragmented_clusters++;
     reach->next_host = host + q_cluster_bytes (c->img);
-    check_data_copied (c, entry);
+
+    int r = check_data_copied (c, entry);
+
+    if (r < 0)
+      return r;
   }
   if (!q_check_aligned (c, host)) {
     if (kind == Q_ENTRY_ZERO) {
@@ -267,6 +283,7 @@ walk_l1_entry (struct q_check *c, uint32_t index, uint64_t entry, bool active)
   uint64_t offset = entry & Q_OFFSET_MASK;
   uint64_t cluster = offset >> c->img->cluster_bits;
   bool ok;
+  int r;
 
   if (entry & Q_L1_RESERVED) {
     c->lost = c->lost || !offset;
@@ -276,12 +293,14 @@ walk_l1_entry (struct q_check *c, uint32_t index, uint64_t entry, bool active)
     return 0;
   if (active && !q_check_unknown (c, cluster) &&
       q_refmap_has_mark (&c->refs, cluster, Q_REFMAP_ONE) != ((entry & Q_COPIED) != 0)) {
-    c->flags = true;
     q_check_corruption (c, true, "OFLAG_COPIED L2 cluster: l1_index=%u l1_entry=%llx refcount=%llu",
                         index, ull (entry), ull (q_check_recorded (c, cluster)));
+    r = note_flag (c, entry, cluster);
+    if (r < 0)
+      return r;
   }
 
-  int r = q_check_count (c, offset, q_cluster_bytes (c->img), Q_CHECK_L2, &ok);
+  r = q_check_count (c, offset, q_cluster_bytes (c->img), Q_CHECK_L2, &ok);
 
   if (r < 0)
     return r;
@@ -327,7 +346,7 @@ walk_l1 (struct q_check *c, uint64_t offset, uint32_t entries, bool active, cons
 static int
 walk_snapshot (struct q_check *c, unsigned index)
 {
-  const struct q_snapshot *s = &c->img->snapshots[index];
+  const struct q_snapshot *s = &atomic_load (&c->img->snapshots)->s[index];
   char what[64];
 
   if (c->img->version >= 3 && s->extra_data_size < 16)
@@ -461,16 +480,16 @@ int
 q_check_walk (struct q_check *c)
 {
   const struct q_image *img = c->img;
+  const uint32_t snapshots = q_snapshots_count (img);
   int r = q_check_count (c, 0, q_cluster_bytes (img), Q_CHECK_EXCLUSIVE, NULL);
 
   if (r == 0)
     r = walk_l1 (c, img->l1_offset, img->l1_size, true, "the image");
-  if (r == 0 && img->nb_snapshots && (img->incompatible & Q_INCOMPAT_DATA_FILE))
-    q_check_corruption (c, false, "%u snapshots in an image with an external data file",
-                        img->nb_snapshots);
-  for (unsigned i = 0; r == 0 && i < img->nb_snapshots; i++)
+  if (r == 0 && snapshots && (img->incompatible & Q_INCOMPAT_DATA_FILE))
+    q_check_corruption (c, false, "%u snapshots in an image with an external data file", snapshots);
+  for (unsigned i = 0; r == 0 && i < snapshots; i++)
     r = walk_snapshot (c, i);
-  if (r == 0 && img->nb_snapshots)
+  if (r == 0 && snapshots)
     r = q_check_count (c, img->snapshots_offset, img->snapshots_bytes, Q_CHECK_EXCLUSIVE, NULL);
   if (r == 0 && img->crypt_method == Q_CRYPT_LUKS)
     r = q_check_count (c, img->crypto_offset, img->crypto_length, Q_CHECK_EXCLUSIVE, NULL);

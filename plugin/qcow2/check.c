@@ -240,7 +240,7 @@ check (struct q_image *img, const struct q_check_options *o, struct q_check_resu
 {
   /* An image that is being opened may not have read its snapshots yet.  Without them everything
    * that only they refer to would look like a leak. */
-  const bool unread = img->nb_snapshots && !img->snapshots;
+  const bool unread = img->nb_snapshots && !atomic_load (&img->snapshots);
   int r = unread ? q_snapshots_read (img, err) : 0;
 
   *wrote = false;

@@ -70,6 +70,7 @@ enum q_refmap_mark {
   Q_REFMAP_EXCLUSIVE,  /* it holds metadata that nothing else may share */
   Q_REFMAP_REFCOUNTS,  /* it holds refcount structures (surveys only) */
   Q_REFMAP_COMPRESSED, /* it holds compressed data (surveys only) */
+  Q_REFMAP_FLAGGED,    /* an active entry has the COPIED flag although the count is not 1 */
   Q_REFMAP_DANGLING,   /* something refers to it although it is past the end of the file */
   Q_REFMAP_MARKS,
 };

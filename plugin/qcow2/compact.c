@@ -167,8 +167,11 @@ gather (struct compaction *k, enum phase phase)
 
   k->n_refs = 0;
   r = gather_l1 (k, img->l1_offset, img->l1_size, phase);
-  for (unsigned i = 0; r == 0 && i < img->nb_snapshots; i++)
-    r = gather_l1 (k, img->snapshots[i].l1_table_offset, img->snapshots[i].l1_size, phase);
+  for (unsigned i = 0; r == 0 && i < q_snapshots_count (img); i++) {
+    const struct q_snapshot *s = &atomic_load (&img->snapshots)->s[i];
+
+    r = gather_l1 (k, s->l1_table_offset, s->l1_size, phase);
+  }
   if (r == 0 && phase == PHASE_DATA)
     r = gather_bitmaps (k);
   if (r == 0 && k->n_refs > 0)
@@ -423,8 +426,8 @@ move_l1_tables (struct compaction *k)
   int r =
       move_l1 (k, &img->l1_offset, img->l1_size, offsetof (struct qcow2_header, l1_table_offset));
 
-  for (unsigned i = 0; r == 0 && i < img->nb_snapshots; i++) {
-    struct q_snapshot *s = &img->snapshots[i];
+  for (unsigned i = 0; r == 0 && i < q_snapshots_count (img); i++) {
+    struct q_snapshot *s = &atomic_load (&img->snapshots)->s[i]; /* nobody else has it */
 
     r = move_l1 (k, &s->l1_table_offset, s->l1_size,
                  word + offsetof (struct qcow2_snapshot, l1_table_offset));
@@ -560,7 +563,7 @@ q_compact (struct q_image *img, const struct q_compact_options *o, struct q_comp
     err->text[0] = '\0';
   if (r == 0 && atomic_load (&img->l1))
     r = -EINVAL; /* its tables are in memory: not opened for repair */
-  if (r == 0 && img->nb_snapshots && !img->snapshots)
+  if (r == 0 && img->nb_snapshots && !atomic_load (&img->snapshots))
     r = q_snapshots_read (img, err);
   if (r == 0)
     r = run (&k, err);

@@ -19,6 +19,7 @@
  */
 
 #include <stdlib.h>
+#include <time.h>
 
 #include "image.h"
 
@@ -175,6 +176,16 @@ q_grace_advance (void)
     r->fn (r->ptr);
     free (r);
   }
+}
+
+void
+q_grace_drain (void)
+{
+  static const struct timespec while_ = { .tv_nsec = 200000 };
+  uint64_t stamp = q_grace_stamp ();
+
+  for (q_grace_advance (); !q_grace_passed (stamp); q_grace_advance ())
+    nanosleep (&while_, NULL);
 }
 
 void

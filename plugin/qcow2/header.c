@@ -314,6 +314,58 @@ q_header_write_size (struct q_image *img)
   return q_file_pwrite (img->file, &size, sizeof size, offsetof (struct qcow2_header, size));
 }
 
+/* A sync here may be the one that was to make other writes durable: its failure cannot be forgotten
+ * (invariant 7). */
+static int
+sync_header (struct q_image *img)
+{
+  int r = q_file_sync (img->file);
+
+  return r < 0 ? q_stick (img, r, "syncing the header failed") : 0;
+}
+
+int
+q_header_write_disk (struct q_image *img, uint64_t size, uint32_t l1_size, uint64_t l1_offset)
+{
+  struct {
+    be64 size;
+    be32 crypt_method, l1_size;
+    be64 l1_table_offset;
+  } __attribute__ ((packed))
+  f = { put64 (size), put32 (img->crypt_method), put32 (l1_size), put64 (l1_offset) };
+
+  return q_file_pwrite (img->file, &f, sizeof f, offsetof (struct qcow2_header, size));
+}
+
+int
+q_header_write_snapshots (struct q_image *img, uint32_t n, uint64_t offset)
+{
+  struct {
+    be32 nb_snapshots;
+    be64 snapshots_offset;
+  } __attribute__ ((packed)) f = { put32 (n), put64 (offset) };
+
+  return q_file_pwrite (img->file, &f, sizeof f, offsetof (struct qcow2_header, nb_snapshots));
+}
+
+int
+q_header_set_dirty (struct q_image *img, bool dirty)
+{
+  uint64_t before = img->incompatible;
+  int r;
+
+  if (img->version < 3)
+    return 0;
+  img->incompatible = dirty ? before | Q_INCOMPAT_DIRTY : before & ~Q_INCOMPAT_DIRTY;
+  if (img->incompatible == before)
+    return 0;
+  r = q_header_write_features (img);
+  if (r == 0)
+    return sync_header (img);
+  img->incompatible = before;
+  return r;
+}
+
 int
 q_header_write_reftable (struct q_image *img, uint64_t offset, uint32_t clusters)
 {
@@ -324,16 +376,6 @@ q_header_write_reftable (struct q_image *img, uint64_t offset, uint32_t clusters
 
   return q_file_pwrite (img->file, &f, sizeof f,
                         offsetof (struct qcow2_header, refcount_table_offset));
-}
-
-/* A sync here may be the one that was to make other writes durable: its failure cannot be forgotten
- * (invariant 7). */
-static int
-sync_header (struct q_image *img)
-{
-  int r = q_file_sync (img->file);
-
-  return r < 0 ? q_stick (img, r, "syncing the header failed") : 0;
 }
 
 /* Moves the backing file name to byte TO, out of the way of what is to be added.  The old name

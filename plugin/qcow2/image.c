@@ -234,28 +234,28 @@ open_tables (struct q_image *img, bool top, struct q_error *err)
 static int
 recover (struct q_image *img, const struct q_open_options *opts, struct q_error *err)
 {
-  bool replayed;
-  int r;
+  bool replayed = false;
+  int r = 0;
 
-  if (img->incompatible & Q_INCOMPAT_DIRTY) {
-    q_log (Q_LOG_WARNING, "%s: was not closed cleanly: repairing its refcounts", img->filename);
-    r = q_check_repair_dirty (img, err);
-    if (r < 0)
-      return r;
-  }
-  if (!opts->state_dir)
-    return 0;
-  r = q_state_recover (img, opts->state_dir[0] ? opts->state_dir : NULL, &replayed, err);
-  if (r == 0 && replayed) {
+  /* First what is not on disk yet: the dirty bit may be that of the killed process. */
+  if (opts->state_dir)
+    r = q_state_recover (img, opts->state_dir[0] ? opts->state_dir : NULL, &replayed, err);
+  if (r < 0)
+    return r;
+  if (replayed) {
+    q_snapshots_free (img);
     q_header_free (img);
     r = q_header_read (img, err);
+    if (r == 0)
+      r = q_snapshots_read (img, err);
     if (r == 0 && img->backing_file)
       r = resolve_backing_name (img, err);
-    /* What that process had allocated and not yet used, or let go of and not yet freed, is leaked.
-     */
-    if (r == 0)
-      r = q_check_repair_dirty (img, err);
-  }
+  } else if (img->incompatible & Q_INCOMPAT_DIRTY)
+    q_log (Q_LOG_WARNING, "%s: was not closed cleanly: repairing its refcounts", img->filename);
+  /* What the killed process had allocated and not yet used, or let go of and not yet freed, is
+   * leaked. */
+  if (r == 0 && (replayed || (img->incompatible & Q_INCOMPAT_DIRTY)))
+    r = q_check_repair_dirty (img, err);
   return r;
 }
 
@@ -564,7 +564,7 @@ q_get_info (const struct q_image *img, struct q_image_info *info)
     .backing_format = img->backing_format,
     .backing_path = img->backing_path,
     .data_file = img->data_file,
-    .nb_snapshots = img->nb_snapshots,
+    .nb_snapshots = q_snapshots_count (img),
     .nb_bitmaps = img->nb_bitmaps,
   };
   q_file_size (img->file, &info->file_size);

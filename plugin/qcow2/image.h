@@ -68,7 +68,7 @@ void q_table_free (void *table);
 void q_table_move (struct q_table *t, uint64_t host);
 /* It has been unpublished and is only waiting to be freed. */
 void q_table_retired (struct q_table *t);
-/* An L1 or refcount table, complete, becomes the one that counts. */
+/* A refcount table, complete, becomes the one that counts. */
 void q_table_switch (struct q_table *t);
 void q_table_mark_dirty (struct q_table *t, uint32_t byte_offset, uint32_t bytes);
 bool q_table_is_dirty (const struct q_table *t);
@@ -148,11 +148,20 @@ struct q_extension {
 struct q_snapshot {
   uint64_t l1_table_offset;
   uint32_t l1_size;
-  struct q_snapshot_info info; /* id and name point below */
+  struct q_snapshot_info info;  /* id and name point below */
+  uint32_t short_vm_state_size; /* as it stands outside of the extra data */
   uint32_t extra_data_size;
   uint8_t *extra_data;
   char *id, *name;
 };
+
+/* The snapshot table.  Never changed: whoever changes it publishes another one. */
+struct q_snapshots {
+  uint32_t n;
+  struct q_snapshot s[];
+};
+
+struct q_counting; /* snapshot-make.c */
 
 struct q_state; /* state.h */
 struct q_below; /* below.c */
@@ -227,7 +236,7 @@ struct q_image {
   uint64_t l1_offset;
   uint64_t reftable_offset;
   uint32_t reftable_clusters;
-  uint32_t nb_snapshots;
+  uint32_t nb_snapshots; /* as the header has it */
   uint64_t snapshots_offset;
   uint64_t snapshots_bytes;
   struct q_extension *extensions;
@@ -240,7 +249,8 @@ struct q_image {
   _Atomic uint32_t nb_bitmaps;
   uint64_t bitmap_dir_offset, bitmap_dir_size;
   uint64_t crypto_offset, crypto_length;
-  struct q_snapshot *snapshots;
+  struct q_snapshots *_Atomic snapshots; /* read under a pin; NULL: not read, or there are none */
+  struct q_counting *_Atomic counting;   /* a snapshot is being made */
 
   /* mapping (l2.c) */
   struct q_l1 *_Atomic l1;
@@ -270,6 +280,7 @@ struct q_image {
   struct q_limbo limbo;     /* freed by mapping changes: wait for a flush, then for pins */
   struct q_limbo dropped;   /* never referenced (aborted plans): wait for pins only */
   struct q_pack pack;       /* host clusters with room for more compressed data */
+  bool leaked;              /* some counts stay too high: the dirty bit stays set */
   bool reftable_moved;      /* the header does not point to the table in memory yet */
 
   /* dirty metadata and the group commit (table.c, flush.c) */
@@ -348,6 +359,10 @@ void q_header_free (struct q_image *img);
 int q_header_write_features (struct q_image *img);
 int q_header_write_l1 (struct q_image *img);
 int q_header_write_size (struct q_image *img);
+int q_header_write_disk (struct q_image *img, uint64_t size, uint32_t l1_size, uint64_t l1_offset);
+int q_header_write_snapshots (struct q_image *img, uint32_t n, uint64_t offset);
+/* Sets or clears the dirty bit, durably.  Nothing in version 2, which has none. */
+int q_header_set_dirty (struct q_image *img, bool dirty);
 int q_header_write_reftable (struct q_image *img, uint64_t offset, uint32_t clusters);
 /* Appends an extension so that a crash at any point leaves a valid header; syncs.  -E2BIG if the
  * first cluster has no room for it. */
@@ -379,6 +394,64 @@ int q_snapshots_read (struct q_image *img, struct q_error *err);
 /* Makes the snapshot with this id, or else this name, what the image shows; it is read-only. */
 int q_snapshot_select (struct q_image *img, const char *id_or_name, struct q_error *err);
 void q_snapshots_free (struct q_image *img);
+static inline uint32_t
+q_snapshots_count (const struct q_image *img)
+{
+  const struct q_snapshots *list = atomic_load (&img->snapshots);
+
+  return list ? list->n : 0;
+}
+/* The one with this id, or NULL; with this name. */
+const struct q_snapshot *q_snapshot_by_id (const struct q_image *img, const char *id);
+const struct q_snapshot *q_snapshot_by_name (const struct q_image *img, const char *name);
+/* 0 if its L1 table can be what it says. */
+int q_snapshot_check (struct q_image *img, const struct q_snapshot *s, struct q_error *err);
+/* A new list: those there are but DROP (or NULL), and a copy of ADD (or NULL).  The caller frees it
+ * with q_snapshots_dispose, or has it written. */
+int q_snapshots_edit (struct q_image *img, const struct q_snapshot *drop,
+                      const struct q_snapshot *add, struct q_snapshots **list, struct q_error *err);
+void q_snapshots_dispose (void *list);
+/* Bytes that LIST takes on disk. */
+uint64_t q_snapshots_bytes (const struct q_image *img, const struct q_snapshots *list);
+/* Writes LIST to the clusters at HOST, which are the caller's and counted on disk, points the
+ * header to it, and publishes it: from the write to the header on, LIST belongs to the image, and
+ * *SWITCHED is true.  The old table's clusters are let go of. */
+int q_snapshots_write (struct q_image *img, struct q_snapshots *list, uint64_t host,
+                       bool *switched);
+
+/* ---- snapshot-make.c --------------------------------------------------------------------------
+ */
+
+/* T is about to be changed: if it has been counted for a snapshot, what was counted is kept. */
+int q_counting_save (struct q_image *img, const struct q_table *t);
+
+/* ---- tree.c -----------------------------------------------------------------------------------
+ */
+
+/* L2 is an L2 table as it is on disk. */
+/* Adds one to the counts of all that it refers to, or to none.  -ERANGE if the refcount width does
+ * not allow it. */
+int q_tree_raise (struct q_image *img, const uint8_t *l2);
+/* Takes one off, and gives back what nobody refers to any more.  Only for references that neither
+ * the disk has nor a pin can see.  -EIO: some are leaked. */
+int q_tree_lower (struct q_image *img, const uint8_t *l2);
+int q_tree_raise_cluster (struct q_image *img, uint64_t host);
+bool q_tree_has_copied (const struct q_image *img, const uint8_t *l2);
+void q_tree_clear_copied (const struct q_image *img, uint8_t *l2);
+/* Takes from OLD and NEW the entries whose references are the same. */
+void q_tree_difference (const struct q_image *img, uint8_t *old, uint8_t *new);
+/* Reads the L2 table at HOST, which no table in memory may be ahead of. */
+int q_tree_read (struct q_image *img, uint64_t host, uint8_t *l2);
+/* Takes one off the counts of all that the L1 table ENTRY refers to, as q_tree_lower. */
+int q_tree_lower_all (struct q_image *img, const uint64_t *entry, uint32_t entries);
+/* Sets the COPIED flags for the active L1 entry INDEX and all below it where the counts say so. */
+int q_tree_set_copied (struct q_image *img, uint64_t index);
+/* The end of a change of counts that was made under the dirty bit: all of it is made durable, and
+ * the bit cleared, unless something was leaked. */
+void q_tree_settle (struct q_image *img);
+/* Gate and claim for these: all of the L2 table's range, while nobody plans to change it. */
+int q_tree_claim (struct q_image *img, uint64_t index, struct q_plan_claim *claim);
+void q_tree_release (struct q_image *img, struct q_plan_claim *claim);
 
 /* ---- bitmap-live.c: for who changes the disk ------------------------------------------------- */
 
@@ -419,6 +492,9 @@ uint64_t q_grace_stamp (void);
 bool q_grace_passed (uint64_t stamp);
 /* Moves time on as far as the pins allow; cheap. */
 void q_grace_advance (void);
+/* Waits until every pin of now is gone.  The caller holds none, nor a claim, nor the gate closed.
+ */
+void q_grace_drain (void);
 /* Frees PTR with FN once every pin of today is gone. */
 void q_grace_retire (void *ptr, void (*fn) (void *));
 
@@ -434,8 +510,21 @@ int q_l2_get (struct q_image *img, uint64_t index, unsigned flags, struct q_tabl
  * q_l2_release. */
 int q_l2_hold (struct q_image *img, uint64_t index, unsigned flags, struct q_table **t);
 void q_l2_release (struct q_table *t);
+/* The same as it is, for changing COPIED flags: not created (*T is NULL if there is none) and not
+ * moved.  *OWN: nobody else refers to it.  The caller holds the claim on all of its range, or has
+ * closed the gate. */
+int q_l2_keep (struct q_image *img, uint64_t index, struct q_table **t, bool *own);
+void q_l1_set_copied (struct q_image *img, uint64_t index, bool copied);
 /* Makes room for ENTRIES in the L1 table.  The caller holds the flush. */
 int q_l1_grow (struct q_image *img, uint32_t entries);
+/* Another L1 table, which is on disk at HOST already, to be switched to or freed. */
+int q_l1_new (struct q_image *img, const uint64_t *entry, uint32_t entries, uint64_t host,
+              struct q_l1 **l1);
+void q_l1_free (struct q_l1 *l1);
+/* Makes it, and SIZE, what the disk is: one write to the header.  The gate is closed, the flush is
+ * held, and nothing is dirty.  The clusters of the old one, and what it refers to, are the
+ * caller's to let go of. */
+int q_l1_switch (struct q_image *img, struct q_l1 *l1, uint64_t size);
 
 /* ---- claim.c (invariant 4) ------------------------------------------------------------------- */
 
@@ -463,6 +552,8 @@ int q_refcount_find_free (struct q_image *img, uint64_t from, uint64_t max, unsi
 int q_refcount_take_run (struct q_image *img, uint64_t count, uint64_t *cluster);
 /* Highest cluster in [FLOOR, CEILING) with a count above 0, plus one; FLOOR if there is none. */
 int q_refcount_top (struct q_image *img, uint64_t floor, uint64_t ceiling, uint64_t *top);
+/* The highest count that the image can hold. */
+uint64_t q_refcount_max (const struct q_image *img);
 /* Reads count INDEX of the block in MEM, whatever the width. */
 uint64_t q_refblock_read (const uint8_t *mem, unsigned order, uint64_t index);
 void q_refblock_write (uint8_t *mem, unsigned order, uint64_t index, uint64_t count);
@@ -481,6 +572,11 @@ int q_alloc_run (struct q_image *img, uint64_t want, unsigned flags, uint64_t *h
 int q_alloc_metadata (struct q_image *img, unsigned flags, uint64_t *host);
 /* Clusters that were allocated and will not be referred to after all.  alloc_lock not held. */
 void q_alloc_drop (struct q_image *img, uint64_t cluster, uint64_t count);
+/* Takes one off the counts of COUNT clusters at CLUSTER, now: neither the disk has this reference
+ * nor can a pin see it.  alloc_lock not held. */
+int q_alloc_release (struct q_image *img, uint64_t cluster, uint64_t count);
+/* COUNT contiguous clusters for a table, durable with the next flush.  alloc_lock not held. */
+int q_alloc_table (struct q_image *img, uint64_t count, uint64_t *cluster);
 /* Reserves disk space for COUNT clusters at CLUSTER: -ENOSPC now rather than at the flush. */
 int q_alloc_reserve_space (struct q_image *img, uint64_t cluster, uint64_t count);
 /* Raises the highest allocated offset to cover COUNT clusters at CLUSTER.  alloc_lock held. */

@@ -65,7 +65,6 @@ q_l2_open (struct q_image *img, struct q_error *err)
                      e & Q_L1_RESERVED ? "reserved bits are set"
                                        : "its offset is not aligned to a cluster");
   }
-  q_table_switch (l1->table);
   return 0;
 }
 
@@ -211,6 +210,25 @@ make_whole (struct q_image *img, struct q_l1 *l1, struct q_table **t)
   return 0;
 }
 
+/* The table for INDEX, NULL if there is none, and its L1 entry.  Stripe held: the L1 table is
+ * replaced, also by one that says something else, under all stripes.  WHOLE: it is going to be
+ * changed. */
+static int
+find_or_load (struct q_image *img, uint64_t index, bool whole, struct q_table **t, uint64_t *entry)
+{
+  struct q_l1 *l1 = atomic_load (&img->l1);
+  uint64_t e = index < l1->entries ? q_entry_get (l1->table, (uint32_t)index) : 0;
+
+  if (entry)
+    *entry = e;
+  *t = NULL;
+  if (index < l1->entries)
+    *t = atomic_load_explicit (&l1->l2[index], memory_order_acquire);
+  if (*t)
+    return whole && (*t)->runs > 0 ? make_whole (img, l1, t) : 0;
+  return (e & Q_OFFSET_MASK) == 0 ? 0 : load (img, l1, index, e, whole, t);
+}
+
 int
 q_l2_get (struct q_image *img, uint64_t index, unsigned flags, struct q_table **t)
 {
@@ -233,10 +251,7 @@ q_l2_get (struct q_image *img, uint64_t index, unsigned flags, struct q_table **
   if (flags & Q_NOWAIT)
     return -EAGAIN;
   pthread_mutex_lock (stripe (img, index));
-  l1 = atomic_load (&img->l1); /* it is replaced under all stripes */
-  *t = atomic_load_explicit (&l1->l2[index], memory_order_acquire);
-  if (!*t)
-    r = load (img, l1, index, q_entry_get (l1->table, (uint32_t)index), false, t);
+  r = find_or_load (img, index, false, t, NULL);
   pthread_mutex_unlock (stripe (img, index));
   return r;
 }
@@ -339,10 +354,27 @@ q_l2_hold (struct q_image *img, uint64_t index, unsigned flags, struct q_table *
   }
   if (r == 0 && (*t)->runs > 0)
     r = flags & Q_NOWAIT ? -EAGAIN : make_whole (img, l1, t);
+  if (r == 0)
+    r = q_counting_save (img, *t);
   if (r == 0 && !(entry & Q_COPIED))
     r = move (img, l1, *t, flags);
   if (r == 0)
     atomic_fetch_add (&(*t)->users, 1);
+  pthread_mutex_unlock (stripe (img, index));
+  return r;
+}
+
+int
+q_l2_keep (struct q_image *img, uint64_t index, struct q_table **t, bool *own)
+{
+  uint64_t entry;
+  int r;
+
+  pthread_mutex_lock (stripe (img, index));
+  r = find_or_load (img, index, true, t, &entry);
+  if (r == 0 && *t)
+    atomic_fetch_add (&(*t)->users, 1);
+  *own = entry & Q_COPIED;
   pthread_mutex_unlock (stripe (img, index));
   return r;
 }
@@ -353,7 +385,24 @@ q_l2_release (struct q_table *t)
   atomic_fetch_sub (&t->users, 1);
 }
 
-/* ---- growing -------------------------------------------------------------------------------- */
+void
+q_l1_set_copied (struct q_image *img, uint64_t index, bool copied)
+{
+  struct q_l1 *l1;
+  uint64_t old, new;
+
+  pthread_mutex_lock (stripe (img, index));
+  l1 = atomic_load (&img->l1);
+  old = q_entry_get (l1->table, (uint32_t)index);
+  new = copied ? old | Q_COPIED : old & ~Q_COPIED;
+  if (new != old) {
+    q_entry_set (l1->table, (uint32_t)index, new);
+    q_table_mark_dirty (l1->table, (uint32_t)index * 8, 8);
+  }
+  pthread_mutex_unlock (stripe (img, index));
+}
+
+/* ---- replacing ------------------------------------------------------------------------------ */
 
 /* The tables it points to live on below its successor. */
 static void
@@ -387,9 +436,6 @@ replace_l1 (struct q_image *img, const struct q_l1 *old, struct q_l1 *new, uint6
   if (r < 0)
     return q_stick (img, r, "writing the new L1 table failed");
 
-  /* For whoever recovers from the state file: whichever of the two tables the header points to,
-   * this one is on disk and says the same. */
-  q_table_switch (new->table);
   q_alloc_lock (img);
   img->l1_offset = host;
   img->l1_size = new->entries;
@@ -443,9 +489,91 @@ q_l1_grow (struct q_image *img, uint32_t entries)
   }
   for (int i = Q_TABLE_STRIPES; i-- > 0;)
     pthread_mutex_unlock (&img->stripe[i]);
+  if (r == 0) {
+    q_table_retired (old->table);
+    q_grace_retire (old, free_replaced_l1);
+  } else
+    free_replaced_l1 (new);
+  return r;
+}
+
+int
+q_l1_new (struct q_image *img, const uint64_t *entry, uint32_t entries, uint64_t host,
+          struct q_l1 **l1)
+{
+  struct q_l1 *new = calloc (1, sizeof *new + entries * sizeof (new->l2[0]));
+
+  *l1 = NULL;
+  if (!new)
+    return -ENOMEM;
+  new->entries = entries;
+  new->table = q_table_new (img, Q_TABLE_L1, 0, host, entries * 8);
+  if (!new->table) {
+    free (new);
+    return -ENOMEM;
+  }
+  for (uint32_t i = 0; i < entries; ++i)
+    q_entry_set (new->table, i, entry[i]);
+  *l1 = new;
+  return 0;
+}
+
+void
+q_l1_free (struct q_l1 *l1)
+{
+  if (l1)
+    free_replaced_l1 (l1);
+}
+
+/* The tables below an L1 table that nobody finds any more.  All stripes held. */
+static void
+retire_tables (struct q_image *img, struct q_l1 *l1)
+{
+  struct q_table_cache *c = img->l2_cache;
+
+  for (uint32_t i = 0; i < l1->entries; ++i) {
+    struct q_table *t = atomic_load (&l1->l2[i]);
+
+    if (!t)
+      continue;
+    assert (!q_table_is_dirty (t) && atomic_load (&t->users) == 0);
+    pthread_mutex_lock (&c->lock);
+    q_cache_remove (c, t);
+    pthread_mutex_unlock (&c->lock);
+    q_table_retired (t);
+    q_grace_retire (t, q_table_free);
+  }
+}
+
+int
+q_l1_switch (struct q_image *img, struct q_l1 *new, uint64_t size)
+{
+  struct q_l1 *old = atomic_load (&img->l1);
+  int r;
+
+  for (int i = 0; i < Q_TABLE_STRIPES; ++i)
+    pthread_mutex_lock (&img->stripe[i]);
+  r = q_header_write_disk (img, size, new->entries, new->table->host);
+  if (r == -ENOSPC)
+    goto out; /* it is in one sector, which was not written */
+  if (r == 0)
+    r = q_file_sync (img->file);
+  if (r < 0)
+    q_stick (img, r, "pointing the header to another L1 table failed");
+  else {
+    q_alloc_lock (img);
+    img->l1_offset = new->table->host;
+    img->l1_size = new->entries;
+    q_alloc_unlock (img);
+    atomic_store (&img->l1, new);
+    atomic_store (&img->size, size);
+    retire_tables (img, old);
+    q_table_retired (old->table);
+  }
+out:
+  for (int i = Q_TABLE_STRIPES; i-- > 0;)
+    pthread_mutex_unlock (&img->stripe[i]);
   if (r == 0)
     q_grace_retire (old, free_replaced_l1);
-  else
-    free_replaced_l1 (new);
   return r;
 }

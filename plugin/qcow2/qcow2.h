@@ -214,13 +214,14 @@ int q_survey (struct q_image *img,
               void *opaque, struct q_error *err);
 
 struct q_snapshot_info {
-  const char *id, *name; /* valid until the snapshot list changes or q_close */
+  const char *id, *name; /* valid until the list changes (see below) or q_close */
   uint64_t vm_state_size, disk_size;
   uint64_t vm_clock_nsec;
   uint32_t date_sec, date_nsec;
   int64_t icount; /* -1 if not recorded */
 };
-/* INDEX below info.nb_snapshots; -ENOENT past it. */
+/* INDEX below info.nb_snapshots; -ENOENT past it.  If others may change the list meanwhile, hold a
+ * pin: what INFO points to is valid inside it. */
 int q_get_snapshot (const struct q_image *img, unsigned index, struct q_snapshot_info *info);
 
 /* ---- persistent dirty bitmaps (bitmap.h) ---------------------------------------------------- */
@@ -433,6 +434,25 @@ struct q_key_change {
 };
 int q_change_keys (struct q_image *img, const struct q_key_change *change, struct q_error *err);
 
+/* ---- internal snapshots (snapshot-make.c, snapshot-drop.c) ------------------------------------
+ */
+
+/* While requests go on; one at a time, and not beside q_resize: they wait for each other.  Whatever
+ * fails leaves the disk and its snapshots as they were.  -EROFS, -ENOTSUP (raw, or an external data
+ * file), -ENOSPC, -EIO, -ENOMEM. */
+
+#define Q_SNAPSHOT_ID_SIZE 24
+
+/* Keeps the disk as it is between two writes as the snapshot NAME, which need not be unique; ID is
+ * its id.  -ERANGE: the refcounts are too narrow; -EFBIG: there are too many. */
+int q_snapshot_create (struct q_image *img, const char *name, char id[Q_SNAPSHOT_ID_SIZE],
+                       struct q_error *err);
+/* Deletes the (first) one with this name, or else this id.  -ENOENT. */
+int q_snapshot_delete (struct q_image *img, const char *name_or_id, struct q_error *err);
+/* Makes the disk what it was, its size included, when the snapshot with this id, or else this name,
+ * was made.  A request that is under way may see the disk before or after it. */
+int q_snapshot_apply (struct q_image *img, const char *id_or_name, struct q_error *err);
+
 /* ---- making images (create.c) -------------------------------------------------------------- */
 
 /* How a new image is encrypted: LUKS, in the words of qemu-img's encrypt.* options. */
@@ -475,6 +495,8 @@ enum { Q_REPAIR_LEAKS = 1, Q_REPAIR_ERRORS = 2 };
 
 struct q_check_result {
   uint64_t corruptions, leaks, check_errors;
+  uint64_t stale_flags; /* of the corruptions: COPIED flags that do not go with the recorded count,
+                         * on clusters that nobody shares: nothing can be lost by them */
   uint64_t corruptions_fixed, leaks_fixed;
   uint64_t allocated_clusters, total_clusters, fragmented_clusters, compressed_clusters;
   uint64_t image_end_offset;

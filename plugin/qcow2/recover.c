@@ -40,8 +40,9 @@ struct replay {
   const struct q_state_slot *slot;
   const uint8_t *map;
   uint64_t mapped;
-  const struct q_state_slot *l1, *reftable; /* NULL: as on disk */
-  struct patch *patch; /* in the order of the image file; none overlaps another */
+  const struct q_state_slot *l1;
+  const struct q_state_slot *reftable; /* NULL: as on disk */
+  struct patch *patch;                 /* in the order of the image file; none overlaps another */
   size_t n;
   struct qcow2_header disk_header; /* as it will be */
   bool header_changed;
@@ -175,21 +176,40 @@ slot_is_sane (const struct replay *p, const struct q_state_slot *slot)
          host < Q_MAX_HOST_OFFSET;
 }
 
-/* The slot that *NUMBER says is the L1 or the refcount table. */
+/* The refcount table that counts. */
 static const char *
-find_large (const struct replay *p, uint32_t number, enum q_table_kind kind,
-            const struct q_state_slot **slot)
+find_reftable (struct replay *p)
 {
-  *slot = NULL;
+  uint32_t number = atomic_load (&p->h->reftable_slot);
+  const struct q_state_slot *slot;
+
   if (number == 0)
     return NULL;
   if (number > Q_STATE_FIRST)
     return "it is damaged";
-  *slot = &p->slot[number - 1];
-  return (*slot)->kind == (uint32_t)kind && atomic_load (&(*slot)->in_use) &&
-                 slot_is_sane (p, *slot)
-             ? NULL
-             : "it is damaged";
+  slot = &p->slot[number - 1];
+  if (slot->kind != Q_TABLE_REFTABLE || !atomic_load (&slot->in_use) || !slot_is_sane (p, slot))
+    return "it is damaged";
+  p->reftable = slot;
+  return NULL;
+}
+
+/* The L1 table that the header points to: where one takes the place of another, that write is the
+ * instant at which it does. */
+static const char *
+find_l1 (struct replay *p)
+{
+  for (uint32_t i = Q_STATE_L1; i < Q_STATE_REFTABLE; ++i) {
+    const struct q_state_slot *slot = &p->slot[i];
+
+    if (atomic_load (&slot->in_use) && slot->kind == Q_TABLE_L1 &&
+        atomic_load (&slot->host) == p->img->l1_offset &&
+        slot->bytes == (p->img->l1_size ? p->img->l1_size : 1) * 8ull && slot_is_sane (p, slot)) {
+      p->l1 = slot;
+      return NULL;
+    }
+  }
+  return "it is damaged";
 }
 
 static uint64_t
@@ -268,9 +288,9 @@ collect (struct replay *p)
 {
   const char *wrong;
 
-  wrong = find_large (p, atomic_load (&p->h->l1_slot), Q_TABLE_L1, &p->l1);
+  wrong = find_l1 (p);
   if (!wrong)
-    wrong = find_large (p, atomic_load (&p->h->reftable_slot), Q_TABLE_REFTABLE, &p->reftable);
+    wrong = find_reftable (p);
   if (wrong)
     return wrong;
   p->patch = calloc (p->h->n_slots + 1, sizeof *p->patch);
@@ -292,13 +312,7 @@ collect (struct replay *p)
     if (wrong)
       return wrong;
   }
-  /* Tables that have moved: the header will say where they are. */
-  if (p->l1 &&
-      (atomic_load (&p->l1->host) != p->img->l1_offset || p->l1->bytes / 8 != p->img->l1_size)) {
-    p->disk_header.l1_table_offset = put64 (atomic_load (&p->l1->host));
-    p->disk_header.l1_size = put32 ((uint32_t)(p->l1->bytes / 8));
-    p->header_changed = true;
-  }
+  /* If it has moved, the header will say where it is. */
   if (p->reftable && (atomic_load (&p->reftable->host) != p->img->reftable_offset)) {
     p->disk_header.refcount_table_offset = put64 (atomic_load (&p->reftable->host));
     p->disk_header.refcount_table_clusters =
@@ -417,8 +431,10 @@ objection (struct replay *p)
   opts.opener = &opener;
   if (q_open (&img, p->img->filename, &opts, NULL) < 0)
     return "the image could not be opened with it";
-  if (q_check (img, 0, &result, NULL, NULL, NULL) < 0 || result.corruptions > 0 ||
-      result.check_errors > 0)
+  /* While a snapshot is made or dropped, COPIED flags and counts do not go together.  The dirty bit
+   * says so, and they are made to before the image is used. */
+  if (q_check (img, 0, &result, NULL, NULL, NULL) < 0 || result.check_errors > 0 ||
+      result.corruptions > (img->incompatible & Q_INCOMPAT_DIRTY ? result.stale_flags : 0))
     wrong = "the image would not be sound with it";
   q_close (&img, NULL);
   return wrong;
@@ -466,13 +482,6 @@ replay (struct replay *p)
     r = write_kind (p, Q_TABLE_L1);
   if (r == 0)
     r = q_file_sync (f);
-  if (r == 0 && p->header_changed) {
-    p->img->l1_offset = get64 (p->disk_header.l1_table_offset);
-    p->img->l1_size = get32 (p->disk_header.l1_size);
-    r = q_header_write_l1 (p->img);
-    if (r == 0)
-      r = q_file_sync (f);
-  }
   return r;
 }
 

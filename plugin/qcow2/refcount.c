@@ -78,8 +78,8 @@ q_refblock_entries (const struct q_image *img)
   return q_cluster_bytes (img) * 8 >> img->refcount_order;
 }
 
-static uint64_t
-max_count (const struct q_image *img)
+uint64_t
+q_refcount_max (const struct q_image *img)
 {
   return img->refcount_order == 6 ? UINT64_MAX : (1ull << (1u << img->refcount_order)) - 1;
 }
@@ -389,7 +389,7 @@ q_refcount_set (struct q_image *img, uint64_t cluster, unsigned flags, uint64_t 
   struct q_table *t;
   int r;
 
-  if (count > max_count (img))
+  if (count > q_refcount_max (img))
     return -ERANGE;
   r = get_or_make_block (img, cluster / per_block, flags, &t);
   if (r == 0)

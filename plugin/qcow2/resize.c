@@ -86,7 +86,7 @@ q_resize (struct q_image *img, uint64_t size, struct q_error *err)
     return q_fail (err, -ENOTSUP, "%s: cannot be made smaller (from %llu to %llu bytes)",
                    img->filename, ull (old), ull (size));
   if (img->format == Q_FORMAT_QCOW2) {
-    if (img->version == 2 && img->nb_snapshots > 0)
+    if (img->version == 2 && q_snapshots_count (img) > 0)
       return q_fail (
           err, -ENOTSUP,
           "%s: a version 2 image with snapshots cannot change its size: the snapshots do "

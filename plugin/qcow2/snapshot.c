@@ -1,7 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * The snapshot table (specification: "Snapshots"): read at open, so that the snapshots can be
- * listed and that nothing they hold is ever taken for free.
+ * listed and that nothing they hold is ever taken for free; written anew, to another place, for
+ * every change (snapshot-make.c, snapshot-drop.c).
+ *
+ * The list in memory is never changed, but replaced; whoever reads it holds a pin (invariant 5).
+ * What is in the table of other snapshots, extra data that nobody here understands included, is
+ * written as it was read.
  */
 
 #include <errno.h>
@@ -13,9 +18,9 @@
 
 /* Reads one entry at *POS and moves it to the next. */
 static int
-read_entry (struct q_image *img, unsigned i, uint64_t *pos, uint64_t file_size, struct q_error *err)
+read_entry (struct q_image *img, struct q_snapshot *s, unsigned i, uint64_t *pos,
+            uint64_t file_size, struct q_error *err)
 {
-  struct q_snapshot *s = &img->snapshots[i];
   struct qcow2_snapshot d;
   uint64_t start = *pos, len;
   int r;
@@ -61,10 +66,11 @@ read_entry (struct q_image *img, unsigned i, uint64_t *pos, uint64_t file_size, 
     return q_fail (err, r, "%s: cannot read the snapshot table: %s", img->filename, strerror (-r));
   *pos = q_round_up (start - img->snapshots_offset, 8) + img->snapshots_offset;
 
+  s->short_vm_state_size = get32 (d.vm_state_size);
   s->info = (struct q_snapshot_info){
     .id = s->id,
     .name = s->name,
-    .vm_state_size = get32 (d.vm_state_size),
+    .vm_state_size = s->short_vm_state_size,
     .disk_size = atomic_load (&img->size),
     .vm_clock_nsec = get64 (d.vm_clock_nsec),
     .date_sec = get32 (d.date_sec),
@@ -88,10 +94,40 @@ read_entry (struct q_image *img, unsigned i, uint64_t *pos, uint64_t file_size, 
   return 0;
 }
 
+static struct q_snapshots *
+new_list (uint32_t n)
+{
+  struct q_snapshots *list = calloc (1, sizeof *list + n * sizeof list->s[0]);
+
+  if (list)
+    list->n = n;
+  return list;
+}
+
+void
+q_snapshots_dispose (void *opaque)
+{
+  struct q_snapshots *list = opaque;
+
+  for (uint32_t i = 0; list && i < list->n; ++i) {
+    free (list->s[i].extra_data);
+    free (list->s[i].id);
+    free (list->s[i].name);
+  }
+  free (list);
+}
+
+void
+q_snapshots_free (struct q_image *img)
+{
+  q_snapshots_dispose (atomic_exchange (&img->snapshots, NULL));
+}
+
 int
 q_snapshots_read (struct q_image *img, struct q_error *err)
 {
   uint64_t pos = img->snapshots_offset, file_size;
+  struct q_snapshots *list;
   int r;
 
   if (img->nb_snapshots == 0)
@@ -99,73 +135,260 @@ q_snapshots_read (struct q_image *img, struct q_error *err)
   r = q_file_size (img->file, &file_size);
   if (r < 0)
     return q_fail (err, r, "%s: cannot tell the file's size: %s", img->filename, strerror (-r));
-  img->snapshots = calloc (img->nb_snapshots, sizeof *img->snapshots);
-  if (!img->snapshots)
+  list = new_list (img->nb_snapshots);
+  if (!list)
     return q_fail (err, -ENOMEM, "%s: out of memory for %u snapshots", img->filename,
                    img->nb_snapshots);
-  for (unsigned i = 0; r == 0 && i < img->nb_snapshots; ++i)
-    r = read_entry (img, i, &pos, file_size, err);
+  for (uint32_t i = 0; r == 0 && i < list->n; ++i)
+    r = read_entry (img, &list->s[i], i, &pos, file_size, err);
+  if (r < 0) {
+    q_snapshots_dispose (list);
+    return r;
+  }
   img->snapshots_bytes = pos - img->snapshots_offset;
-  return r;
+  atomic_store (&img->snapshots, list);
+  return 0;
 }
 
-static const struct q_snapshot *
-find (const struct q_image *img, const char *id_or_name)
+/* ---- finding --------------------------------------------------------------------------------- */
+
+const struct q_snapshot *
+q_snapshot_by_id (const struct q_image *img, const char *id)
 {
-  for (unsigned i = 0; i < img->nb_snapshots; ++i)
-    if (strcmp (img->snapshots[i].id, id_or_name) == 0)
-      return &img->snapshots[i];
-  for (unsigned i = 0; i < img->nb_snapshots; ++i)
-    if (strcmp (img->snapshots[i].name, id_or_name) == 0)
-      return &img->snapshots[i];
+  const struct q_snapshots *list = atomic_load (&img->snapshots);
+
+  for (uint32_t i = 0; list && i < list->n; ++i)
+    if (strcmp (list->s[i].id, id) == 0)
+      return &list->s[i];
+  return NULL;
+}
+
+const struct q_snapshot *
+q_snapshot_by_name (const struct q_image *img, const char *name)
+{
+  const struct q_snapshots *list = atomic_load (&img->snapshots);
+
+  for (uint32_t i = 0; list && i < list->n; ++i)
+    if (strcmp (list->s[i].name, name) == 0)
+      return &list->s[i];
   return NULL;
 }
 
 int
-q_snapshot_select (struct q_image *img, const char *id_or_name, struct q_error *err)
+q_snapshot_check (struct q_image *img, const struct q_snapshot *s, struct q_error *err)
 {
-  const struct q_snapshot *s = find (img, id_or_name);
   unsigned shift = img->cluster_bits + img->l2_bits;
+  int r;
 
-  if (!img->read_only)
-    return q_fail (err, -EROFS, "%s: snapshot '%s' can only be opened read-only", img->filename,
-                   id_or_name);
-  if (!s)
-    return q_fail (err, -ENOENT,
-                   "%s: has no snapshot with id or name '%s' (nbdcow-img info lists %u)",
-                   img->filename, id_or_name, img->nb_snapshots);
   if (s->info.disk_size > INT64_MAX - q_cluster_bytes (img) ||
       s->l1_size < q_div_up (s->info.disk_size, 1ull << shift))
     return q_fail (
         err, -EINVAL,
         "%s: snapshot '%s': an L1 table of %u entries is too small for a disk of %llu bytes",
-        img->filename, id_or_name, s->l1_size, ull (s->info.disk_size));
-  if (q_file_contains (img->file, s->l1_table_offset, s->l1_size * 8ull) != 1)
-    return q_fail (err, -EINVAL, "%s: snapshot '%s': truncated: its L1 table is not in the file",
-                   img->filename, id_or_name);
+        img->filename, s->name, s->l1_size, ull (s->info.disk_size));
+  r = q_file_contains (img->file, s->l1_table_offset, s->l1_size * 8ull);
+  if (r < 0)
+    return q_fail (err, r, "%s: cannot tell the file's size: %s", img->filename, strerror (-r));
+  return r == 1 ? 0
+                : q_fail (err, -EINVAL,
+                          "%s: snapshot '%s': truncated: its L1 table is not in the file",
+                          img->filename, s->name);
+}
+
+int
+q_snapshot_select (struct q_image *img, const char *id_or_name, struct q_error *err)
+{
+  const struct q_snapshot *s = q_snapshot_by_id (img, id_or_name);
+  int r;
+
+  if (!img->read_only)
+    return q_fail (err, -EROFS, "%s: snapshot '%s' can only be opened read-only", img->filename,
+                   id_or_name);
+  if (!s)
+    s = q_snapshot_by_name (img, id_or_name);
+  if (!s)
+    return q_fail (err, -ENOENT,
+                   "%s: has no snapshot with id or name '%s' (nbdcow-img info lists %u)",
+                   img->filename, id_or_name, q_snapshots_count (img));
+  r = q_snapshot_check (img, s, err);
+  if (r < 0)
+    return r;
   atomic_store (&img->size, s->info.disk_size);
   img->l1_offset = s->l1_table_offset;
   img->l1_size = s->l1_size;
   return 0;
 }
 
-void
-q_snapshots_free (struct q_image *img)
-{
-  for (unsigned i = 0; img->snapshots && i < img->nb_snapshots; ++i) {
-    free (img->snapshots[i].extra_data);
-    free (img->snapshots[i].id);
-    free (img->snapshots[i].name);
-  }
-  free (img->snapshots);
-  img->snapshots = NULL;
-}
-
 int
 q_get_snapshot (const struct q_image *img, unsigned index, struct q_snapshot_info *info)
 {
-  if (index >= img->nb_snapshots || !img->snapshots)
+  const struct q_snapshots *list = atomic_load (&img->snapshots);
+
+  if (!list || index >= list->n)
     return -ENOENT;
-  *info = img->snapshots[index].info;
+  *info = list->s[index].info;
+  return 0;
+}
+
+/* ---- changing -------------------------------------------------------------------------------- */
+
+static bool
+copy (struct q_snapshot *to, const struct q_snapshot *from)
+{
+  *to = *from;
+  to->extra_data = malloc (from->extra_data_size + 1u);
+  to->id = strdup (from->id);
+  to->name = strdup (from->name);
+  to->info.id = to->id;
+  to->info.name = to->name;
+  if (!to->extra_data || !to->id || !to->name)
+    return false;
+  memcpy (to->extra_data, from->extra_data, from->extra_data_size);
+  return true;
+}
+
+/* What version 3 wants and an entry from before an upgrade lacks. */
+static bool
+complete (const struct q_image *img, struct q_snapshot *s)
+{
+  struct qcow2_snapshot_extra x = { .vm_state_size = put64 (s->info.vm_state_size),
+                                    .disk_size = put64 (s->info.disk_size),
+                                    .icount = put64 ((uint64_t)s->info.icount) };
+  uint8_t *extra;
+
+  if (img->version < 3 || s->extra_data_size >= 16)
+    return true;
+  extra = malloc (sizeof x);
+  if (!extra)
+    return false;
+  memcpy (extra, &x, sizeof x);
+  free (s->extra_data);
+  s->extra_data = extra;
+  s->extra_data_size = sizeof x;
+  return true;
+}
+
+int
+q_snapshots_edit (struct q_image *img, const struct q_snapshot *drop, const struct q_snapshot *add,
+                  struct q_snapshots **plist, struct q_error *err)
+{
+  const struct q_snapshots *old = atomic_load (&img->snapshots);
+  uint32_t n = old ? old->n : 0, to = 0;
+  struct q_snapshots *list = new_list (n - (drop != NULL) + (add != NULL));
+  bool ok = list;
+
+  for (uint32_t i = 0; ok && i < n; ++i)
+    if (&old->s[i] != drop) {
+      ok = copy (&list->s[to], &old->s[i]) && complete (img, &list->s[to]);
+      ++to;
+    }
+  if (ok && add)
+    ok = copy (&list->s[to], add);
+  if (!ok) {
+    q_snapshots_dispose (list);
+    return q_fail (err, -ENOMEM, "%s: out of memory for %u snapshots", img->filename, n);
+  }
+  *plist = list;
+  if (q_snapshots_bytes (img, list) > Q_MAX_SNAPSHOT_TABLE) {
+    q_snapshots_dispose (list);
+    return q_fail (err, -EFBIG, "%s: the snapshot table would have more than %u bytes",
+                   img->filename, Q_MAX_SNAPSHOT_TABLE);
+  }
+  return 0;
+}
+
+static uint64_t
+entry_bytes (const struct q_snapshot *s)
+{
+  return q_round_up (
+      sizeof (struct qcow2_snapshot) + s->extra_data_size + strlen (s->id) + strlen (s->name), 8);
+}
+
+uint64_t
+q_snapshots_bytes (const struct q_image *img, const struct q_snapshots *list)
+{
+  uint64_t bytes = 0;
+
+  (void)img;
+  for (uint32_t i = 0; i < list->n; ++i)
+    bytes += entry_bytes (&list->s[i]);
+  return bytes;
+}
+
+static void
+write_entry (uint8_t *to, const struct q_snapshot *s)
+{
+  size_t id = strlen (s->id), name = strlen (s->name);
+  struct qcow2_snapshot d = {
+    .l1_table_offset = put64 (s->l1_table_offset),
+    .l1_size = put32 (s->l1_size),
+    .id_size = put16 ((uint16_t)id),
+    .name_size = put16 ((uint16_t)name),
+    .date_sec = put32 (s->info.date_sec),
+    .date_nsec = put32 (s->info.date_nsec),
+    .vm_clock_nsec = put64 (s->info.vm_clock_nsec),
+    .vm_state_size = put32 (s->short_vm_state_size),
+    .extra_data_size = put32 (s->extra_data_size),
+  };
+
+  memcpy (to, &d, sizeof d);
+  to += sizeof d;
+  memcpy (to, s->extra_data, s->extra_data_size);
+  to += s->extra_data_size;
+  memcpy (to, s->id, id);
+  memcpy (to + id, s->name, name);
+}
+
+/* The header points to LIST, at HOST, or to nothing if it is empty. */
+static void
+publish (struct q_image *img, struct q_snapshots *list, uint64_t host, uint64_t bytes)
+{
+  struct q_snapshots *old;
+
+  q_alloc_lock (img);
+  img->nb_snapshots = list->n;
+  img->snapshots_offset = host;
+  img->snapshots_bytes = bytes;
+  q_alloc_unlock (img);
+  old = atomic_exchange (&img->snapshots, list);
+  if (old)
+    q_grace_retire (old, q_snapshots_dispose);
+}
+
+int
+q_snapshots_write (struct q_image *img, struct q_snapshots *list, uint64_t host, bool *switched)
+{
+  uint64_t bytes = q_snapshots_bytes (img, list), at = 0;
+  uint64_t old_offset = img->snapshots_offset, old_bytes = img->snapshots_bytes;
+  uint8_t *buf = calloc (1, bytes + 1);
+  int r = buf ? 0 : -ENOMEM;
+
+  *switched = false;
+  for (uint32_t i = 0; r == 0 && i < list->n; ++i) {
+    write_entry (buf + at, &list->s[i]);
+    at += entry_bytes (&list->s[i]);
+  }
+  if (r == 0 && bytes > 0)
+    r = q_file_pwrite (img->file, buf, bytes, host);
+  free (buf);
+  if (r < 0)
+    return r;
+  r = q_file_sync (img->file);
+  if (r < 0)
+    return q_stick (img, r, "syncing the snapshot table failed");
+
+  r = q_header_write_snapshots (img, list->n, list->n ? host : 0);
+  if (r == -ENOSPC)
+    return r; /* it is in one sector, which was not written */
+  /* From here on nobody knows what the disk has until it is synced. */
+  *switched = true;
+  if (r == 0)
+    r = q_file_sync (img->file);
+  publish (img, list, list->n ? host : 0, bytes);
+  if (r < 0)
+    return q_stick (img, r, "pointing the header to the new snapshot table failed");
+  if (old_bytes > 0) /* or they are leaked */
+    q_alloc_release (img, old_offset >> img->cluster_bits,
+                     q_div_up (old_bytes, q_cluster_bytes (img)));
   return 0;
 }

@@ -169,12 +169,7 @@ q_state_give (struct q_state *s, struct q_state_slot *slot)
 void
 q_state_switch (struct q_state *s, struct q_state_slot *slot)
 {
-  uint32_t number = 1 + (uint32_t)(slot - s->slot);
-
-  if (slot->kind == Q_TABLE_L1)
-    atomic_store (&s->header->l1_slot, number);
-  else
-    atomic_store (&s->header->reftable_slot, number);
+  atomic_store (&s->header->reftable_slot, 1 + (uint32_t)(slot - s->slot));
 }
 
 int

@@ -32,7 +32,7 @@
 #include "image.h"
 
 #define Q_STATE_MAGIC   0x656b6361746e6243ull
-#define Q_STATE_VERSION 1u
+#define Q_STATE_VERSION 2u
 
 /* One table in the file.  A slot is replayed if it is in use and changed != saved. */
 struct q_state_slot {
@@ -55,16 +55,17 @@ struct q_state_header {
   uint32_t refcount_order;
   uint32_t n_slots;
   uint8_t session[16];
-  uint64_t dev, ino;           /* of the image file */
-  uint64_t file_bytes;         /* of this file */
-  uint64_t data_offset;        /* of the first slot's memory */
-  int64_t clock_skew;          /* the file system's clock less ours, nanoseconds */
-  _Atomic uint64_t valid;      /* 1 once all of this is in place */
-  _Atomic uint64_t sequence;   /* of the last finished flush */
-  _Atomic int64_t alive;       /* our clock when the image was last about to be touched, ns */
-  _Atomic uint64_t incomplete; /* some table had to do without a slot */
-  _Atomic uint32_t l1_slot,
-      reftable_slot; /* which of the large slots count; 0 none, else 1 + slot */
+  uint64_t dev, ino;              /* of the image file */
+  uint64_t file_bytes;            /* of this file */
+  uint64_t data_offset;           /* of the first slot's memory */
+  int64_t clock_skew;             /* the file system's clock less ours, nanoseconds */
+  _Atomic uint64_t valid;         /* 1 once all of this is in place */
+  _Atomic uint64_t sequence;      /* of the last finished flush */
+  _Atomic int64_t alive;          /* our clock when the image was last about to be touched, ns */
+  _Atomic uint64_t incomplete;    /* some table had to do without a slot */
+  _Atomic uint32_t reftable_slot; /* the refcount table that counts; 0 none, else 1 + slot.  The L1
+                                   * table that counts is the one that the header points to */
+  uint32_t padding;
 };
 
 /* The session extension's data on disk. */
@@ -108,7 +109,7 @@ int q_state_end (struct q_image *img, bool clean);
 struct q_state_slot *q_state_take (struct q_state *s, enum q_table_kind kind, uint64_t index,
                                    uint64_t host, uint32_t bytes, void **mem);
 void q_state_give (struct q_state *s, struct q_state_slot *slot);
-/* The L1 or refcount table in SLOT is the one that counts from now on. */
+/* The refcount table in SLOT is the one that counts from now on. */
 void q_state_switch (struct q_state *s, struct q_state_slot *slot);
 /* A flush that changed metadata: its number goes to the header with the references, and is
  * finished once it is there. */

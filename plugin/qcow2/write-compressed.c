@@ -129,6 +129,9 @@ store (struct piece *p)
   r = q_gate_enter (img, 0);
   if (r < 0)
     return r;
+  r = -ENOSPC; /* it may have been made smaller meanwhile */
+  if (p->gc << img->cluster_bits >= q_size (img))
+    goto out;
   q_bitmaps_mark (img, p->gc << img->cluster_bits, q_cluster_bytes (img));
   r = q_claim_take (img, &claim, p->gc, p->gc, 0);
   if (r < 0)

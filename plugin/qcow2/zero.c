@@ -337,6 +337,10 @@ change_clusters (struct q_image *img, uint64_t first, uint64_t end, enum mode mo
   r = q_gate_enter (img, 0);
   if (r < 0)
     return r;
+  if (last << img->cluster_bits >= q_size (img)) { /* it was made smaller meanwhile */
+    r = -ENOSPC;
+    goto out;
+  }
   pin = q_pin ();
   mark_range (img, first, q_min (end, (last + 1) << sub_shift (img)));
   r = is_blank (img, gc, last - gc + 1, mode);

@@ -24,6 +24,7 @@
 #include <time.h>
 
 #include "images.h"
+#include "snaps.h"
 #include "schedule.h"
 #include "statefile.h"
 #include "states.h"
@@ -254,6 +255,7 @@ try_instants (struct run *run, const struct watch *w, double until, struct count
 
   expect_init (&x, run->contents, run->size);
   run->least = 0;
+  snaps_rewind (run->snaps);
   for (i = 0; good && i < w->n && (until == 0 || monotonic () < until); ++i) {
     for (; at < w->instant[i].entries; ++at) {
       const struct rec_entry *e = &w->rec.entry[at];
@@ -265,6 +267,8 @@ try_instants (struct run *run, const struct watch *w, double until, struct count
         expect_settle_op (&x, &run->op[e->subject]);
       } else if (e->kind == REC_MARK && e->mark == MARK_GROWN)
         run->least = e->subject;
+      else if (e->kind == REC_MARK)
+        snaps_follow (run->snaps, e->mark, e->subject);
     }
     rebuild (&w->rec, &w->instant[i], f);
     ++n->instants;

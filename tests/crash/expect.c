@@ -126,7 +126,9 @@ expect_done (struct expect *x, const struct guest_op *op)
 static uint8_t
 value (const struct expect_change *c, uint64_t offset)
 {
-  return c->op->kind == GUEST_WRITE ? guest_byte (c->op->seed, offset) : 0;
+  return c->op->kind == GUEST_WRITE     ? guest_byte (c->op->seed, offset)
+         : c->op->kind == GUEST_GO_BACK ? c->op->contents[offset]
+                                        : 0;
 }
 
 /* Makes change AT of block I certain: what was before it is gone. */

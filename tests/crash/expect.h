@@ -21,14 +21,15 @@
 
 #define BLOCK 512u
 
-enum guest_kind { GUEST_WRITE, GUEST_ZERO, GUEST_DISCARD };
+enum guest_kind { GUEST_WRITE, GUEST_ZERO, GUEST_DISCARD, GUEST_GO_BACK };
 
 struct guest_op {
   enum guest_kind kind;
   uint64_t offset, len;
   uint64_t seed;   /* GUEST_WRITE */
   uint8_t *zeroed; /* GUEST_DISCARD, once it is done: which blocks from offset's on read as zeros */
-  uint64_t when;   /* it was done, in the order of everything; 0 if it never was */
+  const uint8_t *contents; /* GUEST_GO_BACK: of the whole disk */
+  uint64_t when;           /* it was done, in the order of everything; 0 if it never was */
 };
 
 /* Set in a seed whose bytes are to be compressible. */

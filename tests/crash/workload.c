@@ -10,309 +10,12 @@
 #include <string.h>
 
 #include "images.h"
+#include "snaps.h"
 
 #define MAX_IO (256u << 10)
 
 /* No disk is larger, so that a state can be made and looked at in a millisecond. */
 #define MAX_DISK (1u << 20)
-
-#define MIXED                                                                                      \
-  {                                                                                                \
-    .small = 30, .cluster = 15, .large = 5, .zero = 12, .discard = 12, .read = 10, .flush = 16     \
-  }
-
-#define PACKED                                                                                     \
-  {                                                                                                \
-    .small = 12, .cluster = 8, .compress = 45, .zero = 5, .discard = 12, .read = 6, .flush = 12    \
-  }
-
-const struct workload workloads[] = {
-  { .name = "fresh",
-    .version = 3,
-    .clusters = 300,
-    .threads = 1,
-    .operations = 50,
-    .mix = { .small = 40, .cluster = 20, .large = 10, .read = 10, .flush = 20 } },
-  { .name = "fresh-v2",
-    .version = 2,
-    .clusters = 300,
-    .threads = 1,
-    .operations = 50,
-    .mix = MIXED },
-  { .name = "encrypted",
-    .version = 3,
-    .clusters = 100,
-    .threads = 1,
-    .operations = 50,
-    .encrypted = true,
-    .fill = 50,
-    .mix = MIXED },
-  { .name = "encrypted-overlay",
-    .image = IMAGE_OVERLAY,
-    .version = 3,
-    .clusters = 60,
-    .threads = 1,
-    .operations = 50,
-    .encrypted = true,
-    .mix = MIXED },
-  { .name = "overwrite",
-    .version = 3,
-    .clusters = 100,
-    .threads = 1,
-    .operations = 50,
-    .fill = 120,
-    .mix = { .small = 50, .cluster = 20, .large = 5, .read = 10, .flush = 15 } },
-  { .name = "overlay",
-    .image = IMAGE_OVERLAY,
-    .version = 3,
-    .clusters = 100,
-    .threads = 1,
-    .operations = 50,
-    .mix = MIXED },
-  { .name = "overlay-v2",
-    .image = IMAGE_OVERLAY,
-    .version = 2,
-    .clusters = 100,
-    .threads = 1,
-    .operations = 50,
-    .mix = MIXED },
-  { .name = "snapshot",
-    .image = IMAGE_SNAPSHOT,
-    .version = 3,
-    .clusters = 200,
-    .threads = 1,
-    .operations = 50,
-    .mix = MIXED },
-  { .name = "snapshot-v2",
-    .image = IMAGE_SNAPSHOT,
-    .version = 2,
-    .cluster_bits = 9,
-    .clusters = 400,
-    .threads = 1,
-    .operations = 50,
-    .mix = MIXED },
-  { .name = "compressed",
-    .image = IMAGE_COMPRESSED,
-    .version = 3,
-    .clusters = 200,
-    .threads = 1,
-    .operations = 50,
-    .mix = MIXED },
-  { .name = "pack", .version = 3, .clusters = 100, .threads = 1, .operations = 60, .mix = PACKED },
-  { .name = "pack-overlay",
-    .image = IMAGE_OVERLAY,
-    .version = 3,
-    .clusters = 100,
-    .threads = 1,
-    .operations = 60,
-    .zstd = true,
-    .mix = PACKED },
-  { .name = "pack-v2",
-    .image = IMAGE_COMPRESSED,
-    .version = 2,
-    .clusters = 100,
-    .threads = 1,
-    .operations = 60,
-    .mix = PACKED },
-  { .name = "pack-snapshot",
-    .image = IMAGE_SNAPSHOT,
-    .version = 3,
-    .clusters = 100,
-    .threads = 1,
-    .operations = 60,
-    .mix = PACKED },
-  { .name = "pack-counts",
-    .version = 3,
-    .cluster_bits = 12,
-    .refcount_bits = 2,
-    .clusters = 60,
-    .threads = 1,
-    .operations = 60,
-    .mix = PACKED },
-  { .name = "pack-threads",
-    .version = 3,
-    .clusters = 200,
-    .threads = 4,
-    .operations = 25,
-    .mix = PACKED },
-  { .name = "discard",
-    .version = 3,
-    .clusters = 100,
-    .threads = 1,
-    .operations = 60,
-    .fill = 60,
-    .mix = { .small = 15, .cluster = 30, .large = 3, .zero = 10, .discard = 25, .flush = 17 } },
-  { .name = "zero",
-    .image = IMAGE_OVERLAY,
-    .version = 3,
-    .clusters = 100,
-    .threads = 1,
-    .operations = 60,
-    .fill = 60,
-    .mix = { .small = 25, .cluster = 15, .zero = 40, .discard = 3, .flush = 17 } },
-  { .name = "growth",
-    .version = 3,
-    .cluster_bits = 9,
-    .refcount_bits = 64,
-    .clusters = 9000,
-    .threads = 1,
-    .operations = 30,
-    .fill = 38,
-    .mix = { .large = 60, .small = 10, .discard = 5, .flush = 25 } },
-  { .name = "growth-threads",
-    .version = 3,
-    .cluster_bits = 9,
-    .refcount_bits = 64,
-    .clusters = 9000,
-    .threads = 3,
-    .operations = 20,
-    .fill = 38,
-    .mix = { .large = 60, .small = 10, .discard = 5, .flush = 25 } },
-  { .name = "resize",
-    .image = IMAGE_OVERLAY,
-    .version = 3,
-    .cluster_bits = 9,
-    .clusters = 9000,
-    .threads = 1,
-    .operations = 40,
-    .start = 5,
-    .mix = { .small = 20, .cluster = 20, .discard = 10, .zero = 5, .grow = 20, .flush = 15 } },
-  { .name = "resize-v2",
-    .image = IMAGE_OVERLAY,
-    .version = 2,
-    .cluster_bits = 9,
-    .clusters = 6000,
-    .threads = 1,
-    .operations = 30,
-    .start = 30,
-    .mix = { .small = 20, .cluster = 20, .discard = 10, .zero = 5, .grow = 10, .flush = 15 } },
-  { .name = "resize-threads",
-    .image = IMAGE_OVERLAY,
-    .version = 3,
-    .cluster_bits = 9,
-    .clusters = 6000,
-    .threads = 3,
-    .operations = 25,
-    .start = 20,
-    .mix = { .small = 20, .cluster = 20, .discard = 10, .zero = 5, .grow = 30, .flush = 15 } },
-  { .name = "header",
-    .image = IMAGE_FOREIGN_OVERLAY,
-    .version = 3,
-    .clusters = 100,
-    .threads = 1,
-    .operations = 12,
-    .mix = MIXED },
-  { .name = "header-v2",
-    .image = IMAGE_FOREIGN,
-    .version = 2,
-    .clusters = 100,
-    .threads = 1,
-    .operations = 12,
-    .mix = MIXED },
-  { .name = "lazy",
-    .image = IMAGE_FOREIGN,
-    .version = 3,
-    .clusters = 100,
-    .threads = 1,
-    .operations = 40,
-    .lazy = true,
-    .mix = MIXED },
-  { .name = "dirty",
-    .image = IMAGE_DIRTY,
-    .version = 3,
-    .cluster_bits = 12,
-    .refcount_bits = 16,
-    .clusters = 100,
-    .threads = 1,
-    .operations = 10,
-    .lazy = true,
-    .mix = MIXED },
-  { .name = "device",
-    .version = 3,
-    .clusters = 100,
-    .threads = 1,
-    .operations = 40,
-    .device = true,
-    .mix = MIXED },
-  { .name = "plain",
-    .image = IMAGE_OVERLAY,
-    .version = 3,
-    .clusters = 100,
-    .threads = 1,
-    .operations = 40,
-    .plain = true,
-    .mix = MIXED },
-  { .name = "extended",
-    .version = 3,
-    .clusters = 40,
-    .threads = 1,
-    .operations = 60,
-    .extended_l2 = true,
-    .mix = MIXED },
-  { .name = "extended-overlay",
-    .image = IMAGE_OVERLAY,
-    .version = 3,
-    .clusters = 40,
-    .threads = 1,
-    .operations = 60,
-    .extended_l2 = true,
-    .mix = MIXED },
-  { .name = "extended-snapshot",
-    .image = IMAGE_SNAPSHOT,
-    .version = 3,
-    .clusters = 40,
-    .threads = 1,
-    .operations = 60,
-    .extended_l2 = true,
-    .mix = MIXED },
-  { .name = "extended-compressed",
-    .image = IMAGE_COMPRESSED,
-    .version = 3,
-    .clusters = 40,
-    .threads = 1,
-    .operations = 60,
-    .extended_l2 = true,
-    .mix = MIXED },
-  { .name = "extended-resize",
-    .image = IMAGE_OVERLAY,
-    .version = 3,
-    .cluster_bits = 14,
-    .clusters = 60,
-    .threads = 1,
-    .operations = 40,
-    .start = 5,
-    .extended_l2 = true,
-    .mix = { .small = 20, .cluster = 20, .discard = 10, .zero = 5, .grow = 20, .flush = 15 } },
-  { .name = "extended-threads",
-    .image = IMAGE_OVERLAY,
-    .version = 3,
-    .clusters = 20,
-    .threads = 4,
-    .operations = 30,
-    .extended_l2 = true,
-    .mix = MIXED },
-  { .name = "threads",
-    .version = 3,
-    .clusters = 200,
-    .threads = 4,
-    .operations = 25,
-    .mix = MIXED },
-  { .name = "overlay-threads",
-    .image = IMAGE_OVERLAY,
-    .version = 3,
-    .clusters = 60,
-    .threads = 4,
-    .operations = 25,
-    .mix = MIXED },
-  { .name = "snapshot-threads",
-    .image = IMAGE_SNAPSHOT,
-    .version = 3,
-    .clusters = 150,
-    .threads = 4,
-    .operations = 25,
-    .mix = MIXED },
-};
-const size_t n_workloads = sizeof workloads / sizeof workloads[0];
 
 /* ---- before and after ------------------------------------------------------------------------ */
 
@@ -323,7 +26,9 @@ choose_geometry (struct run *run, uint64_t *random)
   static const unsigned refcount_bits[] = { 1, 2, 4, 8, 16, 16, 32, 64 };
   const struct workload *w = run->w;
   uint64_t clusters = w->clusters, most;
-  unsigned from = w->image == IMAGE_SNAPSHOT ? 2 : w->image == IMAGE_COMPRESSED ? 4 : 0;
+  unsigned from = w->image == IMAGE_SNAPSHOT || w->mix.snapshot ? 2
+                  : w->image == IMAGE_COMPRESSED                ? 4
+                                                                : 0;
 
   run->cluster_bits = w->cluster_bits ? w->cluster_bits : cluster_bits[random_below (random, 7)];
   run->refcount_bits = w->version == 2    ? 16
@@ -377,6 +82,7 @@ workload_prepare (struct run *run, const struct workload *w, uint64_t seed)
   }
   pthread_mutex_init (&run->lock, NULL);
   expect_init (&run->live, run->contents, run->size);
+  run->snaps = xalloc (sizeof *run->snaps);
   run->op = xalloc ((size_t)w->threads * w->operations * sizeof *run->op);
   return true;
 }
@@ -389,6 +95,8 @@ workload_free (struct run *run)
   free (run->op);
   free (run->contents);
   expect_free (&run->live);
+  snaps_free (run->snaps);
+  free (run->snaps);
   mem_store_free (&run->store);
   pthread_mutex_destroy (&run->lock);
 }
@@ -401,8 +109,8 @@ workload_open (struct run *run, struct q_error *err)
   return q_open (&run->img, "top", &run->opts, err);
 }
 
-static void
-mark (struct run *run, enum workload_mark m, size_t subject)
+void
+workload_mark (struct run *run, enum workload_mark m, size_t subject)
 {
   if (run->rec)
     rec_mark (run->rec, m, subject);
@@ -414,7 +122,7 @@ workload_close (struct run *run, struct q_error *err)
   int r = q_close (&run->img, err);
 
   if (r == 0)
-    mark (run, MARK_CLOSED, run->now);
+    workload_mark (run, MARK_CLOSED, run->now);
   return r;
 }
 
@@ -458,19 +166,19 @@ begin_with (struct guest *g, enum guest_kind kind, uint64_t offset, uint64_t len
   if (compressible)
     op->seed |= GUEST_COMPRESSIBLE;
   expect_begin (&run->live, op);
-  mark (run, MARK_BEGUN, (size_t)(op - run->op));
+  workload_mark (run, MARK_BEGUN, (size_t)(op - run->op));
   pthread_mutex_unlock (&run->lock);
   return op;
 }
 
-static struct guest_op *
-begin (struct guest *g, enum guest_kind kind, uint64_t offset, uint64_t len)
+struct guest_op *
+workload_begin (struct guest *g, enum guest_kind kind, uint64_t offset, uint64_t len)
 {
   return begin_with (g, kind, offset, len, false);
 }
 
-static void
-done (struct guest *g, struct guest_op *op)
+void
+workload_done (struct guest *g, struct guest_op *op)
 {
   struct run *run = g->run;
 
@@ -478,7 +186,7 @@ done (struct guest *g, struct guest_op *op)
   op->when = ++run->now;
   expect_done (&run->live, op);
   expect_settle_op (&run->live, op);
-  mark (run, MARK_DONE, (size_t)(op - run->op));
+  workload_mark (run, MARK_DONE, (size_t)(op - run->op));
   pthread_mutex_unlock (&run->lock);
 }
 
@@ -518,14 +226,14 @@ write_in_steps (struct guest *g, const uint8_t *buf, uint64_t offset, uint64_t l
 int
 guest_write (struct guest *g, uint64_t offset, uint64_t len)
 {
-  struct guest_op *op = begin (g, GUEST_WRITE, offset, len);
+  struct guest_op *op = workload_begin (g, GUEST_WRITE, offset, len);
   int r;
 
   guest_fill (op->seed, offset, len, g->buf);
   r = g->steps && random_below (&g->random, 3) == 0 ? write_in_steps (g, g->buf, offset, len)
                                                     : q_pwrite (g->run->img, g->buf, offset, len);
   if (r == 0)
-    done (g, op);
+    workload_done (g, op);
   return check_error (g, "write", r);
 }
 
@@ -538,20 +246,20 @@ guest_compress (struct guest *g, uint64_t offset, uint64_t len)
   guest_fill (op->seed, offset, len, g->buf);
   r = q_write_compressed (g->run->img, g->buf, offset, len);
   if (r == 0)
-    done (g, op);
+    workload_done (g, op);
   return check_error (g, "compressed write", r);
 }
 
 int
 guest_zero (struct guest *g, uint64_t offset, uint64_t len, unsigned flags)
 {
-  struct guest_op *op = begin (g, GUEST_ZERO, offset, len);
+  struct guest_op *op = workload_begin (g, GUEST_ZERO, offset, len);
   int r = q_zero (g->run->img, offset, len, flags | Q_ZERO_FAST);
 
   if (r == -ENOTSUP)
     r = q_zero (g->run->img, offset, len, flags);
   if (r == 0)
-    done (g, op);
+    workload_done (g, op);
   return check_error (g, "write zeroes", r);
 }
 
@@ -578,7 +286,7 @@ guest_read (struct guest *g, uint64_t offset, uint64_t len)
 int
 guest_discard (struct guest *g, uint64_t offset, uint64_t len)
 {
-  struct guest_op *op = begin (g, GUEST_DISCARD, offset, len);
+  struct guest_op *op = workload_begin (g, GUEST_DISCARD, offset, len);
   uint64_t first = offset / BLOCK, blocks = (offset + len - 1) / BLOCK - first + 1;
   int r = q_discard (g->run->img, offset, len);
 
@@ -591,7 +299,7 @@ guest_discard (struct guest *g, uint64_t offset, uint64_t len)
   for (uint64_t i = 0; i < len; ++i)
     if (g->buf[i] != 0)
       op->zeroed[(offset + i) / BLOCK - first] = 0;
-  done (g, op);
+  workload_done (g, op);
   /* Whatever it left, it must be something that was there. */
   return guest_read (g, offset, len);
 }
@@ -617,7 +325,7 @@ grow (struct guest *g)
   if (r == 0) {
     pthread_mutex_lock (&run->lock);
     run->disk = g->to = size;
-    mark (run, MARK_GROWN, size);
+    workload_mark (run, MARK_GROWN, size);
     pthread_mutex_unlock (&run->lock);
   }
   return check_error (g, "resize", r);
@@ -634,7 +342,7 @@ workload_flush (struct run *run)
   pthread_mutex_unlock (&run->lock);
   r = q_flush (run->img);
   if (r == 0)
-    mark (run, MARK_FLUSHED, asked);
+    workload_mark (run, MARK_FLUSHED, asked);
   return r;
 }
 
@@ -686,7 +394,7 @@ guest_operate (struct guest *g)
 {
   const struct workload_mix *m = &g->run->w->mix;
   uint64_t total = m->small + m->cluster + m->large + m->zero + m->discard + m->read + m->flush +
-                   m->grow + m->compress;
+                   m->grow + m->compress + m->snapshot;
   uint64_t pick = random_below (&g->random, total), cluster = 1ull << g->run->cluster_bits;
   uint64_t some = 8ull << (random_below (&g->random, 2) ? g->run->unit_bits : g->run->cluster_bits);
   uint64_t offset, len;
@@ -714,6 +422,8 @@ guest_operate (struct guest *g)
     grow (g);
   else if ((pick -= m->grow) < m->compress)
     compress (g);
+  else if ((pick -= m->compress) < m->snapshot)
+    snaps_operate (g);
   else
     check_error (g, "flush", workload_flush (g->run));
 }

@@ -13,6 +13,9 @@
 #include "expect.h"
 #include "record.h"
 
+struct guest;
+struct snaps; /* snaps.h */
+
 enum workload_image {
   IMAGE_EMPTY,   /* made by us */
   IMAGE_OVERLAY, /* made by us, over a qcow2 file that has data */
@@ -29,6 +32,7 @@ struct workload_mix {
   unsigned zero, discard, read, flush;
   unsigned grow;     /* the disk */
   unsigned compress; /* whole clusters, compressed; most of them become smaller */
+  unsigned snapshot; /* made, deleted, gone back to */
 };
 
 struct workload {
@@ -57,9 +61,14 @@ extern const size_t n_workloads;
 
 /* What marks in the recording mean; the subject is an operation, or a place in time. */
 enum workload_mark {
-  MARK_BEGUN,   /* operation */
-  MARK_DONE,    /* operation */
-  MARK_GROWN,   /* the new size */
+  MARK_BEGUN,      /* operation */
+  MARK_DONE,       /* operation */
+  MARK_GROWN,      /* the new size */
+  MARK_SNAP_BEGUN, /* snapshot */
+  MARK_SNAP_DROPPING,
+  /* from here on: something more is demanded of the same file */
+  MARK_SNAP_MADE,
+  MARK_SNAP_DROPPED,
   MARK_FLUSHED, /* the time of asking */
   MARK_CLOSED,  /* q_close has answered 0: the time */
 };
@@ -84,6 +93,7 @@ struct run {
 
   pthread_mutex_t lock; /* for all below */
   struct expect live;   /* what a read may give now */
+  struct snaps *snaps;
   struct guest_op *op;
   size_t n_ops;
   uint64_t now;      /* counts what was done */
@@ -100,6 +110,12 @@ int workload_open (struct run *run, struct q_error *err);
 /* Everything that the guest does.  Returns when all threads are done. */
 void workload_run (struct run *run);
 int workload_close (struct run *run, struct q_error *err);
+/* Puts a mark in the recording, if there is one.  run->lock held. */
+void workload_mark (struct run *run, enum workload_mark mark, size_t subject);
+/* An operation of the guest begins; is done. */
+struct guest_op *workload_begin (struct guest *g, enum guest_kind kind, uint64_t offset,
+                                 uint64_t len);
+void workload_done (struct guest *g, struct guest_op *op);
 /* One flush, with its marks. */
 int workload_flush (struct run *run);
 /* Reads the whole disk of IMG, as large as it is, and compares it with X; false with *BAD and the

@@ -1,0 +1,573 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Making an internal snapshot of a disk that is in use (specification: "Snapshots").
+ *
+ * A snapshot is a copy of the L1 table.  All that it refers to gets one more count, and the COPIED
+ * flags go, so that the next write to any cluster goes elsewhere.
+ *
+ * Most of the work is done while the disk is in use.  Table by table, under the claim on its range
+ * (invariant 4), the counts of the data clusters are raised and the flags cleared.  Whoever changes
+ * a table after that saves what was counted first (q_counting_save).  Then the gate is closed, and
+ * what is left is what changed meanwhile: tables that differ from what was counted are counted
+ * again, L2 tables themselves are counted, all of it is flushed, and the L1 table is copied.  That
+ * is the moment of the snapshot, between two writes; the gate opens.  Last the copy and a new
+ * snapshot table are written, and one write to the header makes the snapshot.
+ *
+ * Until that write the disk has what it had, with counts that are too high and some flags missing.
+ * Such counts are leaks; a missing flag costs a copy; a flag that is still there beside a count of
+ * 2 is on a cluster that nobody shares yet.  In version 3 the dirty bit is set all the while, so
+ * that the next one to open the image puts it right.  On the disk the order is
+ *
+ *     the dirty bit
+ *     counts, before cleared flags and before the copy of the L1 table (flush.c; invariant 1)
+ *     every table that the copy refers to, as it was at the moment, before the copy
+ *     the copy and the new snapshot table, before the header's pointer to it
+ *     the old snapshot table's clusters are given back after that
+ *
+ * Anything that fails before the write to the header is undone: counts are lowered, and flags are
+ * set where the count is 1.  What cannot even be undone leaves the dirty bit set.
+ */
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/time.h>
+#include <time.h>
+
+#include "entry.h"
+
+/* As many as QEMU can name. */
+#define MAX_NAME 255u
+
+/* With more of what was counted saved, the gate is closed: what is left to do then only grows. */
+#define MAX_SAVED (64ull << 20)
+
+struct q_counting {
+  uint32_t entries; /* of the L1 table */
+  bool *counted;    /* by L1 index: what the table refers to has been counted ... */
+  uint8_t **before; /* ... and was this, if it has been changed since */
+  _Atomic uint64_t saved;
+};
+
+struct making {
+  struct q_image *img;
+  struct q_counting *c;
+  uint8_t *l2, *other; /* an L2 table each */
+  uint64_t *l1;        /* the copy, in host byte order, with the flags that there were */
+  uint32_t tables;     /* L2 tables below so many L1 entries have been counted */
+  bool stopped;        /* the gate has been closed: l1 is complete */
+  uint64_t l1_cluster, l1_clusters, table_cluster, table_clusters;
+  uint64_t pause_ns;
+};
+
+/* ---- what was counted ------------------------------------------------------------------------ */
+
+static void
+counting_free (struct q_counting *c)
+{
+  if (!c)
+    return;
+  for (uint32_t i = 0; c->before && i < c->entries; ++i)
+    free (c->before[i]);
+  free (c->before);
+  free (c->counted);
+  free (c);
+}
+
+static struct q_counting *
+counting_new (uint32_t entries)
+{
+  struct q_counting *c = calloc (1, sizeof *c);
+
+  if (!c)
+    return NULL;
+  c->entries = entries;
+  c->counted = calloc (entries + 1ul, sizeof *c->counted);
+  c->before = calloc (entries + 1ul, sizeof (uint8_t *));
+  if (!c->counted || !c->before) {
+    counting_free (c);
+    return NULL;
+  }
+  return c;
+}
+
+/* The holder of T has the claim on what it will change, so nobody is counting it. */
+int
+q_counting_save (struct q_image *img, const struct q_table *t)
+{
+  struct q_counting *c = atomic_load_explicit (&img->counting, memory_order_acquire);
+  uint8_t *copy;
+
+  if (!c || t->index >= c->entries || !c->counted[t->index] || c->before[t->index])
+    return 0;
+  copy = malloc (t->bytes);
+  if (!copy)
+    return -ENOMEM;
+  q_entries_copy (t, 0, t->bytes, copy);
+  c->before[t->index] = copy;
+  atomic_fetch_add (&c->saved, t->bytes);
+  return 0;
+}
+
+static void
+clear_copied (struct q_image *img, struct q_table *t)
+{
+  uint32_t n = 1u << img->l2_bits, first = n, last = 0;
+
+  for (uint32_t i = 0; i < n; ++i) {
+    struct q_l2_entry e = q_l2_entry_get (t, i);
+
+    if (!(e.descriptor & Q_COPIED))
+      continue;
+    e.descriptor &= ~Q_COPIED;
+    q_l2_entry_set (t, i, e);
+    first = first == n ? i : first;
+    last = i;
+  }
+  if (first < n)
+    q_l2_mark_dirty (t, first, last - first + 1);
+}
+
+/* Holds the table of L1 entry INDEX so that its flags may be changed; *T is NULL if there is none.
+ * A table that others share is changed only if it has flags that it should not have: then it is
+ * first given a place of its own. */
+static int
+hold (struct making *m, uint32_t index, struct q_table **t)
+{
+  bool own;
+  int r = q_l2_keep (m->img, index, t, &own);
+
+  if (r < 0 || !*t)
+    return r;
+  q_entries_copy (*t, 0, (*t)->bytes, m->l2);
+  if (own || !q_tree_has_copied (m->img, m->l2))
+    return 0;
+  q_l2_release (*t);
+  return q_l2_hold (m->img, index, 0, t);
+}
+
+/* Counts what the table of L1 entry INDEX refers to for the first time.  Claimed, or stopped. */
+static int
+count_table (struct making *m, uint32_t index)
+{
+  struct q_table *t;
+  q_pin_t pin = q_pin ();
+  int r = hold (m, index, &t);
+
+  if (r == 0 && t) {
+    r = q_tree_raise (m->img, m->l2);
+    if (r == 0) {
+      Q_PROBE ("counts raised, flags not cleared");
+      clear_copied (m->img, t);
+      m->c->counted[index] = true;
+    }
+    q_l2_release (t);
+  }
+  q_unpin (pin);
+  return r;
+}
+
+/* Counts what a table refers to now and did not when it was counted.  Stopped. */
+static int
+count_change (struct making *m, uint32_t index)
+{
+  struct q_table *t;
+  q_pin_t pin = q_pin ();
+  int r = hold (m, index, &t);
+
+  if (r == 0 && t) {
+    memcpy (m->other, m->c->before[index], t->bytes);
+    q_tree_difference (m->img, m->other, m->l2);
+    r = q_tree_raise (m->img, m->l2);
+    if (r == 0) {
+      clear_copied (m->img, t);
+      free (m->c->before[index]);
+      m->c->before[index] = NULL;
+      /* What it referred to then has lost its last reference but ours, or will with limbo. */
+      q_tree_lower (m->img, m->other);
+    }
+    q_l2_release (t);
+  }
+  q_unpin (pin);
+  return r;
+}
+
+/* ---- while the disk is in use ---------------------------------------------------------------- */
+
+static int
+count_in_use (struct making *m)
+{
+  struct q_image *img = m->img;
+  int r = 0;
+
+  for (uint32_t i = 0; r == 0 && i < m->c->entries && atomic_load (&m->c->saved) < MAX_SAVED; ++i) {
+    struct q_plan_claim claim;
+    struct q_l1 *l1;
+    q_pin_t pin = q_pin ();
+    bool empty;
+
+    l1 = atomic_load (&img->l1);
+    empty = (q_entry_get (l1->table, i) & Q_OFFSET_MASK) == 0;
+    q_unpin (pin);
+    if (empty)
+      continue;
+    r = q_tree_claim (img, i, &claim);
+    if (r == 0) {
+      r = count_table (m, i);
+      q_tree_release (img, &claim);
+    }
+    if (r == 0)
+      r = q_flush_throttle (img);
+  }
+  /* The second has little left to do, and so has the one while the disk stands still. */
+  if (r == 0)
+    r = q_flush (img);
+  return r < 0 ? r : q_flush (img);
+}
+
+/* ---- while it stands still ------------------------------------------------------------------- */
+
+/* Everything that is referred to has been counted.  Now the L2 tables. */
+static int
+count_tables (struct making *m)
+{
+  struct q_l1 *l1 = atomic_load (&m->img->l1);
+  int r = 0;
+
+  for (uint32_t i = 0; r == 0 && i < m->c->entries; ++i) {
+    uint64_t entry = q_entry_get (l1->table, i);
+
+    if (entry & Q_OFFSET_MASK) {
+      r = q_tree_raise_cluster (m->img, entry & Q_OFFSET_MASK);
+      if (r < 0)
+        break;
+      q_l1_set_copied (m->img, i, false);
+    }
+    m->l1[i] = entry;
+    m->tables = i + 1;
+  }
+  return r;
+}
+
+/* Takes back count_tables: before the gate opens, since a shared table must not be dirty. */
+static void
+uncount_tables (struct making *m)
+{
+  for (uint32_t i = 0; i < m->tables; ++i) {
+    if ((m->l1[i] & Q_OFFSET_MASK) == 0)
+      continue;
+    q_alloc_release (m->img, (m->l1[i] & Q_OFFSET_MASK) >> m->img->cluster_bits, 1);
+    q_l1_set_copied (m->img, i, m->l1[i] & Q_COPIED);
+  }
+  m->tables = 0;
+}
+
+static int
+stand_still (struct making *m)
+{
+  int r = 0;
+
+  for (uint32_t i = 0; r == 0 && i < m->c->entries; ++i)
+    if (!m->c->counted[i])
+      r = count_table (m, i);
+    else if (m->c->before[i])
+      r = count_change (m, i);
+  if (r == 0)
+    r = count_tables (m);
+  /* Counts, flags, and every table as it is now. */
+  if (r == 0)
+    r = q_flush_round (m->img);
+  if (r < 0)
+    uncount_tables (m);
+  return r;
+}
+
+static uint64_t
+now_ns (void)
+{
+  struct timespec t;
+
+  clock_gettime (CLOCK_MONOTONIC, &t);
+  return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static int
+stop_and_count (struct making *m)
+{
+  uint64_t start;
+  int r;
+
+  q_flush_hold (m->img);
+  start = now_ns ();
+  q_gate_close (m->img);
+  Q_PROBE ("standing still for a snapshot");
+  r = stand_still (m);
+  m->stopped = r == 0;
+  if (r == 0)
+    atomic_store (&m->img->counting, NULL);
+  q_gate_open (m->img);
+  m->pause_ns = now_ns () - start;
+  q_flush_let_go (m->img);
+  return r;
+}
+
+/* ---- undoing --------------------------------------------------------------------------------- */
+
+/* Takes back count_table and count_change. */
+static void
+uncount (struct making *m, uint32_t index)
+{
+  struct q_table *t;
+  q_pin_t pin = q_pin ();
+  bool own;
+  int r = q_l2_keep (m->img, index, &t, &own);
+
+  if (r == 0 && t) {
+    if (m->c->before[index])
+      memcpy (m->other, m->c->before[index], t->bytes);
+    else
+      q_entries_copy (t, 0, t->bytes, m->other);
+    q_l2_release (t);
+    q_tree_lower (m->img, m->other);
+    q_tree_set_copied (m->img, index);
+  }
+  m->c->counted[index] = false;
+  q_unpin (pin);
+}
+
+static void
+undo (struct making *m)
+{
+  struct q_image *img = m->img;
+
+  /* What was counted is what the copy of the L1 table refers to. */
+  if (m->stopped)
+    q_tree_lower_all (img, m->l1, m->c->entries);
+  for (uint32_t i = 0; i < m->c->entries; ++i) {
+    struct q_plan_claim claim;
+
+    if (m->stopped ? (m->l1[i] & Q_OFFSET_MASK) == 0 : !m->c->counted[i])
+      continue;
+    if (q_tree_claim (img, i, &claim) < 0)
+      continue;
+    if (m->stopped)
+      q_tree_set_copied (img, i);
+    else
+      uncount (m, i);
+    q_tree_release (img, &claim);
+  }
+  /* Nobody is inside any more who could look at it. */
+  q_gate_close (img);
+  atomic_store (&img->counting, NULL);
+  q_gate_open (img);
+}
+
+/* ---- the new entry --------------------------------------------------------------------------- */
+
+/* One more than the highest number that an id begins with, as QEMU has it. */
+static void
+choose_id (const struct q_image *img, char *id, size_t size)
+{
+  const struct q_snapshots *list = atomic_load (&img->snapshots);
+  unsigned long max = 0;
+
+  for (uint32_t i = 0; list && i < list->n; ++i) {
+    unsigned long n = strtoul (list->s[i].id, NULL, 10);
+
+    max = n > max && n < UINT64_MAX ? n : max;
+  }
+  snprintf (id, size, "%lu", max + 1);
+}
+
+/* The list with the new entry, whose L1 table is at m->l1_cluster. */
+static int
+new_list (struct making *m, char *id, char *name, const struct timeval *when,
+          struct q_snapshots **list, struct q_error *err)
+{
+  struct q_image *img = m->img;
+  struct qcow2_snapshot_extra x = { .vm_state_size = put64 (0),
+                                    .disk_size = put64 (q_size (img)),
+                                    .icount = put64 (UINT64_MAX) };
+  struct q_snapshot s = {
+    .l1_table_offset = m->l1_cluster << img->cluster_bits,
+    .l1_size = m->c->entries ? m->c->entries : 1,
+    .info = { .disk_size = q_size (img),
+              .date_sec = (uint32_t)when->tv_sec,
+              .date_nsec = (uint32_t)when->tv_usec * 1000u,
+              .icount = -1 },
+    .extra_data_size = sizeof x,
+    .extra_data = (uint8_t *)&x,
+    .id = id,
+    .name = name,
+  };
+
+  return q_snapshots_edit (img, NULL, &s, list, err);
+}
+
+/* Writes the copy of the L1 table and makes the snapshot.  *MADE: the header has been touched. */
+static int
+write_snapshot (struct making *m, struct q_snapshots *list, bool *made)
+{
+  struct q_image *img = m->img;
+  uint64_t bytes = list->s[list->n - 1].l1_size * 8ull;
+  be64 *l1 = calloc (1, bytes);
+  int r = l1 ? 0 : -ENOMEM;
+
+  *made = false;
+  for (uint32_t i = 0; r == 0 && i < m->c->entries; ++i)
+    l1[i] = put64 (m->l1[i] & Q_OFFSET_MASK);
+  if (r == 0)
+    r = q_file_pwrite (img->file, l1, bytes, m->l1_cluster << img->cluster_bits);
+  free (l1);
+  if (r == 0)
+    r = q_snapshots_write (img, list, m->table_cluster << img->cluster_bits, made);
+  return r;
+}
+
+/* ---- all of it ------------------------------------------------------------------------------- */
+
+static int
+check_possible (struct q_image *img, const char *name, struct q_error *err)
+{
+  int r = q_writable (img);
+
+  if (img->format != Q_FORMAT_QCOW2)
+    return q_fail (err, -ENOTSUP, "%s: a raw disk has no internal snapshots", img->filename);
+  if (r < 0)
+    return q_fail (err, r, "%s: the image is read-only", img->filename);
+  if (img->incompatible & Q_INCOMPAT_DATA_FILE)
+    return q_fail (err, -ENOTSUP,
+                   "%s: an image with an external data file has no internal snapshots",
+                   img->filename);
+  if (strlen (name) > MAX_NAME)
+    return q_fail (err, -EINVAL, "%s: a snapshot name of %zu bytes is too long, %u are possible",
+                   img->filename, strlen (name), MAX_NAME);
+  return 0;
+}
+
+static int
+prepare (struct making *m, struct q_error *err)
+{
+  struct q_image *img = m->img;
+  uint32_t entries = img->l1_size;
+
+  m->c = counting_new (entries);
+  m->l2 = malloc (q_cluster_bytes (img));
+  m->other = malloc (q_cluster_bytes (img));
+  m->l1 = calloc (entries + 1ul, sizeof *m->l1);
+  if (!m->c || !m->l2 || !m->other || !m->l1)
+    return q_fail (err, -ENOMEM, "%s: out of memory for an L1 table of %u entries", img->filename,
+                   entries);
+  if (q_snapshots_count (img) >= Q_MAX_SNAPSHOTS)
+    return q_fail (err, -EFBIG, "%s: has %u snapshots, and there can be no more", img->filename,
+                   Q_MAX_SNAPSHOTS);
+  if (q_refcount_max (img) == 1)
+    for (uint32_t i = 0; i < entries; ++i)
+      if (q_entry_get (atomic_load (&img->l1)->table, i) & Q_OFFSET_MASK)
+        return q_fail (err, -ERANGE,
+                       "%s: refcounts of 1 bit cannot count what a snapshot shares with the disk; "
+                       "convert the image to one with wider refcounts",
+                       img->filename);
+  return 0;
+}
+
+/* LIST is that with the new entry, for its size: it is made again once it is known where things
+ * are. */
+static int
+allocate (struct making *m, const struct q_snapshots *list)
+{
+  struct q_image *img = m->img;
+  uint64_t cluster = q_cluster_bytes (img), l1_bytes = list->s[list->n - 1].l1_size * 8ull;
+  int r;
+
+  m->l1_clusters = q_div_up (l1_bytes, cluster);
+  m->table_clusters = q_div_up (q_snapshots_bytes (img, list), cluster);
+  r = q_alloc_table (img, m->l1_clusters, &m->l1_cluster);
+  if (r < 0) {
+    m->l1_clusters = m->table_clusters = 0;
+    return r;
+  }
+  r = q_alloc_table (img, m->table_clusters, &m->table_cluster);
+  if (r < 0)
+    m->table_clusters = 0;
+  return r;
+}
+
+static int
+make (struct making *m, char *id, char *name, struct q_error *err)
+{
+  struct q_image *img = m->img;
+  struct q_snapshots *list = NULL;
+  struct timeval when;
+  bool made = false;
+  int r;
+
+  gettimeofday (&when, NULL);
+  r = new_list (m, id, name, &when, &list, err);
+  if (r < 0)
+    return r;
+  r = q_header_set_dirty (img, true);
+  if (r == 0)
+    r = allocate (m, list);
+  q_snapshots_dispose (list);
+  list = NULL;
+  if (r == 0) {
+    atomic_store (&img->counting, m->c);
+    r = count_in_use (m);
+  }
+  if (r == 0)
+    r = stop_and_count (m);
+  gettimeofday (&when, NULL);
+  if (r == 0)
+    r = new_list (m, id, name, &when, &list, err);
+  if (r == 0)
+    r = write_snapshot (m, list, &made);
+  if (!made) {
+    q_snapshots_dispose (list);
+    undo (m);
+    if (m->l1_clusters > 0)
+      q_alloc_drop (img, m->l1_cluster, m->l1_clusters);
+    if (m->table_clusters > 0)
+      q_alloc_drop (img, m->table_cluster, m->table_clusters);
+  }
+  if (r == -ERANGE)
+    q_fail (err, r,
+            "%s: some cluster is shared by as many snapshots as refcounts of %u bits can count; "
+            "delete one, or convert the image to one with wider refcounts",
+            img->filename, 1u << img->refcount_order);
+  else if (r < 0)
+    q_fail (err, r, "%s: cannot make the snapshot '%s': %s", img->filename, name, strerror (-r));
+  return r;
+}
+
+int
+q_snapshot_create (struct q_image *img, const char *name, char id[Q_SNAPSHOT_ID_SIZE],
+                   struct q_error *err)
+{
+  struct making m = { .img = img };
+  char own_name[MAX_NAME + 1];
+  int r;
+
+  if (err)
+    err->text[0] = '\0';
+  r = check_possible (img, name, err);
+  if (r < 0)
+    return r;
+  pthread_mutex_lock (&img->layout_lock);
+  snprintf (own_name, sizeof own_name, "%s", name);
+  choose_id (img, id, Q_SNAPSHOT_ID_SIZE);
+  r = prepare (&m, err);
+  if (r == 0) {
+    r = make (&m, id, own_name, err);
+    q_tree_settle (img);
+  }
+  if (r == 0)
+    q_log (Q_LOG_INFO, "%s: snapshot %s ('%s'): writes stood still for %.3f ms", img->filename, id,
+           name, (double)m.pause_ns / 1e6);
+  pthread_mutex_unlock (&img->layout_lock);
+  counting_free (m.c);
+  free (m.l2);
+  free (m.other);
+  free (m.l1);
+  return r;
+}
