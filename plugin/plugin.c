@@ -67,8 +67,15 @@ static const struct word backing_words[] = {
   { NULL, 0 },
 };
 
+enum { DISCARD_UNMAP = 1, DISCARD_NO_UNREF = 2 };
+
 static const struct word discard_words[] = {
-  { "unmap", true }, { "on", true }, { "ignore", false }, { "off", false }, { NULL, 0 },
+  { "unmap", DISCARD_UNMAP },
+  { "on", DISCARD_UNMAP },
+  { "ignore", 0 },
+  { "off", 0 },
+  { "no-unref", DISCARD_UNMAP | DISCARD_NO_UNREF },
+  { NULL, 0 },
 };
 
 /* QEMU's cache modes. */
@@ -91,7 +98,7 @@ static const struct word lock_words[] = {
 
 static int format = Q_FORMAT_AUTO;
 static int backing = Q_BACKING_RECORDED;
-static int discard = true;
+static int discard = DISCARD_UNMAP;
 static int cache = 0;
 static int lock = Q_LOCK_ON;
 static bool compressing;
@@ -217,7 +224,8 @@ plugin_config_complete (void)
   }
   options.format = format;
   options.backing = backing;
-  options.discard = discard;
+  options.discard = discard & DISCARD_UNMAP;
+  options.discard_no_unref = discard & DISCARD_NO_UNREF;
   options.cache = cache & CACHE_DIRECT ? Q_CACHE_DIRECT : Q_CACHE_BUFFERED;
   options.lock = lock;
   passphrase_apply (&options);
@@ -643,7 +651,7 @@ plugin_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
   "[file=]IMAGE                     (required) The image to serve.\n"                              \
   "format=auto|qcow2|raw            Its format; raw is never guessed (default auto).\n"            \
   "backing=recorded|probe|none      Which backing files are followed (default recorded).\n"        \
-  "discard=unmap|ignore             What trim does (default unmap).\n"                             \
+  "discard=unmap|no-unref|ignore    What trim does (default unmap).\n"                             \
   "cache=MODE                       writeback (default), none, writethrough, directsync, "         \
   "unsafe.\n"                                                                                      \
   "passphrase=+FILE|-FD|-           What opens an encrypted image; repeat it for each layer.\n"    \

@@ -342,7 +342,7 @@ take_qcow2_node (struct descent *d, struct members *m, struct q_error *err)
   members_bool (m, "pass-discard-request", &unused);
   members_bool (m, "pass-discard-snapshot", &unused);
   members_bool (m, "pass-discard-other", &unused);
-  members_bool (m, "discard-no-unref", &unused);
+  members_bool (m, "discard-no-unref", &s->open.discard_no_unref);
   members_get (m, "overlap-check");
   if (members_is_null (m, "backing"))
     s->open.backing = Q_BACKING_NONE;

@@ -211,6 +211,12 @@ open_qcow2 (struct q_image *img, const struct q_open_options *opts, bool top, st
     r = q_snapshot_select (img, opts->snapshot, err);
   if (r == 0 && !img->read_only && !opts->repair)
     r = check_writable (img, err);
+  if (r == 0 && top && !img->read_only && img->discard_no_unref && img->version < 3)
+    r = q_fail (
+        err, -ENOTSUP,
+        "%s: discard-no-unref: an image of version 2 has no zero flag, without which what is "
+        "discarded cannot stay allocated",
+        img->filename);
   return r;
 }
 
@@ -355,6 +361,7 @@ open_layer (struct q_image **layer, const char *filename, enum q_format format, 
   img->read_only = top || opts->read_only;
   img->stable = img->read_only;
   img->discard = opts->discard && !img->read_only;
+  img->discard_no_unref = opts->discard_no_unref;
   img->l2_cache_own.max_bytes = opts->l2_cache_size ? opts->l2_cache_size : DEFAULT_L2_CACHE;
   img->l2_cache = top ? top->l2_cache : &img->l2_cache_own;
   img->refblock_cache.max_bytes =

@@ -213,7 +213,8 @@ struct q_image {
   bool read_only; /* as opened */
   bool stable;    /* its bytes never change while open: not writable */
   bool discard;
-  bool expects_backing;  /* q_expect_backing */
+  bool expects_backing; /* q_expect_backing */
+  bool discard_no_unref;
   bool closing;          /* no request is left that could hold a pin on us */
   _Atomic int sticky;    /* errno of the metadata failure that made it read-only, or 0 */
   _Atomic uint64_t size; /* virtual, bytes */
@@ -474,6 +475,10 @@ q_bitmaps_mark (struct q_image *img, uint64_t offset, uint64_t len)
   if (t)
     q_tracker_mark (t, offset, len);
 }
+
+/* Guest clusters [FIRST, END), which are or were on the disk, become unallocated (zero.c).  What is
+ * below shows then, if they still are. */
+int q_empty_clusters (struct q_image *img, uint64_t first, uint64_t end);
 
 /* Bitmaps for a disk of another size: prepare (everything that can fail, before the size changes),
  * then commit (once it has; closes the gate for a moment) or abort.  What is new is clean: it reads

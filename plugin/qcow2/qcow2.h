@@ -116,6 +116,8 @@ struct q_open_options {
   bool discard;           /* freed clusters are punched out of the host file, and q_discard acts;
                            * without it q_discard is accepted and does nothing, and q_zero
                            * keeps what is allocated */
+  bool discard_no_unref;  /* what is discarded stays allocated, marked as zeros, and only its space
+                           * is  given back: the disk does not become fragmented.  Version 3 */
   bool repair;            /* for check -r: a corrupt or dirty image is opened for writing as it
                            * is.  Without it, opening for writing refuses a corrupt one and
                            * repairs a dirty one; opening read-only takes both */
@@ -400,6 +402,19 @@ int q_flush (struct q_image *img);
 /* Makes the disk SIZE bytes, a multiple of 512, while requests go on: what is new reads as zeros,
  * whatever a backing file has there.  Only up: -ENOTSUP for less than there is. */
 int q_resize (struct q_image *img, uint64_t size, struct q_error *err);
+/* The same, only down: what is beyond SIZE is lost.  Requests that are under way beyond it may fail
+ * or see zeros. */
+int q_shrink (struct q_image *img, uint64_t size, struct q_error *err);
+
+enum q_preallocation {
+  Q_PREALLOC_OFF,
+  Q_PREALLOC_METADATA, /* clusters, as holes of the file */
+  Q_PREALLOC_FALLOC,   /* with their space */
+  Q_PREALLOC_FULL,     /* written */
+};
+/* Allocates a range that has never been written and reads as zeros.  -ENOTSUP: METADATA of a raw
+ * disk. */
+int q_preallocate (struct q_image *img, uint64_t offset, uint64_t len, enum q_preallocation mode);
 
 /* ---- encryption (keyslots.c) --------------------------------------------------------------- */
 
@@ -475,7 +490,7 @@ struct q_create_options {
   bool extended_l2; /* subclusters: a 32nd of a cluster can be allocated by itself; at least 16 KiB
                      */
   bool zstd;        /* compression type of clusters that are compressed later */
-  enum { Q_PREALLOC_OFF, Q_PREALLOC_METADATA, Q_PREALLOC_FALLOC, Q_PREALLOC_FULL } preallocation;
+  enum q_preallocation preallocation;
   const char *backing_file;      /* recorded as given; NULL for none */
   const char *backing_format;    /* recorded as given */
   const struct q_secret *secret; /* the image is encrypted, and this opens it; NULL: it is not */

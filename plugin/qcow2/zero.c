@@ -21,7 +21,34 @@
 
 #include "cluster.h"
 
-enum mode { DISCARD, ZERO_UNMAP, ZERO_KEEP, ZERO_PROVISION, EMPTY };
+enum mode {
+  DISCARD,
+  DISCARD_KEEP, /* discard-no-unref: the cluster stays, its space is given back */
+  ZERO_UNMAP,
+  ZERO_UNMAP_KEEP, /* the same for zeroes */
+  ZERO_KEEP,
+  ZERO_PROVISION,
+  EMPTY
+};
+
+static bool
+discards (enum mode mode)
+{
+  return mode == DISCARD || mode == DISCARD_KEEP;
+}
+
+static bool
+punches (enum mode mode)
+{
+  return mode == DISCARD_KEEP || mode == ZERO_UNMAP_KEEP;
+}
+
+/* Clusters that are the disk's alone stay allocated. */
+static bool
+keeps (enum mode mode)
+{
+  return mode == ZERO_KEEP || punches (mode);
+}
 
 /* The descriptor that new_mapping answers for a cluster that must first be allocated. */
 #define WANTS_CLUSTER UINT64_MAX
@@ -82,10 +109,10 @@ new_mapping (struct q_image *img, uint64_t gc, uint32_t part, enum mode mode, st
   const struct q_cluster old = *c;
   bool whole = part == q_all_subclusters (img), shows = false;
   uint32_t lose = old.compressed ? part : part & old.data;
-  uint32_t blank = old.compressed || mode == DISCARD ? 0 : part & ~(old.data | old.zero);
+  uint32_t blank = old.compressed || discards (mode) ? 0 : part & ~(old.data | old.zero);
 
   if (old.compressed && !whole)
-    return mode == DISCARD ? 0 : 1;
+    return discards (mode) ? 0 : 1;
   if (blank || img->version < 3) {
     int r = below_shows (img, gc, part);
 
@@ -95,13 +122,13 @@ new_mapping (struct q_image *img, uint64_t gc, uint32_t part, enum mode mode, st
   }
   if (!shows)
     blank = 0;
-  if (!lose && !blank && (mode == ZERO_KEEP || old.host == 0))
+  if (!lose && !blank && (keeps (mode) || old.host == 0))
     return 0;
   if (img->version < 3) {
     if (!lose && !blank)
       return 0;
-    if (shows || mode == ZERO_KEEP)
-      return mode == DISCARD ? 0 : 1;
+    if (shows || keeps (mode))
+      return discards (mode) ? 0 : 1;
     *c = (struct q_cluster){ 0 };
     return 0;
   }
@@ -110,9 +137,9 @@ new_mapping (struct q_image *img, uint64_t gc, uint32_t part, enum mode mode, st
     *c = (struct q_cluster){ 0 };
   c->data &= ~lose;
   c->zero |= blank;
-  if (has_below (img) || (mode == ZERO_KEEP && c->own))
+  if (has_below (img) || (keeps (mode) && c->own))
     c->zero |= lose;
-  if (c->data || (mode == ZERO_KEEP && c->own) || (!lose && !whole))
+  if (c->data || (keeps (mode) && c->own) || (!lose && !whole))
     return 0;
   c->host = 0;
   c->own = false;
@@ -225,6 +252,62 @@ references_lost (const struct q_image *img, struct q_l2_entry old, struct q_l2_e
     *count = 0;
 }
 
+/* What of the cluster of entry OLD was data and is zeros now, where it is. */
+static uint32_t
+emptied (struct q_image *img, uint64_t gc, struct q_l2_entry old, struct q_l2_entry new,
+         uint64_t *host)
+{
+  struct q_cluster was, is;
+
+  if (q_decode_entry (img, gc, old, &was) < 0 || q_decode_entry (img, gc, new, &is) < 0 ||
+      !was.own || !is.own || was.compressed || was.host != is.host)
+    return 0;
+  *host = is.host;
+  return was.data & is.zero;
+}
+
+/* A stretch of the file to be punched, as far as it is known. */
+struct stretch {
+  uint64_t host, len;
+};
+
+/* Punches what there is unless HOST goes on where it ends; LEN 0: that was all. */
+static void
+punch_next (struct q_image *img, struct stretch *s, uint64_t host, uint64_t len)
+{
+  if (s->len > 0 && (len == 0 || s->host + s->len != host)) {
+    q_file_zero (img->file, s->host, s->len, true); /* a courtesy: it may fail */
+    s->len = 0;
+  }
+  if (s->len == 0)
+    s->host = host;
+  s->len += len;
+}
+
+/* Gives the space of what is kept back: nobody writes it while the claim is held, and who still
+ * reads it gets old bytes or zeros, as does a crash before the new entries are durable.  So not of
+ * an encrypted disk, whose zeros are not the file's. */
+static void
+punch_kept (struct q_image *img, uint64_t gc, const struct q_l2_entry *old,
+            const struct q_l2_entry *new, uint64_t count)
+{
+  struct stretch s = { 0 };
+
+  if (img->crypt_method != Q_CRYPT_NONE)
+    return;
+  Q_PROBE ("before what is kept is punched");
+  for (uint64_t i = 0; i < count; ++i) {
+    uint64_t host = 0;
+    uint32_t part = emptied (img, gc + i, old[i], new[i], &host);
+
+    for (unsigned k = 0; part >> k && k < q_subclusters (img); ++k)
+      if (part >> k & 1)
+        punch_next (img, &s, host + ((uint64_t)k << img->subcluster_bits),
+                    1ull << img->subcluster_bits);
+  }
+  punch_next (img, &s, 0, 0);
+}
+
 /* Changes subclusters [FIRST, END), all in one L2 table that is held.  *DONE counts those dealt
  * with; returns 1 if the cluster after them needs data. */
 static int
@@ -233,7 +316,7 @@ change_held (struct q_image *img, struct q_table *t, uint64_t first, uint64_t en
 {
   uint64_t gc = first >> sub_shift (img), count = ((end - 1) >> sub_shift (img)) - gc + 1;
   uint32_t index = (uint32_t)(gc & ((1u << img->l2_bits) - 1)), i;
-  struct q_l2_entry *new = malloc (count * sizeof *new);
+  struct q_l2_entry *new = malloc (2 * count * sizeof *new), *was = new + count;
   uint64_t cluster, refs, frees = 0;
   uint32_t changed_from = UINT32_MAX, changed_to = 0;
   int r = 0;
@@ -271,6 +354,7 @@ change_held (struct q_image *img, struct q_table *t, uint64_t first, uint64_t en
   for (i = 0; i < count; ++i) {
     struct q_l2_entry old = q_l2_entry_get (t, index + i);
 
+    was[i] = old;
     if (q_l2_entry_equal (old, new[i]))
       continue;
     q_l2_entry_set (t, index + i, new[i]);
@@ -287,6 +371,8 @@ change_held (struct q_image *img, struct q_table *t, uint64_t first, uint64_t en
   if (changed_from != UINT32_MAX)
     q_l2_mark_dirty (t, index + changed_from, changed_to - changed_from + 1);
   q_alloc_unlock (img);
+  if (punches (mode))
+    punch_kept (img, gc, was, new, count);
   if (count > 0)
     *done = q_min (end, (gc + count) << sub_shift (img)) - first;
 out:
@@ -306,7 +392,7 @@ is_blank (struct q_image *img, uint64_t first, uint64_t count, enum mode mode)
     return r < 0 ? r : 0;
   if (mode == ZERO_PROVISION)
     return 0;
-  if (mode == DISCARD || mode == EMPTY || !has_below (img))
+  if (discards (mode) || mode == EMPTY || !has_below (img))
     return 1;
   if (img->expects_backing)
     return 0;
@@ -337,7 +423,7 @@ change_clusters (struct q_image *img, uint64_t first, uint64_t end, enum mode mo
   r = q_gate_enter (img, 0);
   if (r < 0)
     return r;
-  if (last << img->cluster_bits >= q_size (img)) { /* it was made smaller meanwhile */
+  if (mode != EMPTY && last << img->cluster_bits >= q_size (img)) { /* made smaller meanwhile */
     r = -ENOSPC;
     goto out;
   }
@@ -471,7 +557,7 @@ check_fast (struct q_image *img, uint64_t offset, uint64_t len, uint64_t first, 
       r = q_reads_zero (img, whole_end, end - whole_end, 0);
     if (r == 1 && img->version < 3 && mode == ZERO_PROVISION)
       r = 0;
-    else if (r == 1 && img->version < 3 && (img->backing || mode == ZERO_KEEP))
+    else if (r == 1 && img->version < 3 && (img->backing || keeps (mode)))
       r = q_reads_zero (img, whole, whole_end - whole, 0);
     for (int i = 0; r == 1 && i < 2; ++i) {
       r = splits_compressed (img, i ? last : first);
@@ -503,9 +589,10 @@ zero_raw (struct q_image *img, uint64_t offset, uint64_t len, bool unmap, bool p
 int
 q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags)
 {
-  enum mode mode = flags & Q_ZERO_PROVISION                 ? ZERO_PROVISION
-                   : (flags & Q_ZERO_UNMAP) && img->discard ? ZERO_UNMAP
-                                                            : ZERO_KEEP;
+  enum mode mode = flags & Q_ZERO_PROVISION                   ? ZERO_PROVISION
+                   : !(flags & Q_ZERO_UNMAP) || !img->discard ? ZERO_KEEP
+                   : img->discard_no_unref                    ? ZERO_UNMAP_KEEP
+                                                              : ZERO_UNMAP;
   uint64_t first, last, unit = q_subcluster_bytes (img), end = offset + len, done = 0;
   bool retried = false;
   int r = q_writable (img);
@@ -523,7 +610,8 @@ q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags)
       return r;
   }
   if (img->format != Q_FORMAT_QCOW2)
-    return zero_raw (img, offset, len, mode == ZERO_UNMAP, mode == ZERO_PROVISION);
+    return zero_raw (img, offset, len, mode == ZERO_UNMAP || mode == ZERO_UNMAP_KEEP,
+                     mode == ZERO_PROVISION);
   if (first == last) /* at most parts of two */
     return zero_part (img, offset, len, mode);
 
@@ -553,6 +641,7 @@ q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags)
 int
 q_discard (struct q_image *img, uint64_t offset, uint64_t len)
 {
+  enum mode mode = img->discard_no_unref ? DISCARD_KEEP : DISCARD;
   uint64_t first, last, done = 0;
   int r = q_writable (img);
 
@@ -571,11 +660,11 @@ q_discard (struct q_image *img, uint64_t offset, uint64_t len)
     q_gate_leave (img);
     return r == -ENOTSUP ? 0 : r;
   }
-  whole_subclusters (img, offset, len, DISCARD, &first, &last);
+  whole_subclusters (img, offset, len, mode, &first, &last);
   while (r == 0 && first < last) {
     r = q_flush_throttle (img);
     if (r == 0)
-      r = change_clusters (img, first, last, DISCARD, &done);
+      r = change_clusters (img, first, last, mode, &done);
     first += done;
   }
   return r;
@@ -596,6 +685,23 @@ q_empty (struct q_image *img)
     r = q_flush_throttle (img);
     if (r == 0)
       r = change_clusters (img, first, last, EMPTY, &done);
+    first += done;
+  }
+  return r;
+}
+
+int
+q_empty_clusters (struct q_image *img, uint64_t first, uint64_t end)
+{
+  uint64_t done = 0;
+  int r = 0;
+
+  first <<= sub_shift (img);
+  end <<= sub_shift (img);
+  while (r == 0 && first < end) {
+    r = q_flush_throttle (img);
+    if (r == 0)
+      r = change_clusters (img, first, end, EMPTY, &done);
     first += done;
   }
   return r;
