@@ -38,6 +38,8 @@ extern const struct img_command img_info_command;
 extern const struct img_command img_map_command;
 extern const struct img_command img_measure_command;
 extern const struct img_command img_rebase_command;
+extern const struct img_command img_resize_command;
+extern const struct img_command img_snapshot_command;
 
 /* ---- messages (cmdline.c) -------------------------------------------------------------------- */
 

@@ -25,6 +25,8 @@ static const struct img_command *const commands[] = {
   &img_map_command,
   &img_measure_command,
   &img_rebase_command,
+  &img_resize_command,
+  &img_snapshot_command,
 };
 /* clang-format on */
 #define N_COMMANDS (sizeof commands / sizeof commands[0])

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Giving a part of the disk that reads as zeros its clusters, and their space, before they are
+ * written.
+ *
+ * Whole clusters are allocated by plans like those of a write (write.c), whose data is zeros that
+ * the storage makes: a hole, or reserved space.  Parts of clusters, and encrypted disks, whose
+ * zeros are not the storage's, are written.
+ */
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "image.h"
+
+#define BUFFER (1u << 20)
+
+static int
+write_zeros (struct q_image *img, uint64_t offset, uint64_t len)
+{
+  static const uint8_t zeros[BUFFER];
+  int r = 0;
+
+  while (r == 0 && len > 0) {
+    uint64_t n = q_min (len, sizeof zeros);
+
+    r = q_pwrite (img, zeros, offset, n);
+    offset += n;
+    len -= n;
+  }
+  return r;
+}
+
+/* Makes the bytes at HOST zeros. */
+static int
+make_zeros (struct q_file *file, uint64_t host, uint64_t len, enum q_preallocation mode)
+{
+  int r = q_file_zero (file, host, len, true);
+
+  if (r == -ENOTSUP)
+    r = q_file_write_zeroes (file, host, len, false);
+  if (r == 0 && mode == Q_PREALLOC_FALLOC) {
+    r = q_file_allocate (file, host, len);
+    if (r == -ENOTSUP)
+      r = q_file_write_zeroes (file, host, len, false);
+  }
+  return r;
+}
+
+/* Some clusters at OFFSET; *DONE says how many bytes. */
+static int
+allocate (struct q_image *img, uint64_t offset, uint64_t len, enum q_preallocation mode,
+          uint64_t *done)
+{
+  struct q_write_plan plan;
+  q_pin_t pin = q_pin ();
+  int r = q_write_begin (img, offset, len, 0, &plan);
+
+  if (r < 0)
+    goto out;
+  *done = plan.len;
+  for (unsigned i = 0; r == 0 && plan.allocates && i < plan.n_runs; ++i)
+    r = make_zeros (plan.file, plan.run[i].host, plan.run[i].len, mode);
+  if (r == 0)
+    q_write_commit (&plan);
+  else
+    q_write_abort (&plan);
+out:
+  q_unpin (pin);
+  return r;
+}
+
+static int
+allocate_all (struct q_image *img, uint64_t offset, uint64_t end, enum q_preallocation mode)
+{
+  bool retried = false;
+  int r = 0;
+
+  while (r == 0 && offset < end) {
+    uint64_t done = 0;
+
+    r = q_flush_throttle (img);
+    if (r == 0)
+      r = allocate (img, offset, end - offset, mode, &done);
+    if (r == 0)
+      offset += done;
+    if (r == -ENOSPC && !retried && q_flush_frees_space (img)) {
+      retried = true;
+      r = 0;
+    }
+  }
+  return r;
+}
+
+static int
+preallocate_raw (struct q_image *img, uint64_t offset, uint64_t len)
+{
+  int r = q_file_allocate (img->file, offset, len);
+
+  q_note_data_written (img);
+  return r == -ENOTSUP ? write_zeros (img, offset, len) : r;
+}
+
+/* A hole at the end of the file has to be in it. */
+static int
+reach_end (struct q_image *img)
+{
+  uint64_t size;
+  int r = img->file->is_device ? 0 : q_file_size (img->file, &size);
+
+  if (r == 0 && !img->file->is_device && size < q_highest_offset (img))
+    r = q_file_truncate (img->file, q_highest_offset (img));
+  return r;
+}
+
+int
+q_preallocate (struct q_image *img, uint64_t offset, uint64_t len, enum q_preallocation mode)
+{
+  uint64_t cluster = q_cluster_bytes (img), end = offset + len, first, last;
+  int r = q_writable (img);
+
+  if (r < 0)
+    return r;
+  if (offset > q_size (img) || len > q_size (img) - offset)
+    return -ENOSPC;
+  if (mode == Q_PREALLOC_OFF || len == 0)
+    return 0;
+  if (mode == Q_PREALLOC_FULL || img->crypt_method != Q_CRYPT_NONE)
+    return write_zeros (img, offset, len);
+  if (img->format != Q_FORMAT_QCOW2)
+    return mode == Q_PREALLOC_METADATA ? -ENOTSUP : preallocate_raw (img, offset, len);
+  first = q_min (q_round_up (offset, cluster), end);
+  last = end & ~(cluster - 1);
+  last = last > first ? last : first;
+  r = write_zeros (img, offset, first - offset);
+  if (r == 0)
+    r = allocate_all (img, first, last, mode);
+  if (r == 0)
+    r = write_zeros (img, last, end - last);
+  return r < 0 ? r : reach_end (img);
+}
