@@ -149,6 +149,13 @@ step_flush_overwrite (struct job *job, uint64_t i, unsigned n)
 }
 
 static void
+step_write_fresh (struct job *job, uint64_t i, unsigned n)
+{
+  for (; n; n--)
+    need (q_pwrite (job->img, job->buf, fresh_cluster (job, i++), IO), "q_pwrite");
+}
+
+static void
 step_flush_allocate (struct job *job, uint64_t i, unsigned n)
 {
   for (; n; n--) {
@@ -250,7 +257,7 @@ close_image (struct q_image *img)
 
 /* Layer 0 has no backing file; each other one has the one before. */
 static void
-create_image (unsigned layer, bool mapped)
+create_image (unsigned layer, bool mapped, bool extended)
 {
   struct q_create_options opts;
   struct q_error err;
@@ -258,6 +265,7 @@ create_image (unsigned layer, bool mapped)
 
   image_name (name, sizeof name, layer);
   q_create_options_init (&opts);
+  opts.extended_l2 = extended;
   if (mapped)
     opts.preallocation = Q_PREALLOC_METADATA;
   if (layer) {
@@ -303,7 +311,7 @@ group_mapped (unsigned threads)
 {
   struct q_image *img;
 
-  create_image (0, true);
+  create_image (0, true, false);
   img = open_image (0);
   touch_tables (img);
   run ("map 4 KiB, pinned in batches of 64", img, step_map, BATCH, 1);
@@ -331,7 +339,7 @@ group_chain (unsigned threads)
   unsigned i;
 
   for (i = 0; i < CHAIN_LAYERS; i++) {
-    create_image (i, i == 0);
+    create_image (i, i == 0, false);
     if (i == 0)
       continue;
     img = open_image (i);
@@ -353,7 +361,7 @@ on_empty (const char *name, step_fn step, unsigned batch, unsigned threads)
 {
   struct q_image *img;
 
-  create_image (0, false);
+  create_image (0, false, false);
   img = open_image (0);
   run_bounded (name, img, step, batch, threads, IMAGE_SIZE / CLUSTER / threads);
   close_image (img);
@@ -367,6 +375,27 @@ group_allocate (unsigned threads)
   on_empty ("allocate: begin and commit, 64 KiB clusters", step_allocate, BATCH, threads);
   on_empty ("q_pwrite allocating + flush", step_flush_allocate, 1, 1);
   on_empty ("q_pwrite allocating + flush", step_flush_allocate, 1, 16);
+}
+
+/* 4 KiB into clusters that the overlay does not have yet: what of a cluster is copied from below,
+ * and written, is the whole of it, or with extended L2 entries nothing. */
+static void
+group_overlay (unsigned threads)
+{
+  for (unsigned extended = 0; extended < 2; extended++) {
+    const char *name = extended ? "q_pwrite 4 KiB over a backing file, subclusters"
+                                : "q_pwrite 4 KiB over a backing file";
+    struct q_image *img;
+
+    for (unsigned n = 1; n <= threads; n += threads - 1) {
+      create_image (0, true, false);
+      create_image (1, false, extended);
+      img = open_image (1);
+      run_bounded (name, img, step_write_fresh, 1, n, IMAGE_SIZE / CLUSTER / n);
+      close_image (img);
+      remove_images ();
+    }
+  }
 }
 
 int
@@ -397,5 +426,6 @@ main (int argc, char *argv[])
   group_mapped (threads);
   group_chain (threads);
   group_allocate (threads);
+  group_overlay (threads);
   return EXIT_SUCCESS;
 }

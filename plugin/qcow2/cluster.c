@@ -62,8 +62,8 @@ q_entry_wrong (const struct q_image *img, struct q_l2_entry e, struct q_cluster 
 }
 
 int
-q_decode_entry (struct q_image *img, uint64_t guest_cluster, struct q_l2_entry e,
-                struct q_cluster *c)
+q_decode_any_entry (struct q_image *img, uint64_t guest_cluster, struct q_l2_entry e,
+                    struct q_cluster *c)
 {
   const char *wrong = q_entry_wrong (img, e, c);
 

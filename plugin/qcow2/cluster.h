@@ -95,9 +95,25 @@ q_subcluster_run (const struct q_image *img, const struct q_cluster *c, unsigned
 
 /* NULL, or what is wrong with the entry. */
 const char *q_entry_wrong (const struct q_image *img, struct q_l2_entry e, struct q_cluster *c);
+int q_decode_any_entry (struct q_image *img, uint64_t guest_cluster, struct q_l2_entry e,
+                        struct q_cluster *c);
+
 /* The same for what must be right: -EIO, after logging, if it cannot be valid. */
-int q_decode_entry (struct q_image *img, uint64_t guest_cluster, struct q_l2_entry e,
-                    struct q_cluster *c);
+static inline int
+q_decode_entry (struct q_image *img, uint64_t guest_cluster, struct q_l2_entry e,
+                struct q_cluster *c)
+{
+  const uint64_t host = e.descriptor & Q_OFFSET_MASK;
+
+  /* What nearly all of them are: a data cluster without subclusters. */
+  if (!(img->incompatible & Q_INCOMPAT_EXTL2) && host != 0 &&
+      (e.descriptor & ~(Q_OFFSET_MASK | Q_COPIED)) == 0 &&
+      (host & (q_cluster_bytes (img) - 1)) == 0) {
+    *c = (struct q_cluster){ .own = e.descriptor & Q_COPIED, .host = host, .data = 1 };
+    return 0;
+  }
+  return q_decode_any_entry (img, guest_cluster, e, c);
+}
 /* Not for compressed clusters. */
 struct q_l2_entry q_encode_entry (const struct q_image *img, const struct q_cluster *c);
 
