@@ -72,23 +72,30 @@ def fill(name):
     qemu_io(name, *["write -q -P %d %dM 1M" % (i % 250 + 1, 2 * i) for i in range(256)])
 
 
+def peak(pid):
+    """KiB that the process had at most so far; its rusage would begin with what this program has."""
+    try:
+        with open("/proc/%d/status" % pid) as f:
+            return next((int(line.split()[1]) for line in f if line.startswith("VmHWM:")), 0)
+    except OSError:
+        return 0
+
+
 def measure(command, limit):
     """Seconds and KiB, or None after LIMIT seconds."""
     start = time.monotonic()
     p = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while True:
-        pid, status, usage = os.wait4(p.pid, os.WNOHANG)
-        if pid:
-            break
+    most = 0
+    while p.poll() is None:
+        most = max(most, peak(p.pid))
         if time.monotonic() - start > limit:
             p.kill()
             p.wait()
             return None
         time.sleep(0.002)
-    p.returncode = os.waitstatus_to_exitcode(status)
     if p.returncode:
         sys.exit("%s: status %d" % (" ".join(command), p.returncode))
-    return time.monotonic() - start, usage.ru_maxrss
+    return time.monotonic() - start, most
 
 
 class Rows:
