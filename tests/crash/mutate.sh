@@ -230,6 +230,29 @@ without shared-neighbours-go-along write.c \
 without data-in-place-is-not-copied write.c \
   's/if \(!plan->reuses \|\| !\(c\.data >> to & 1\)\)/if (plan->len > 0)/'
 
+# ---- internal snapshots ---------------------------------------------------------------------------
+
+without snapshot-counts-what-it-shares snapshot-make.c \
+  's/(count_table \(.*?)r = q_tree_raise \(m->img, m->l2\);/$1r = 0;/s'
+without snapshot-counts-tables snapshot-make.c \
+  's/r = q_tree_raise_cluster \(m->img, entry & Q_OFFSET_MASK\);/r = 0;/'
+without snapshot-clears-flags snapshot-make.c \
+  's/clear_copied \(m->img, t\);\s*m->c->counted/m->c->counted/'
+without snapshot-counts-changes snapshot-make.c \
+  's/(q_counting_save \([^)]*\)\s*\{)/$1 if (t) return 0;/'
+without snapshot-is-of-one-moment snapshot-make.c \
+  's/r = q_flush_round \(m->img\);/r = 0;/'
+without snapshot-table-before-header snapshot.c \
+  's/r = q_file_sync \(img->file\);\s*if \(r < 0\)\s*return q_stick \(img, r, "syncing the snapshot table failed"\);//'
+without snapshot-unlisted-first snapshot-drop.c \
+  's/r = unlist \(img, s, &gone, err\);/{ give_back (img, entry, entries, host); r = unlist (img, s, &gone, err); memset (entry, 0, entries * 8ull); host = 0; entries = 0; }/'
+without going-back-counts-first snapshot-drop.c \
+  's/r = q_tree_raise \(img, b->l2\);/r = 0;/'
+without dirty-bit-meanwhile header.c \
+  's/(q_header_set_dirty \([^)]*\)\s*\{.*?)if \(img->version < 3\)/$1if (dirty || !dirty)/s'
+without closed-gate-waits gate.c \
+  's/while \(!is_empty \(g\)\)/while (false)/'
+
 # ---- what a killed process leaves ---------------------------------------------------------------
 
 without data-before-changed table.c \
