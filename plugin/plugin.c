@@ -61,9 +61,14 @@ static const struct word format_words[] = {
 };
 
 static const struct word backing_words[] = {
-  { "recorded", Q_BACKING_RECORDED },
-  { "probe", Q_BACKING_PROBE },
-  { "none", Q_BACKING_NONE },
+  { "recorded", Q_BACKING_RECORDED }, { "same-dir", Q_BACKING_SAME_DIR }, { "any", Q_BACKING_ANY },
+  { "probe", Q_BACKING_PROBE },       { "none", Q_BACKING_NONE },         { NULL, 0 },
+};
+
+static const struct word data_file_words[] = {
+  { "same-dir", Q_DATA_FILE_SAME_DIR },
+  { "any", Q_DATA_FILE_ANY },
+  { "none", Q_DATA_FILE_NONE },
   { NULL, 0 },
 };
 
@@ -96,8 +101,13 @@ static const struct word lock_words[] = {
   { NULL, 0 },
 };
 
+static const struct word switch_words[] = { { "on", true }, { "off", false }, { NULL, 0 } };
+
 static int format = Q_FORMAT_AUTO;
-static int backing = Q_BACKING_RECORDED;
+static int backing = -1; /* not said, as in the next one */
+static int data_file_policy = -1;
+static char *data_file;
+static int untrusted = false;
 static int discard = DISCARD_UNMAP;
 static int cache = 0;
 static int lock = Q_LOCK_ON;
@@ -112,9 +122,13 @@ static const struct {
   const struct word *words;
   int *value;
 } choices[] = {
-  { "format", format_words, &format },    { "backing", backing_words, &backing },
-  { "discard", discard_words, &discard }, { "cache", cache_words, &cache },
+  { "format", format_words, &format },
+  { "backing", backing_words, &backing },
+  { "discard", discard_words, &discard },
+  { "cache", cache_words, &cache },
   { "lock", lock_words, &lock },
+  { "data-file-policy", data_file_words, &data_file_policy },
+  { "untrusted", switch_words, &untrusted },
 };
 
 /* Finds VALUE among WORDS.  Returns -1 after saying which words there are. */
@@ -206,6 +220,11 @@ plugin_config (const char *key, const char *value)
   }
   if (strcmp (key, "compress") == 0)
     return parse_compress (value);
+  if (strcmp (key, "data-file") == 0) {
+    free (data_file);
+    data_file = nbdkit_absolute_path (value);
+    return data_file ? 0 : -1;
+  }
   if (strcmp (key, "l2-cache-size") == 0)
     return parse_size (key, value, &options.l2_cache_size);
   if (strcmp (key, "refcount-cache-size") == 0)
@@ -223,7 +242,13 @@ plugin_config_complete (void)
     return -1;
   }
   options.format = format;
-  options.backing = backing;
+  options.backing = backing >= 0 ? (enum q_backing)backing
+                    : untrusted  ? Q_BACKING_REFUSE
+                                 : Q_BACKING_RECORDED;
+  options.data_file_policy = data_file_policy >= 0 ? (enum q_data_file_policy)data_file_policy
+                             : untrusted           ? Q_DATA_FILE_NONE
+                                                   : Q_DATA_FILE_SAME_DIR;
+  options.data_file = data_file;
   options.discard = discard & DISCARD_UNMAP;
   options.discard_no_unref = discard & DISCARD_NO_UNREF;
   options.cache = cache & CACHE_DIRECT ? Q_CACHE_DIRECT : Q_CACHE_BUFFERED;
@@ -269,6 +294,8 @@ plugin_unload (void)
 {
   passphrase_forget ();
   free (filename);
+  free (state_dir);
+  free (data_file);
 }
 
 /* Says why the image does not open, and what to do about it here if that is to ask for it
@@ -650,7 +677,13 @@ plugin_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
 #define PLUGIN_HELP                                                                                \
   "[file=]IMAGE                     (required) The image to serve.\n"                              \
   "format=auto|qcow2|raw            Its format; raw is never guessed (default auto).\n"            \
-  "backing=recorded|probe|none      Which backing files are followed (default recorded).\n"        \
+  "backing=MODE                     Which backing files are opened: recorded (default), "          \
+  "same-dir, any,\n"                                                                               \
+  "                                 probe or none.\n"                                              \
+  "data-file=FILE                   The external data file, whatever IMAGE says.\n"                \
+  "data-file-policy=same-dir|any|none\n"                                                           \
+  "                                 Which one IMAGE may name (default same-dir).\n"                \
+  "untrusted=on|off                 IMAGE may not name any file (default off).\n"                  \
   "discard=unmap|no-unref|ignore    What trim does (default unmap).\n"                             \
   "cache=MODE                       writeback (default), none, writethrough, directsync, "         \
   "unsafe.\n"                                                                                      \

@@ -29,6 +29,9 @@ enum {
   OPT_DETECT_ZEROES,
   OPT_COMPRESS,
   OPT_BACKING,
+  OPT_DATA_FILE,
+  OPT_DATA_FILE_POLICY,
+  OPT_UNTRUSTED,
   OPT_LOCK,
   OPT_IMAGE_OPTS,
   OPT_OBJECT,
@@ -89,6 +92,9 @@ static const struct option long_options[] = {
   { "discard", required_argument, NULL, OPT_DISCARD },
   { "detect-zeroes", required_argument, NULL, OPT_DETECT_ZEROES },
   { "backing", required_argument, NULL, OPT_BACKING },
+  { "data-file", required_argument, NULL, OPT_DATA_FILE },
+  { "data-file-policy", required_argument, NULL, OPT_DATA_FILE_POLICY },
+  { "untrusted", no_argument, NULL, OPT_UNTRUSTED },
   { "lock", required_argument, NULL, OPT_LOCK },
   { "compress", optional_argument, NULL, OPT_COMPRESS },
   { "image-opts", no_argument, NULL, OPT_IMAGE_OPTS },
@@ -126,6 +132,7 @@ static const struct option long_options[] = {
 /* What was said, beyond what it means: for the rules between options. */
 struct said {
   bool cache, aio, aio_native, discard, detect_zeroes, format, name, shared, level;
+  bool backing, data_file_policy, untrusted;
   unsigned config_depth;
 };
 
@@ -411,7 +418,20 @@ apply (struct options *opts, struct said *said, int c, const char *arg)
     break;
   case OPT_BACKING:
     if (!source_set_backing (source, arg))
-      fail ("--backing=%s: one of recorded, probe and none is wanted", arg);
+      fail ("--backing=%s: one of recorded, same-dir, any, probe and none is wanted", arg);
+    said->backing = true;
+    break;
+  case OPT_DATA_FILE:
+    if (!source_set_data_file (source, arg))
+      fail ("--data-file: out of memory");
+    break;
+  case OPT_DATA_FILE_POLICY:
+    if (!source_set_data_file_policy (source, arg))
+      fail ("--data-file-policy=%s: one of same-dir, any and none is wanted", arg);
+    said->data_file_policy = true;
+    break;
+  case OPT_UNTRUSTED:
+    said->untrusted = true;
     break;
   case OPT_COMPRESS:
     if (!source_set_compress (source, arg))
@@ -614,10 +634,9 @@ check_serve (struct options *opts, const struct said *said)
   if (!opts->filename && !several)
     fail ("the name of the image file is missing ('nbdcow --help' says what else there is)");
   if (!opts->filename && (said->name || xo->description || xo->source.offset || xo->n_bitmaps ||
-                          xo->snapshot || said->format))
-    fail (
-        "--export-name, --description, --offset, --bitmap, --load-snapshot and --format are about "
-        "FILE: put name=, description=, ... into --export");
+                          xo->snapshot || said->format || xo->source.data_file))
+    fail ("--export-name, --description, --offset, --bitmap, --load-snapshot, --format and "
+          "--data-file are about FILE: put name=, description=, ... into --export");
   if (opts->image_opts && said->format)
     fail ("--image-opts and --format cannot be used together: driver=... is the format");
   if (said->aio_native && xo->source.open.cache != Q_CACHE_DIRECT)
@@ -634,6 +653,10 @@ check_serve (struct options *opts, const struct said *said)
     fail ("--key-file and --key-fd cannot be used together");
   if (opts->group && !opts->user)
     fail ("--group=%s needs --user", opts->group);
+  if (said->untrusted && !said->backing)
+    xo->source.open.backing = Q_BACKING_REFUSE;
+  if (said->untrusted && !said->data_file_policy)
+    xo->source.open.data_file_policy = Q_DATA_FILE_NONE;
   /* The default of 1 is qemu-nbd's, for its one export. */
   if (several && !said->shared)
     opts->shared = 0;

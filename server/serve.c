@@ -45,6 +45,7 @@ static void
 take_words (struct members *m, struct source *s)
 {
   const char *word = NULL;
+  bool untrusted = false;
 
   members_string (m, "format", &word);
   if (word && !source_set_format (s, word))
@@ -64,9 +65,22 @@ take_words (struct members *m, struct source *s)
   if (word && !source_set_detect_zeroes (s, word))
     members_fail (m, "detect-zeroes=%.100s: off, on or unmap is wanted", word);
   word = NULL;
+  members_bool (m, "untrusted", &untrusted);
+  if (untrusted) {
+    s->open.backing = Q_BACKING_REFUSE;
+    s->open.data_file_policy = Q_DATA_FILE_NONE;
+  }
   members_string (m, "backing", &word);
   if (word && !source_set_backing (s, word))
-    members_fail (m, "backing=%.100s: recorded, probe or none is wanted", word);
+    members_fail (m, "backing=%.100s: recorded, same-dir, any, probe or none is wanted", word);
+  word = NULL;
+  members_string (m, "data-file-policy", &word);
+  if (word && !source_set_data_file_policy (s, word))
+    members_fail (m, "data-file-policy=%.100s: same-dir, any or none is wanted", word);
+  word = NULL;
+  members_string (m, "data-file", &word);
+  if (word && !source_set_data_file (s, word))
+    members_fail (m, "data-file: out of memory");
   word = NULL;
   members_string (m, "lock", &word);
   if (word && !source_set_lock (s, word))
@@ -133,6 +147,7 @@ serve_export (struct exports *set, json_t *settings, const char *what,
   struct members m;
   bool read_only = xo.source.open.read_only;
 
+  xo.source.open.data_file = xo.source.data_file = NULL; /* FILE's, not ours */
   members_init (&m, settings, what, err);
   members_string (&m, "name", &xo.name);
   members_string (&m, "description", &xo.description);

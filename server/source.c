@@ -79,19 +79,26 @@ source_set_detect_zeroes (struct source *s, const char *mode)
 bool
 source_set_backing (struct source *s, const char *mode)
 {
-  static const char *const modes[] = {
-    [Q_BACKING_RECORDED] = "recorded",
-    [Q_BACKING_PROBE] = "probe",
-    [Q_BACKING_NONE] = "none",
-  };
+  return q_backing_parse (mode, &s->open.backing);
+}
 
-  for (unsigned i = 0; i < sizeof modes / sizeof modes[0]; i++) {
-    if (strcmp (mode, modes[i]) == 0) {
-      s->open.backing = (enum q_backing)i;
-      return true;
-    }
-  }
-  return false;
+bool
+source_set_data_file_policy (struct source *s, const char *mode)
+{
+  return q_data_file_parse (mode, &s->open.data_file_policy);
+}
+
+bool
+source_set_data_file (struct source *s, const char *name)
+{
+  char *copy = strdup (strncmp (name, "file:", 5) == 0 ? name + 5 : name);
+
+  if (!copy)
+    return false;
+  free (s->data_file);
+  s->data_file = copy;
+  s->open.data_file = copy;
+  return true;
 }
 
 bool
@@ -274,6 +281,32 @@ take_raw_node (struct descent *d, struct members *m)
   d->raw = true;
 }
 
+/* The node of an external data file: a file, whatever the image calls it. */
+static void
+take_data_file (struct source *s, struct members *m, json_t *node)
+{
+  const char *driver = "file", *filename = NULL;
+  struct q_error err = { "" };
+  struct members d;
+
+  if (!json_is_object (node)) {
+    members_fail (m,
+                  "data-file: a node with its settings is wanted; there are no named nodes here");
+    return;
+  }
+  members_init (&d, node, "data-file", &err);
+  members_string (&d, "driver", &driver);
+  members_string (&d, "filename", &filename);
+  if (strcmp (driver, "file") != 0 && strcmp (driver, "host_device") != 0)
+    members_fail (&d, "driver=%.100s: file or host_device is wanted", driver);
+  else if (!filename || !*filename)
+    members_fail (&d, "the setting 'filename' is missing");
+  else if (!source_set_data_file (s, filename))
+    members_fail (&d, "out of memory");
+  if (members_end (&d) < 0)
+    members_fail (m, "%s", err.text);
+}
+
 /* "encrypt" of the layer that is LAYER below the top. */
 static void
 take_encrypt (struct source *s, struct members *m, unsigned layer, struct q_error *err)
@@ -344,6 +377,9 @@ take_qcow2_node (struct descent *d, struct members *m, struct q_error *err)
   members_bool (m, "pass-discard-other", &unused);
   members_bool (m, "discard-no-unref", &s->open.discard_no_unref);
   members_get (m, "overlap-check");
+  json_t *data_file = members_get (m, "data-file");
+  if (data_file)
+    take_data_file (s, m, data_file);
   if (members_is_null (m, "backing"))
     s->open.backing = Q_BACKING_NONE;
   json_t *backing = members_get (m, "backing");
@@ -463,13 +499,15 @@ source_copy (struct source *to, const struct source *from)
   to->filename = strdup (from->filename);
   to->open.layer_secrets = to->layer_secrets;
   to->overlay_key = NULL;
+  to->data_file = from->data_file ? strdup (from->data_file) : NULL;
+  to->open.data_file = to->data_file;
   to->slice = NULL;
   if (from->slice) {
     to->slice = slice_new (from->slice->filename, from->slice->offset, from->slice->size);
     if (to->slice)
       to->open.opener = &to->slice->opener;
   }
-  if (!to->filename || (from->slice && !to->slice)) {
+  if (!to->filename || (from->data_file && !to->data_file) || (from->slice && !to->slice)) {
     source_free (to);
     return -ENOMEM;
   }
@@ -480,9 +518,11 @@ void
 source_free (struct source *s)
 {
   free (s->filename);
+  free (s->data_file);
   slice_free (s->slice);
   secret_free (s->overlay_key);
   s->overlay_key = NULL;
-  s->filename = NULL;
+  s->filename = s->data_file = NULL;
+  s->open.data_file = NULL;
   s->slice = NULL;
 }

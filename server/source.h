@@ -28,6 +28,7 @@ struct members;
 
 struct source {
   char *filename;
+  char *data_file;            /* NULL: what the image says; open.data_file is the same */
   struct q_open_options open; /* its strings belong to whoever set them; opener is ours */
   bool write_through, ignore_flush;
   bool compress; /* what is written in whole clusters; open.compression_level says how much */
@@ -49,8 +50,9 @@ bool source_set_cache (struct source *s, const char *mode);
 bool source_set_discard (struct source *s, const char *mode);
 bool source_set_format (struct source *s, const char *format);
 bool source_set_detect_zeroes (struct source *s, const char *mode);
-/* recorded, probe or none; on or off. */
+/* The engine's words (q_backing_parse, q_data_file_parse); on or off. */
 bool source_set_backing (struct source *s, const char *mode);
+bool source_set_data_file_policy (struct source *s, const char *mode);
 bool source_set_lock (struct source *s, const char *mode);
 /* on (also NULL), off, or a level. */
 bool source_set_compress (struct source *s, const char *how);
@@ -59,6 +61,8 @@ void source_take_compress (struct source *s, struct members *m);
 /* The secret ID of OPTION opens what is LAYER below the top. */
 int source_set_key (struct source *s, unsigned layer, const char *option, const char *id,
                     struct q_error *err);
+/* The external data file, whatever the image says.  False: out of memory. */
+bool source_set_data_file (struct source *s, const char *name);
 int source_copy (struct source *to, const struct source *from);
 void source_free (struct source *s);
 

@@ -20,6 +20,7 @@ look_at (const struct source *s, uint64_t *size, enum q_format *format, struct q
 
   opts.read_only = true;
   opts.metadata_only = true;
+  opts.data_file = NULL;
   opts.state_dir = NULL;
   int r = q_open (&img, s->filename, &opts, err);
   if (r < 0)
@@ -109,6 +110,7 @@ throwaway_overlay (struct source *s, struct q_error *err)
   free (s->filename);
   s->filename = path;
   s->open.format = Q_FORMAT_QCOW2;
+  s->open.backing_named = true;
   s->open.cache = Q_CACHE_BUFFERED;
   s->open.state_dir = NULL;
   s->write_through = false;

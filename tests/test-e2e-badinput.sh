@@ -124,7 +124,9 @@ luks ()
 wait_for 10 luks || { cat luks.log; fail "no encrypted image"; } # it measures the machine, which may be busy
 qemu-img create -q -f qcow2 -o data_file=ext.data data.qcow2 8M
 refuses "encryption" luks.qcow2 -- luks.qcow2 encrypt
-refuses "external data file" data.qcow2 -- data.qcow2 'data file'
+mkdir elsewhere
+mv ext.data elsewhere
+refuses "no external data file" data.qcow2 -- data.qcow2 'data file' ext.data
 
 echo "== header extensions"
 ext=$(q get good.qcow2 header_length)

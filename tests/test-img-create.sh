@@ -152,7 +152,7 @@ case(option("size=7M"), ["7M"])
 case(["-f", "vmdk_"], ["1M"])
 
 # What QEMU can make and we cannot is refused by its name.
-for o in "encryption=on", "encrypt.format=luks", "data_file=x":
+for o in "encryption=on", "encrypt.format=luks":
     p = run(IMG, "create", "-o", o, "ours2", "1M")
     if p.returncode != 1 or o.split("=")[0] not in p.stderr or os.path.exists("ours2"):
         sys.exit("create -o %s: %d %s" % (o, p.returncode, p.stderr))

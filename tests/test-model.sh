@@ -79,10 +79,11 @@ create ()
 # make_image: disk.qcow2 with contents of some kind, and what it stands on.
 make_image ()
 {
-  pick 6
+  pick 8
   content=$PICK
   [ "$content$encrypted" != 2yes ] || content=5 # nothing is compressed and encrypted
-  below=
+  [ "$content$encrypted" != 6yes ] && [ "$content$encrypted" != 7yes ] || content=5
+  below= data=
   case $content in
   0 | 1)
     pick 3
@@ -103,9 +104,25 @@ make_image ()
     qemu-img convert -c -f raw -O qcow2 -o "$options" content.raw disk.qcow2
     return
     ;;
+  6)
+    # An external data file, which may be a longer file's remains, over a backing file.
+    case $options in compat=1.1*)
+      text "$seed" $((size / 3 / 512 * 512)) base.raw
+      below="-b base.raw -F raw" data=,data_file=disk.data
+      ;;
+    esac
+    ;;
+  7)
+    case $options in compat=1.1*) data=,data_file=disk.data,data_file_raw=on ;; esac
+    ;;
   esac
   # shellcheck disable=SC2086 # two options
-  create -o "$options" $below disk.qcow2 "$size"
+  create -o "$options$data" $below disk.qcow2 "$size"
+  if [ -n "$data" ]; then
+    # Places that count for nothing and hold something, as QEMU leaves them.
+    qemu-io -f qcow2 -c "write -P 9 0 $size" -c "write -z 0 $((size / 2048 * 512 + 512))" disk.qcow2 >/dev/null
+    qemu-io -f qcow2 -c "discard $((size / 1024 * 512)) $((size / 4096 * 512))" disk.qcow2 >/dev/null
+  fi
   if [ "$content" = 3 ] && [ "$bits" -gt 1 ]; then
     # shellcheck disable=SC2086
     qemu-io $secret -c "write -P 7 0 $((size / 1024 * 512))" --image-opts $spec >/dev/null
@@ -120,7 +137,7 @@ run ()
 {
   state=$((seed & 0x7fffffff))
   choose_options
-  rm -f ./*.raw ./*.qcow2
+  rm -f ./*.raw ./*.qcow2 ./*.data
   make_image
   set -- -s "$seed" ${encrypted:+-k sesame}
   pick 3
@@ -128,14 +145,16 @@ run ()
   pick 4
   [ "$PICK" != 0 ] || set -- "$@" -d
   pick 3
-  [ "$PICK$encrypted" != 1 ] && [ "$PICK$encrypted" != 2 ] || set -- "$@" -z
+  [ -n "$data" ] ||
+    { [ "$PICK$encrypted" != 1 ] && [ "$PICK$encrypted" != 2 ]; } || set -- "$@" -z
   pick 2
   if [ "$PICK" = 0 ]; then
     set -- "$@" -c -t 1 -n 300
   else
     set -- "$@" -t 6 -n 600
   fi
-  what="seed $seed: $options, $size bytes, contents $content, model $*"
+  case $data in *raw=on) set -- "$@" -R disk.data ;; esac
+  what="seed $seed: $options$data, $size bytes, contents $content, model $*"
   for file in base.raw mid.qcow2; do
     [ ! -e $file ] || digest $file >"sum.$file"
   done
@@ -155,6 +174,7 @@ run ()
   # shellcheck disable=SC2086
   qemu-img compare -q $secret --image-opts $spec driver=raw,file.filename=contents.raw ||
     fail "$what: QEMU reads something else"
+  case $data in *raw=on) cmp -n "$size" disk.data contents.raw || fail "$what: the raw data file differs" ;; esac
   for file in base.raw mid.qcow2; do
     [ ! -e $file ] || unchanged "$(cat "sum.$file")" $file || fail "$what"
   done

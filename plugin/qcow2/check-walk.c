@@ -118,6 +118,7 @@ q_check_entry_words (const struct q_image *img)
 struct reach {
   bool active;        /* from the active L1 table: COPIED flags are accurate there */
   uint64_t next_host; /* where the next data cluster of the table would not be a fragment */
+  uint64_t guest;     /* offset of the cluster that the entry is for */
 };
 
 static int
@@ -205,8 +206,15 @@ walk_standard (struct q_check *c, struct reach *reach, uint64_t entry, enum q_en
                           ull (host));
     }
   }
-  if (c->img->incompatible & Q_INCOMPAT_DATA_FILE)
+  if (q_has_data_file (c->img)) { /* not in this file */
+    if (host != reach->guest)
+      q_check_corruption (
+          c, false,
+          "offset=%llx: Data cluster for guest offset %llx is not at that offset of "
+          "the external data file; L2 entry corrupted.",
+          ull (host), ull (reach->guest));
     return 0;
+  }
   return q_check_count (c, host, q_cluster_bytes (c->img), Q_CHECK_DATA, NULL);
 }
 
@@ -241,7 +249,7 @@ check_reserved (struct q_check *c, uint64_t entry, uint64_t bitmap, enum q_entry
 }
 
 static int
-walk_l2 (struct q_check *c, uint64_t offset, bool active)
+walk_l2 (struct q_check *c, uint32_t index, uint64_t offset, bool active)
 {
   const unsigned words = q_check_entry_words (c->img);
   const uint64_t n = q_cluster_bytes (c->img) / 8;
@@ -264,6 +272,7 @@ walk_l2 (struct q_check *c, uint64_t offset, bool active)
 
     enum q_entry_kind kind = q_check_entry_kind (c->img, entry, bitmap);
 
+    reach.guest = (index * (n / words) + i / words) << c->img->cluster_bits;
     check_reserved (c, entry, bitmap, kind);
     if (kind == Q_ENTRY_COMPRESSED)
       r = walk_compressed (c, &reach, entry, (unsigned)(i / words));
@@ -310,7 +319,7 @@ walk_l1_entry (struct q_check *c, uint32_t index, uint64_t entry, bool active)
         c, false, "l2_offset=%llx: Table is not cluster aligned; L1 entry corrupted", ull (offset));
     return 0;
   }
-  return ok ? walk_l2 (c, offset, active) : 0;
+  return ok ? walk_l2 (c, index, offset, active) : 0;
 }
 
 /* WHAT names the table in messages. */

@@ -20,7 +20,7 @@ decode_compressed (const struct q_image *img, uint64_t descriptor, struct q_clus
 }
 
 static const char *
-decode_extended (struct q_l2_entry e, struct q_cluster *c)
+decode_extended (struct q_l2_entry e, bool named, struct q_cluster *c)
 {
   c->data = (uint32_t)(e.bitmap & Q_L2_BITMAP_ALLOCATED);
   c->zero = (uint32_t)((e.bitmap & Q_L2_BITMAP_ZERO) >> 32);
@@ -28,17 +28,47 @@ decode_extended (struct q_l2_entry e, struct q_cluster *c)
     return "the zero flag is set, which extended entries do not have";
   if (c->data & c->zero)
     return "subclusters are both allocated and zeros";
-  if (c->data && !c->host)
+  if (c->data && !named)
     return "subclusters are allocated without a host cluster";
   return NULL;
 }
 
+/* Data in a file of its own, where a cluster's host offset is its guest offset: 0 is one too, if
+ * COPIED is set. */
+static const char *
+decode_external (const struct q_image *img, uint64_t guest_cluster, struct q_l2_entry e,
+                 struct q_cluster *c)
+{
+  uint64_t d = e.descriptor;
+  const char *wrong = NULL;
+  bool named;
+
+  c->own = true; /* whatever COPIED says */
+  if (d & Q_L2_COMPRESSED)
+    return "an image with an external data file has no compressed clusters";
+  if (d & Q_L2_RESERVED)
+    return "reserved bits are set";
+  c->host = d & Q_OFFSET_MASK;
+  named = c->host != 0 || (d & Q_COPIED);
+  if (!(img->incompatible & Q_INCOMPAT_EXTL2)) {
+    c->zero = d & Q_L2_ZERO ? 1 : 0;
+    c->data = named && !c->zero;
+  } else
+    wrong = decode_extended (e, named, c);
+  if (!wrong && (c->host || c->data) && c->host != guest_cluster << img->cluster_bits)
+    wrong = "its host offset is not its guest offset, as in an external data file";
+  return wrong;
+}
+
 const char *
-q_entry_wrong (const struct q_image *img, struct q_l2_entry e, struct q_cluster *c)
+q_entry_wrong (const struct q_image *img, uint64_t guest_cluster, struct q_l2_entry e,
+               struct q_cluster *c)
 {
   uint64_t d = e.descriptor;
 
   *c = (struct q_cluster){ 0 };
+  if (q_has_data_file (img))
+    return decode_external (img, guest_cluster, e, c);
   if ((d | e.bitmap) == 0)
     return NULL;
   if (d & Q_L2_COMPRESSED)
@@ -52,7 +82,7 @@ q_entry_wrong (const struct q_image *img, struct q_l2_entry e, struct q_cluster 
   if (c->host == 0 && c->own)
     return "it claims the header's cluster";
   if (img->incompatible & Q_INCOMPAT_EXTL2)
-    return decode_extended (e, c);
+    return decode_extended (e, c->host, c);
   if (!(d & Q_L2_ZERO)) {
     c->data = 1;
     return NULL;
@@ -65,7 +95,7 @@ int
 q_decode_any_entry (struct q_image *img, uint64_t guest_cluster, struct q_l2_entry e,
                     struct q_cluster *c)
 {
-  const char *wrong = q_entry_wrong (img, e, c);
+  const char *wrong = q_entry_wrong (img, guest_cluster, e, c);
 
   if (!wrong)
     return 0;
@@ -81,7 +111,11 @@ q_encode_entry (const struct q_image *img, const struct q_cluster *c)
 {
   struct q_l2_entry e = { .descriptor = c->host | (c->own ? Q_COPIED : 0) };
 
-  assert (!c->compressed && !(c->data & c->zero) && (c->host || !(c->data || c->own)));
+  assert (!c->compressed && !(c->data & c->zero));
+  assert (c->host || q_has_data_file (img) || !(c->data || c->own));
+  /* Every place there is its cluster's own: only what has something to say names it. */
+  if (q_has_data_file (img) && !c->data && !(c->zero && c->host))
+    e.descriptor = 0;
   if (img->incompatible & Q_INCOMPAT_EXTL2)
     e.bitmap = (uint64_t)c->zero << 32 | c->data;
   else if (c->zero)
@@ -96,6 +130,8 @@ q_entry_references (const struct q_image *img, struct q_l2_entry entry, uint64_t
   uint64_t d = entry.descriptor;
 
   *count = 0;
+  if (q_has_data_file (img))
+    return; /* nothing is counted there */
   if (d & Q_L2_COMPRESSED) {
     uint64_t host;
     uint32_t csize;

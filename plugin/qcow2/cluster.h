@@ -20,7 +20,8 @@ struct q_cluster {
   bool compressed; /* all of it; there are no subclusters */
   bool own;        /* no snapshot shares the host cluster: it may be written to */
   uint64_t host;   /* of the host cluster, which may hold no data yet; 0: there is none.  Or of the
-                    * compressed data */
+                    * compressed data.  In an external data file every guest cluster has one that
+                    * is its own, where its offset is; host says whether the entry names that */
   uint32_t csize;  /* of the compressed data, at most */
   uint32_t data;   /* subclusters whose bytes are in the host cluster */
   uint32_t zero;   /* subclusters that read as zeros.  Neither: what is below is seen */
@@ -94,7 +95,8 @@ q_subcluster_run (const struct q_image *img, const struct q_cluster *c, unsigned
 }
 
 /* NULL, or what is wrong with the entry. */
-const char *q_entry_wrong (const struct q_image *img, struct q_l2_entry e, struct q_cluster *c);
+const char *q_entry_wrong (const struct q_image *img, uint64_t guest_cluster, struct q_l2_entry e,
+                           struct q_cluster *c);
 int q_decode_any_entry (struct q_image *img, uint64_t guest_cluster, struct q_l2_entry e,
                         struct q_cluster *c);
 
@@ -106,7 +108,7 @@ q_decode_entry (struct q_image *img, uint64_t guest_cluster, struct q_l2_entry e
   const uint64_t host = e.descriptor & Q_OFFSET_MASK;
 
   /* What nearly all of them are: a data cluster without subclusters. */
-  if (!(img->incompatible & Q_INCOMPAT_EXTL2) && host != 0 &&
+  if (!(img->incompatible & (Q_INCOMPAT_EXTL2 | Q_INCOMPAT_DATA_FILE)) && host != 0 &&
       (e.descriptor & ~(Q_OFFSET_MASK | Q_COPIED)) == 0 &&
       (host & (q_cluster_bytes (img) - 1)) == 0) {
     *c = (struct q_cluster){ .own = e.descriptor & Q_COPIED, .host = host, .data = 1 };

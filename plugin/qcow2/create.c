@@ -53,8 +53,9 @@ struct layout {
   uint64_t l1, n_l1;
   uint32_t l1_entries;
   uint64_t crypto, n_crypto;
-  uint64_t l2, n_l2; /* 0 without preallocation, as is n_data */
-  uint64_t data, n_data;
+  uint64_t l2, n_l2;     /* 0 without preallocation, ... */
+  uint64_t n_mapped;     /* ... as are the L2 entries that are made, ... */
+  uint64_t data, n_data; /* ... for clusters here, or in a data file */
   uint64_t total;
 };
 
@@ -63,8 +64,9 @@ struct creation {
   const struct q_create_options *opts;
   struct layout layout;
   struct q_file *file;
-  uint8_t *cluster; /* scratch, one cluster */
-  uint8_t *crypto;  /* the encryption header; NULL without */
+  struct q_file *data; /* where guest data goes: the same, or an external data file */
+  uint8_t *cluster;    /* scratch, one cluster */
+  uint8_t *crypto;     /* the encryption header; NULL without */
   size_t crypto_bytes;
   struct q_error *err;
 };
@@ -97,6 +99,10 @@ check_version_limits (const char *filename, const struct q_create_options *opts,
   if (opts->extended_l2)
     return q_fail (err, -EINVAL,
                    "%s: extended L2 entries need version 3 (compat=1.1), not version 2", filename);
+  if (opts->data_file)
+    return q_fail (err, -EINVAL,
+                   "%s: an external data file needs version 3 (compat=1.1), not version 2",
+                   filename);
   if (opts->zstd)
     return q_fail (
         err, -EINVAL,
@@ -142,6 +148,38 @@ check_backing (const char *filename, const struct q_create_options *opts, struct
   return 0;
 }
 
+static const char *
+data_file_name (const struct q_create_options *opts)
+{
+  return opts->data_file_name ? opts->data_file_name : opts->data_file;
+}
+
+static int
+check_data_file (const char *filename, const struct q_create_options *opts, struct q_error *err)
+{
+  struct stat a, b;
+  size_t len;
+
+  if (!opts->data_file)
+    return !opts->data_file_raw
+               ? 0
+               : q_fail (err, -EINVAL, "%s: data_file_raw without a data file (data_file=FILE)",
+                         filename);
+  len = strlen (data_file_name (opts));
+  if (len == 0 || len > Q_MAX_BACKING_NAME)
+    return q_fail (err, -EINVAL, "%s: the data file name has %zu bytes: 1 to %u are possible",
+                   filename, len, Q_MAX_BACKING_NAME);
+  if (opts->data_file_raw && opts->backing_file)
+    return q_fail (err, -EINVAL,
+                   "%s: a raw data file has all of the disk: there cannot be a backing file too",
+                   filename);
+  if (strcmp (filename, opts->data_file) == 0 ||
+      (!opts->opener && stat (filename, &a) == 0 && stat (opts->data_file, &b) == 0 &&
+       a.st_dev == b.st_dev && a.st_ino == b.st_ino))
+    return q_fail (err, -EINVAL, "%s: cannot be its own data file", filename);
+  return 0;
+}
+
 static int
 check_options (const char *filename, const struct q_create_options *opts, struct q_error *err)
 {
@@ -162,7 +200,9 @@ check_options (const char *filename, const struct q_create_options *opts, struct
 
   int r = check_version_limits (filename, opts, err);
 
-  return r < 0 ? r : check_backing (filename, opts, err);
+  if (r == 0)
+    r = check_backing (filename, opts, err);
+  return r == 0 ? check_data_file (filename, opts, err) : r;
 }
 
 /* ---- layout ---------------------------------------------------------------------------------- */
@@ -178,6 +218,10 @@ plan_layout (struct creation *c, uint64_t size)
   const uint64_t l2_reach = cluster << (bits - (opts->extended_l2 ? 4 : 3));
   const uint64_t max_size = Q_MAX_L1_BYTES / 8 * l2_reach;
 
+  if (opts->data_file && size > Q_MAX_HOST_OFFSET)
+    return q_fail (c->err, -EFBIG,
+                   "%s: size %llu is too large for an external data file: at most %llu bytes",
+                   c->filename, (unsigned long long)size, (unsigned long long)Q_MAX_HOST_OFFSET);
   if (size > max_size)
     return q_fail (
         c->err, -EFBIG,
@@ -196,10 +240,11 @@ plan_layout (struct creation *c, uint64_t size)
   l->l1_entries = entries ? (uint32_t)entries : 1;
   l->n_l1 = q_div_up (8ull * l->l1_entries, cluster);
   l->n_crypto = q_div_up (c->crypto_bytes, cluster);
-  if (opts->preallocation != Q_PREALLOC_OFF) {
+  if (opts->preallocation != Q_PREALLOC_OFF || opts->data_file_raw) {
     l->n_l2 = entries;
-    l->n_data = q_div_up (size, cluster);
+    l->n_mapped = q_div_up (size, cluster);
   }
+  l->n_data = opts->data_file ? 0 : l->n_mapped;
 
   /* The refcount structures count themselves, so their size is the fixed point of this. */
   const uint64_t per_block = cluster * 8 >> l->refcount_order;
@@ -292,6 +337,13 @@ build_header (struct creation *c, size_t *used)
     need += extension_bytes (strlen (opts->backing_format));
   if (c->crypto)
     need += extension_bytes (sizeof (struct qcow2_crypto_extension));
+  if (opts->data_file)
+    need += extension_bytes (strlen (data_file_name (opts)));
+  if (need > cluster && opts->data_file)
+    return q_fail (c->err, -EINVAL,
+                   "%s: the names of data file and backing file are too long to fit in the first "
+                   "cluster of %zu bytes beside the header",
+                   c->filename, cluster);
   if (need > cluster)
     return q_fail (c->err, -EINVAL,
                    "%s: the backing file name has %zu bytes: %zu fit in the first cluster beside "
@@ -324,7 +376,9 @@ build_header (struct creation *c, size_t *used)
     .refcount_table_offset = put64 (l->reftable << l->cluster_bits),
     .refcount_table_clusters = put32 ((uint32_t)l->n_reftable),
     .incompatible_features = put64 ((opts->zstd ? Q_INCOMPAT_COMPRESSION : 0) |
-                                    (opts->extended_l2 ? Q_INCOMPAT_EXTL2 : 0)),
+                                    (opts->extended_l2 ? Q_INCOMPAT_EXTL2 : 0) |
+                                    (opts->data_file ? Q_INCOMPAT_DATA_FILE : 0)),
+    .autoclear_features = put64 (opts->data_file_raw ? Q_AUTOCLEAR_DATA_FILE_RAW : 0),
     .compatible_features = put64 (opts->lazy_refcounts ? Q_COMPAT_LAZY_REFCOUNTS : 0),
     .refcount_order = put32 (l->refcount_order),
     .header_length = put32 ((uint32_t)header_length),
@@ -342,6 +396,8 @@ build_header (struct creation *c, size_t *used)
 
     p = put_extension (p, Q_EXT_CRYPTO, &crypto, sizeof crypto);
   }
+  if (opts->data_file)
+    p = put_extension (p, Q_EXT_DATA_FILE, data_file_name (opts), strlen (data_file_name (opts)));
   if (with_names)
     p = put_extension (p, Q_EXT_FEATURE_NAMES, names, sizeof names);
   if (with_highest) {
@@ -456,54 +512,84 @@ write_refblocks (struct creation *c)
   return 0;
 }
 
+/* Makes FILE, called NAME, END bytes long; a device must have them. */
+static int
+set_length (struct creation *c, struct q_file *file, const char *name, uint64_t end)
+{
+  uint64_t have;
+  int r;
+
+  if (!file->is_device) {
+    r = q_file_truncate (file, end);
+    return r < 0 ? q_fail (c->err, r, "%s: extending the file to %llu bytes: %s", name,
+                           (unsigned long long)end, strerror (-r))
+                 : 0;
+  }
+  r = q_file_size (file, &have);
+  if (r < 0)
+    return q_fail (c->err, r, "%s: size: %s", name, strerror (-r));
+  if (have < end)
+    return q_fail (c->err, -ENOSPC,
+                   "%s: the device has %llu bytes: the image needs %llu to begin with", name,
+                   (unsigned long long)have, (unsigned long long)end);
+  return 0;
+}
+
+static int
+fill_zeros (struct q_file *file, uint64_t at, uint64_t end)
+{
+  void *zeros = calloc (1, FILL_CHUNK);
+  int r = zeros ? 0 : -ENOMEM;
+
+  for (; r == 0 && at < end; at += FILL_CHUNK)
+    r = q_file_pwrite (file, zeros, (size_t)q_min (FILL_CHUNK, end - at), at);
+  free (zeros);
+  return r;
+}
+
+/* Zeros for the guest in [data, end) of the file that its data is in, as preallocated as is asked
+ * for.  FROM: where the space that is reserved begins. */
+static int
+prepare_data (struct creation *c, uint64_t from, uint64_t data, uint64_t end)
+{
+  int r = 0;
+
+  if (data == end)
+    return 0;
+  if (!c->data->holes_are_zero)
+    r = q_file_write_zeroes (c->data, data, end - data, true);
+  if (r == 0 && !c->data->is_device && c->opts->preallocation == Q_PREALLOC_FALLOC)
+    r = q_file_allocate (c->data, from, end - from);
+  if (r == 0 && c->opts->preallocation == Q_PREALLOC_FULL)
+    r = fill_zeros (c->data, data, end);
+  return r;
+}
+
 /* Space for the file, and zeros for the guest in every preallocated cluster. */
 static int
 prepare_space (struct creation *c)
 {
   const struct layout *l = &c->layout;
   const uint64_t end = l->total << l->cluster_bits;
-  const uint64_t data = l->data << l->cluster_bits;
-  int r = 0;
+  const bool external = c->data != c->file;
+  int r = set_length (c, c->file, c->filename, end);
 
-  if (c->file->is_device) {
-    uint64_t have;
-
-    r = q_file_size (c->file, &have);
-    if (r < 0)
-      return q_fail (c->err, r, "%s: size: %s", c->filename, strerror (-r));
-    if (have < end)
-      return q_fail (c->err, -ENOSPC,
-                     "%s: the device has %llu bytes: the image needs %llu to begin with",
-                     c->filename, (unsigned long long)have, (unsigned long long)end);
-  } else {
-    r = q_file_truncate (c->file, end);
-    if (r < 0)
-      return q_fail (c->err, r, "%s: extending the file to %llu bytes: %s", c->filename,
-                     (unsigned long long)end, strerror (-r));
-  }
-
+  if (r == 0 && external)
+    r = set_length (c, c->data, c->opts->data_file, l->size);
+  if (r < 0)
+    return r;
   /* What is on a device is not known to be zeros, and its old first sector may be that of another
    * image. */
   if (!c->file->holes_are_zero) {
     r = q_file_write_zeroes (c->file, 0, 1ull << l->cluster_bits, true);
     if (r == 0)
       r = q_file_sync (c->file);
-    if (r == 0 && l->n_data)
-      r = q_file_write_zeroes (c->file, data, end - data, true);
   }
-  if (r == 0 && l->n_data && !c->file->is_device && c->opts->preallocation == Q_PREALLOC_FALLOC)
-    r = q_file_allocate (c->file, 0, end);
-  if (r == 0 && l->n_data && c->opts->preallocation == Q_PREALLOC_FULL) {
-    void *zeros = calloc (1, FILL_CHUNK);
-
-    if (!zeros)
-      r = -ENOMEM;
-    for (uint64_t at = data; r == 0 && at < end; at += FILL_CHUNK)
-      r = q_file_pwrite (c->file, zeros, (size_t)q_min (FILL_CHUNK, end - at), at);
-    free (zeros);
-  }
+  if (r == 0 && l->n_mapped)
+    r = external ? prepare_data (c, 0, 0, l->size)
+                 : prepare_data (c, 0, l->data << l->cluster_bits, end);
   return r < 0 ? q_fail (c->err, r, "%s: preallocating %llu bytes: %s", c->filename,
-                         (unsigned long long)end, strerror (-r))
+                         (unsigned long long)(external ? l->size : end), strerror (-r))
                : 0;
 }
 
@@ -522,7 +608,7 @@ write_tables (struct creation *c)
     r = write_crypto (c);
   /* What is in the clusters would be decrypted, and that does not give zeros. */
   if (r == 0 && l->n_l2)
-    r = write_pointers (c, l->l2, l->n_l2, l->data, l->n_data,
+    r = write_pointers (c, l->l2, l->n_l2, c->data == c->file ? l->data : 0, l->n_mapped,
                         Q_COPIED | (c->crypto && !c->opts->extended_l2 ? Q_L2_ZERO : 0),
                         c->opts->extended_l2 ? 2 : 1, "L2 table");
   return r;
@@ -540,6 +626,8 @@ write_image (struct creation *c)
     r = build_header (c, &used);
   if (r == 0 && used > SECTOR)
     r = write_at (c, c->cluster + SECTOR, used - SECTOR, SECTOR, "header extensions");
+  if (r == 0 && c->data != c->file && (r = q_file_sync (c->data)) < 0)
+    q_fail (c->err, r, "%s: sync: %s", c->opts->data_file, strerror (-r));
   if (r == 0)
     r = sync_file (c);
   if (r == 0)
@@ -549,14 +637,27 @@ write_image (struct creation *c)
   return r;
 }
 
-/* Removes the file that this call made, unless something else is there by now. */
-static void
-remove_created (const struct creation *c, uint64_t dev, uint64_t ino)
+/* Opens NAME empty.  *MADE: it was not there before. */
+static int
+make_file (struct creation *c, const char *name, struct q_file **file, bool *made)
 {
   struct stat st;
 
-  if (lstat (c->filename, &st) == 0 && (uint64_t)st.st_dev == dev && (uint64_t)st.st_ino == ino)
-    unlink (c->filename);
+  *made = !c->opts->opener && lstat (name, &st) == -1;
+  return q_file_open (c->opts->opener, name, Q_FILE_WRITE | Q_FILE_CREATE | Q_FILE_LOCK, file,
+                      c->err);
+}
+
+/* Closes *FILE, and removes it if REMOVE, unless something else is there under its name by now. */
+static void
+finish_file (struct q_file **file, const char *name, bool remove)
+{
+  struct stat st;
+
+  if (*file && remove && lstat (name, &st) == 0 && (uint64_t)st.st_dev == (*file)->dev &&
+      (uint64_t)st.st_ino == (*file)->ino)
+    unlink (name);
+  q_file_close (file);
 }
 
 int
@@ -564,7 +665,8 @@ q_create (const char *filename, uint64_t size, const struct q_create_options *op
           struct q_error *err)
 {
   struct creation c = { .filename = filename, .opts = opts, .err = err };
-  struct stat st;
+  bool made = false, made_data = false;
+  size_t used;
   int r = check_options (filename, opts, err);
 
   if (r == 0 && opts->secret)
@@ -583,21 +685,17 @@ q_create (const char *filename, uint64_t size, const struct q_create_options *op
   }
 
   /* The header is built here once more only to learn whether it fits. */
-  size_t used;
-  bool existed = opts->opener || lstat (filename, &st) == 0;
-
   r = build_header (&c, &used);
   if (r == 0)
-    r = q_file_open (opts->opener, filename, Q_FILE_WRITE | Q_FILE_CREATE | Q_FILE_LOCK, &c.file,
-                     err);
-  if (r == 0) {
-    uint64_t dev = c.file->dev, ino = c.file->ino;
-
+    r = make_file (&c, filename, &c.file, &made);
+  c.data = c.file;
+  if (r == 0 && opts->data_file)
+    r = make_file (&c, opts->data_file, &c.data, &made_data);
+  if (r == 0)
     r = write_image (&c);
-    q_file_close (&c.file);
-    if (r < 0 && !existed)
-      remove_created (&c, dev, ino);
-  }
+  if (c.data != c.file)
+    finish_file (&c.data, opts->data_file, r < 0 && made_data);
+  finish_file (&c.file, filename, r < 0 && made);
   free (c.cluster);
   free (c.crypto);
   return r;

@@ -396,8 +396,8 @@ new_crypt (struct q_image *img)
   c->base.ops = &crypt_ops;
   c->base.name = img->filename;
   c->base.fd = c->base.direct_fd = -1;
-  c->base.is_device = img->file->is_device;
-  c->below = img->file;
+  c->base.is_device = img->data && img->data->is_device;
+  c->below = img->data;
   c->legacy = img->crypt_method == Q_CRYPT_AES;
   pthread_rwlockattr_init (&attr);
   /* A stream of whole writes must not keep a partial one waiting for ever. */

@@ -437,6 +437,12 @@ q_file_open_local (void *opaque, const char *name, unsigned flags, struct q_file
     r = q_fail (err, -ENOMEM, "%s: out of memory", name);
     goto out;
   }
+  /* Opening a device may do something to it. */
+  if ((flags & Q_FILE_REGULAR) && stat (name, &st) == 0 &&
+      (S_ISBLK (st.st_mode) || S_ISCHR (st.st_mode))) {
+    r = q_fail (err, -EPERM, "%s: is a device", name);
+    goto out;
+  }
   /* O_NONBLOCK so that a FIFO in the image's place is an error and not a wait for ever. */
   lf->fd = open (name,
                  oflags | O_NONBLOCK | (flags & Q_FILE_CREATE ? O_CREAT : 0) |
@@ -461,6 +467,10 @@ q_file_open_local (void *opaque, const char *name, unsigned flags, struct q_file
                 : S_ISFIFO (st.st_mode) ? "FIFO"
                 : S_ISSOCK (st.st_mode) ? "socket"
                                         : "special file");
+    goto out;
+  }
+  if ((flags & Q_FILE_REGULAR) && S_ISBLK (st.st_mode)) {
+    r = q_fail (err, -EPERM, "%s: is a block device", name);
     goto out;
   }
   lf->base.is_device = S_ISBLK (st.st_mode);

@@ -13,7 +13,7 @@
  *     write blocks and tables that nothing on disk points to yet     } only if
  *     sync                                                           } there are any
  *     write the other counts, the header's pointer to the refcount table, and new L2 tables
- *     sync           now data and counts are durable
+ *     sync           now data and counts are durable (both files, if data has one of its own)
  *     write the other references
  *     sync           now the references are durable
  *     what was marked in limbo may go
@@ -52,8 +52,15 @@ struct round {
   bool reftable_moved; /* the header must be pointed to ... */
   uint64_t reftable_offset;
   uint32_t reftable_clusters; /* ... this one */
-  bool wrote;                 /* something was, data included, since the last sync */
+  bool wrote;                 /* something was to img->file since its last sync, ... */
+  bool wrote_data;            /* ... and to img->data, if that is another file */
 };
+
+static bool
+has_data_file (const struct q_image *img)
+{
+  return img->data != img->file;
+}
 
 /* ---- copying -------------------------------------------------------------------------------- */
 
@@ -250,6 +257,30 @@ sync_file (struct q_image *img, struct round *round)
   return 0;
 }
 
+/* Data that has a file of its own. */
+static int
+sync_data (struct q_image *img, struct round *round)
+{
+  int r;
+
+  Q_PROBE ("before a sync of the data file");
+  r = q_file_sync (img->data);
+  round->wrote_data = false;
+  if (r < 0) {
+    q_note_data_written (img);
+    return q_stick (img, r, "syncing the data file failed");
+  }
+  return 0;
+}
+
+static int
+sync_files (struct q_image *img, struct round *round)
+{
+  int r = round->wrote_data ? sync_data (img, round) : 0;
+
+  return r == 0 && round->wrote ? sync_file (img, round) : r;
+}
+
 /* PHASE is durable, and what it wrote of new tables will not be written before what points to
  * them again: from now on they are tables like others.  This must not wait for the end of the
  * round, which may fail after something on disk points to them. */
@@ -282,8 +313,13 @@ write_all (struct q_image *img, struct round *round)
     r = q_header_write_reftable (img, round->reftable_offset, round->reftable_clusters);
     round->wrote = true;
   }
-  if (r == 0 && (round->wrote || round->list[PHASE_REFERENCES]))
-    r = sync_file (img, round);
+  if (round->list[PHASE_REFERENCES]) {
+    /* What they point to may have been written after this round began. */
+    round->wrote = true;
+    round->wrote_data = has_data_file (img);
+  }
+  if (r == 0)
+    r = sync_files (img, round);
   if (r == 0) {
     no_longer_fresh (round, PHASE_COUNTS);
     r = write_phase (img, round, PHASE_REFERENCES);
@@ -361,7 +397,7 @@ write_lowered_counts (struct q_image *img)
   if (r == 0)
     r = write_phase (img, &round, PHASE_COUNTS);
   if (round.wrote)
-    q_note_data_written (img);
+    atomic_store (&img->file_needs_sync, true);
   if (r < 0 && r != -ENOSPC && r != -ENOMEM)
     q_stick (img, r, "writing refcounts failed");
   end_round (&round, r < 0);
@@ -389,11 +425,15 @@ q_flush_round (struct q_image *img)
   if (r < 0)
     return r;
   data = atomic_exchange (&img->needs_sync, false);
-  round.wrote = data;
+  round.wrote = atomic_exchange (&img->file_needs_sync, false);
+  if (has_data_file (img))
+    round.wrote_data = data;
+  else
+    round.wrote |= data;
   if (img->format != Q_FORMAT_QCOW2 || !has_dirty_metadata (img)) {
     if (atomic_load (&img->dropped.clusters) > 0)
       q_limbo_release (img);
-    return data ? sync_file (img, &round) : 0;
+    return sync_files (img, &round);
   }
   r = copy_all (img, &round);
   if (r == 0)
@@ -402,6 +442,7 @@ q_flush_round (struct q_image *img)
     settle (img, &round);
   else {
     q_note_data_written (img);
+    atomic_store (&img->file_needs_sync, true);
     if (r != -ENOSPC && r != -ENOMEM)
       q_stick (img, r, "writing metadata failed");
     q_alloc_lock (img);
@@ -498,8 +539,8 @@ bool
 q_flush_is_due (struct q_image *img)
 {
   q_pin_t pin = q_pin (); /* the L1 table may be replaced */
-  bool due =
-      atomic_load (&img->needs_sync) || (img->format == Q_FORMAT_QCOW2 && has_dirty_metadata (img));
+  bool due = atomic_load (&img->needs_sync) || atomic_load (&img->file_needs_sync) ||
+             (img->format == Q_FORMAT_QCOW2 && has_dirty_metadata (img));
 
   q_unpin (pin);
   return due;

@@ -34,8 +34,8 @@ check_table (const struct q_image *img, const char *what, uint64_t offset, uint6
 static int
 check_features (struct q_image *img, struct q_error *err)
 {
-  uint64_t known =
-      Q_INCOMPAT_DIRTY | Q_INCOMPAT_CORRUPT | Q_INCOMPAT_COMPRESSION | Q_INCOMPAT_EXTL2;
+  uint64_t known = Q_INCOMPAT_DIRTY | Q_INCOMPAT_CORRUPT | Q_INCOMPAT_COMPRESSION |
+                   Q_INCOMPAT_EXTL2 | Q_INCOMPAT_DATA_FILE;
   uint64_t unknown = img->incompatible & ~known;
   char buf[64];
 
@@ -49,6 +49,11 @@ check_features (struct q_image *img, struct q_error *err)
         "without it",
         img->filename, bit, name ? name : "which the image does not name");
   }
+  if ((img->autoclear & Q_AUTOCLEAR_DATA_FILE_RAW) && !q_has_data_file (img))
+    return q_fail (err, -EINVAL,
+                   "%s: autoclear feature bit 1 (raw external data) is set without incompatible "
+                   "feature bit 2 (external data file)",
+                   img->filename);
   if (img->crypt_method > Q_CRYPT_LUKS)
     return q_fail (err, -EINVAL, "%s: crypt_method is %u, should be 0 (none), 1 (AES) or 2 (LUKS)",
                    img->filename, img->crypt_method);

@@ -2,14 +2,14 @@
  *
  * Opening and closing: one layer, then the chain below it.
  *
- * What an image may make us open is decided here: a local file, named by the recorded backing file
- * name, in the recorded format, and nothing else.  Only the top layer is opened for writing.
+ * What an image may make us open is decided in names.c.  Only the top layer is opened for writing.
  */
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "names.h"
 #include "state.h"
 
 #define ull(v) ((unsigned long long)(v))
@@ -21,68 +21,6 @@ void
 q_open_options_init (struct q_open_options *opts)
 {
   *opts = (struct q_open_options){ .format = Q_FORMAT_AUTO };
-}
-
-/* ---- names ---------------------------------------------------------------------------------- */
-
-/* Turns the recorded name into a path, relative to the overlay's directory. */
-static int
-resolve_backing_name (struct q_image *img, struct q_error *err)
-{
-  const char *name = img->backing_file, *slash, *colon;
-  int n;
-
-  if (strncmp (name, "file:", 5) == 0)
-    name += 5;
-  else {
-    colon = strchr (name, ':');
-    slash = strchr (name, '/');
-    if (colon && (!slash || colon < slash))
-      return q_fail (
-          err, -ENOTSUP,
-          "%s: backing file '%s': only local files can be backing files, not '%.*s:' names",
-          img->filename, img->backing_file, (int)(colon - name), name);
-  }
-  if (*name == '\0')
-    return q_fail (err, -EINVAL, "%s: the backing file name '%s' names no file", img->filename,
-                   img->backing_file);
-  slash = strrchr (img->filename, '/');
-  if (*name == '/' || !slash)
-    n = asprintf (&img->backing_path, "%s", name);
-  else
-    n = asprintf (&img->backing_path, "%.*s/%s", (int)(slash - img->filename), img->filename, name);
-  if (n == -1) {
-    img->backing_path = NULL;
-    return q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
-  }
-  return 0;
-}
-
-static int
-backing_format (const struct q_image *img, const struct q_open_options *opts, enum q_format *format,
-                struct q_error *err)
-{
-  const char *name = img->backing_format;
-
-  if (name && strcmp (name, "qcow2") == 0)
-    *format = Q_FORMAT_QCOW2;
-  else if (name && strcmp (name, "raw") == 0)
-    *format = Q_FORMAT_RAW;
-  else if (name)
-    return q_fail (
-        err, -ENOTSUP,
-        "%s: backing file '%s': recorded format '%s' is not supported (qcow2 and raw are)",
-        img->filename, img->backing_file, name);
-  else if (opts->backing == Q_BACKING_PROBE)
-    *format = Q_FORMAT_AUTO;
-  else
-    return q_fail (
-        err, -EINVAL,
-        "%s: backing file '%s': its format is not recorded, and guessing lets a guest name "
-        "files of the host; record it (qemu-img rebase -u -F FORMAT -b '%s'), or allow "
-        "probing if you trust the image",
-        img->filename, img->backing_file, img->backing_file);
-  return 0;
 }
 
 /* ---- one layer ------------------------------------------------------------------------------ */
@@ -99,6 +37,7 @@ free_layer (struct q_image *img)
   q_snapshots_free (img);
   q_header_free (img);
   q_crypt_close (img);
+  q_data_close (img);
   q_file_close (&img->file);
   free (img->limbo.entry);
   free (img->dropped.entry);
@@ -108,6 +47,7 @@ free_layer (struct q_image *img)
   pthread_mutex_destroy (&img->refblock_cache.lock);
   pthread_mutex_destroy (&img->layout_lock);
   q_gate_destroy (&img->gate);
+  pthread_mutex_destroy (&img->raw_lock);
   pthread_mutex_destroy (&img->bitmap_lock);
   pthread_mutex_destroy (&img->claim_lock);
   pthread_cond_destroy (&img->claim_released);
@@ -132,6 +72,7 @@ new_layer (const char *filename)
   pthread_mutex_init (&img->refblock_cache.lock, NULL);
   pthread_mutex_init (&img->layout_lock, NULL);
   q_gate_init (&img->gate);
+  pthread_mutex_init (&img->raw_lock, NULL);
   pthread_mutex_init (&img->bitmap_lock, NULL);
   pthread_mutex_init (&img->claim_lock, NULL);
   pthread_cond_init (&img->claim_released, NULL);
@@ -235,6 +176,12 @@ open_tables (struct q_image *img, bool top, struct q_error *err)
   return r;
 }
 
+static int
+resolve_backing (struct q_image *img, struct q_error *err)
+{
+  return q_name_resolve (img, "backing file", "", img->backing_file, &img->backing_path, err);
+}
+
 /* Finishes what a writer that did not close the image left behind: another program (the dirty bit),
  * or a killed process of our own. */
 static int
@@ -255,7 +202,7 @@ recover (struct q_image *img, const struct q_open_options *opts, struct q_error 
     if (r == 0)
       r = q_snapshots_read (img, err);
     if (r == 0 && img->backing_file)
-      r = resolve_backing_name (img, err);
+      resolve_backing (img, NULL); /* as before */
   } else if (img->incompatible & Q_INCOMPAT_DIRTY)
     q_log (Q_LOG_WARNING, "%s: was not closed cleanly: repairing its refcounts", img->filename);
   /* What the killed process had allocated and not yet used, or let go of and not yet freed, is
@@ -269,7 +216,7 @@ recover (struct q_image *img, const struct q_open_options *opts, struct q_error 
 static int
 clear_unknown_features (struct q_image *img, struct q_error *err)
 {
-  uint64_t known = Q_AUTOCLEAR_BITMAPS | Q_AUTOCLEAR_DATA_FILE_RAW;
+  uint64_t known = Q_AUTOCLEAR_BITMAPS | (img->data_raw ? Q_AUTOCLEAR_DATA_FILE_RAW : 0);
   int r;
 
   if ((img->autoclear & ~known) == 0)
@@ -315,6 +262,8 @@ activate (struct q_image *img, const struct q_open_options *opts, struct q_error
   if (r == 0)
     r = clear_unknown_features (img, err);
   if (r == 0)
+    r = q_data_start (img, err);
+  if (r == 0)
     r = q_bitmaps_open (img, err);
   if (r == 0)
     r = q_state_start (img, err);
@@ -329,10 +278,14 @@ check_loop (const struct q_image *top, const struct q_image *layer, struct q_err
 
   if (f->dev == 0 && f->ino == 0)
     return 0; /* it has no identity */
-  for (const struct q_image *i = top; i; i = i->backing)
+  for (const struct q_image *i = top; i; i = i->backing) {
     if (i->file->dev == f->dev && i->file->ino == f->ino)
       return q_fail (err, -ELOOP, "%s is %s again: the chain of backing files is a loop",
                      layer->filename, i->filename);
+    if (i->data && i->data->dev == f->dev && i->data->ino == f->ino)
+      return q_fail (err, -ELOOP, "%s is the data file of %s: it cannot be a backing file as well",
+                     layer->filename, i->filename);
+  }
   return 0;
 }
 
@@ -347,8 +300,9 @@ secret_for (const struct q_open_options *opts, unsigned depth)
 
 /* TOP is NULL for the top layer itself. */
 static int
-open_layer (struct q_image **layer, const char *filename, enum q_format format, unsigned depth,
-            const struct q_open_options *opts, struct q_image *top, struct q_error *err)
+open_layer (struct q_image **layer, const char *filename, enum q_format format, unsigned more_flags,
+            unsigned depth, const struct q_open_options *opts, struct q_image *top,
+            struct q_error *err)
 {
   struct q_image *img = new_layer (filename);
   unsigned flags = 0;
@@ -368,23 +322,30 @@ open_layer (struct q_image **layer, const char *filename, enum q_format format, 
       opts->refcount_cache_size ? opts->refcount_cache_size : DEFAULT_REFCOUNT_CACHE;
   flags |= img->read_only ? 0 : Q_FILE_WRITE;
   flags |= opts->cache == Q_CACHE_DIRECT ? Q_FILE_DIRECT : 0;
-  r = q_file_open (opts->opener, filename, flags, &img->file, err);
+  r = q_file_open (opts->opener, filename, flags | more_flags, &img->file, err);
   /* Before the lock, which a loop would take against itself. */
   if (r == 0 && top)
     r = check_loop (top, img, err);
   if (r == 0 && opts->lock == Q_LOCK_ON)
     r = q_file_lock (img->file, !img->read_only, err);
-  img->guest = img->file;
   if (r == 0)
     r = find_format (img, format, top && opts->backing == Q_BACKING_PROBE, err);
   if (r == 0)
     r = img->format == Q_FORMAT_RAW ? open_raw (img, err) : open_qcow2 (img, opts, !top, err);
   if (r == 0)
+    r = q_data_open (img, top, opts, flags, err);
+  if (r == 0)
     r = q_crypt_open (img, secret_for (opts, depth), opts->metadata_only || opts->repair, err);
   if (r == 0 && top && img->format == Q_FORMAT_QCOW2)
     r = open_tables (img, false, err);
-  if (r == 0 && img->backing_file)
-    r = resolve_backing_name (img, err);
+  /* Whoever does not follow the name can do without a place to go. */
+  if (r == 0 && img->backing_file) {
+    bool follow =
+        !opts->metadata_only && (opts->backing != Q_BACKING_NONE || (!top && opts->backing_named));
+    int r2 = resolve_backing (img, follow ? err : NULL);
+
+    r = follow ? r2 : 0;
+  }
   if (r < 0) {
     free_layer (img);
     return r;
@@ -404,10 +365,16 @@ open_chain (struct q_image *top, const struct q_open_options *opts, struct q_err
   struct q_image *img = top;
   unsigned depth = 1;
 
-  while (img->backing_file && opts->backing != Q_BACKING_NONE) {
+  while (img->backing_file &&
+         (opts->backing != Q_BACKING_NONE || (img == top && opts->backing_named))) {
     enum q_format format = Q_FORMAT_AUTO;
-    int r = backing_format (img, opts, &format, err);
+    unsigned flags = 0;
+    int r = 0;
 
+    if (img != top || !opts->backing_named)
+      r = q_name_check_backing (img, opts->backing, &flags, err);
+    if (r == 0)
+      r = q_name_backing_format (img, opts->backing, &format, err);
     if (r < 0)
       return r;
     if (depth++ == Q_MAX_CHAIN)
@@ -415,9 +382,10 @@ open_chain (struct q_image *top, const struct q_open_options *opts, struct q_err
                      "%s: the chain of backing files has more than %u layers, %s is one "
                      "too many",
                      top->filename, Q_MAX_CHAIN, img->backing_path);
-    r = open_layer (&img->backing, img->backing_path, format, depth - 1, opts, top, err);
+    r = open_layer (&img->backing, img->backing_path, format, flags, depth - 1, opts, top, err);
     if (r < 0) {
-      q_error_prefix (err, "%s: cannot open backing file '%s'", img->filename, img->backing_file);
+      q_error_prefix (err, "%s: cannot open backing file '%s'%s", img->filename, img->backing_file,
+                      r == -EPERM && flags ? " (backing=any opens block devices)" : "");
       return r;
     }
     img = img->backing;
@@ -446,7 +414,7 @@ q_open (struct q_image **img, const char *filename, const struct q_open_options 
   *img = NULL;
   if (err)
     err->text[0] = '\0';
-  r = open_layer (&top, filename, opts->format, 0, opts, NULL, err);
+  r = open_layer (&top, filename, opts->format, 0, 0, opts, NULL, err);
   if (r < 0)
     return r;
   if (!opts->metadata_only)
@@ -571,6 +539,7 @@ q_get_info (const struct q_image *img, struct q_image_info *info)
     .backing_format = img->backing_format,
     .backing_path = img->backing_path,
     .data_file = img->data_file,
+    .data_path = img->data_path,
     .nb_snapshots = q_snapshots_count (img),
     .nb_bitmaps = img->nb_bitmaps,
   };

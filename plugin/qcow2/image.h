@@ -204,10 +204,11 @@ struct q_tracker;
 
 struct q_image {
   char *filename;
-  struct q_file *file;
+  struct q_file *file; /* metadata, and compressed data, are here ... */
+  struct q_file *data; /* ... and guest data here: the same file, unless a data file is external */
   struct q_crypt *crypt; /* NULL: not encrypted */
-  struct q_file *guest;  /* what guest data are read and written through: the file that their
-                          * clusters are in, or what encrypts on top of it (crypt.h) */
+  struct q_file *guest;  /* what guest data are read and written through: data, or what encrypts on
+                          * top of it (crypt.h) */
   const struct q_file_opener *opener;
   enum q_format format;
   bool read_only; /* as opened */
@@ -241,12 +242,16 @@ struct q_image {
   uint64_t snapshots_offset;
   uint64_t snapshots_bytes;
   struct q_extension *extensions;
-  bool extensions_marked;  /* an end marker stands at extensions_end */
-  uint64_t extensions_end; /* file offset of the end marker */
-  char *backing_file;      /* as recorded */
-  char *backing_format;    /* as recorded, or NULL */
-  char *backing_path;      /* resolved */
-  char *data_file;
+  bool extensions_marked;     /* an end marker stands at extensions_end */
+  uint64_t extensions_end;    /* file offset of the end marker */
+  char *backing_file;         /* as recorded */
+  char *backing_format;       /* as recorded, or NULL */
+  char *backing_path;         /* resolved */
+  char *data_file;            /* as recorded, or NULL */
+  char *data_path;            /* as opened */
+  bool data_raw;              /* the data file is the disk at all times (datafile.c) ... */
+  _Atomic bool raw_unsettled; /* ... and some entries that say so are not durable */
+  pthread_mutex_t raw_lock;   /* who changes entries because of that */
   _Atomic uint32_t nb_bitmaps;
   uint64_t bitmap_dir_offset, bitmap_dir_size;
   uint64_t crypto_offset, crypto_length;
@@ -288,8 +293,9 @@ struct q_image {
   pthread_mutex_t dirty_lock;
   struct q_table *dirty_list;
   _Atomic uint64_t dirty_tables;
-  uint64_t dirty_max;      /* more dirty tables than this: writers flush first */
-  _Atomic bool needs_sync; /* data was written since the last sync began */
+  uint64_t dirty_max;           /* more dirty tables than this: writers flush first */
+  _Atomic bool needs_sync;      /* data was written since the last sync began ... */
+  _Atomic bool file_needs_sync; /* ... and metadata, apart from a round of the flush */
   pthread_mutex_t flush_lock;
   pthread_cond_t flush_done;
   uint64_t flush_requested, flush_finished;
@@ -388,6 +394,35 @@ const char *q_feature_name (const struct q_image *img, unsigned type, unsigned b
 int q_highest_open (struct q_image *img, struct q_error *err);
 /* Records the present value in the header if it changed; not synced. */
 int q_highest_persist (struct q_image *img);
+
+/* ---- datafile.c: external data files --------------------------------------------------------- */
+
+static inline bool
+q_has_data_file (const struct q_image *img)
+{
+  return img->incompatible & Q_INCOMPAT_DATA_FILE;
+}
+/* Opens what IMG has its data in, with FLAGS of q_file_flags; locks it.  TOP: the top of the chain,
+ * NULL if that is IMG.  img->data stays NULL if the options want metadata alone. */
+int q_data_open (struct q_image *img, const struct q_image *top, const struct q_open_options *opts,
+                 unsigned flags, struct q_error *err);
+/* The last step of opening for writing: a raw data file is as long as the disk. */
+int q_data_start (struct q_image *img, struct q_error *err);
+void q_data_close (struct q_image *img);
+/* True if the range is a hole that reads as zeros. */
+bool q_data_is_hole (struct q_image *img, uint64_t offset, uint64_t len);
+/* The range is let go of; hold the claim on it. */
+void q_data_punch (struct q_image *img, uint64_t offset, uint64_t len);
+/* Reserves space for a range whose bytes do not count. */
+int q_data_reserve (struct q_image *img, uint64_t offset, uint64_t len);
+/* Before the disk grows to SIZE. */
+int q_data_grow (struct q_image *img, uint64_t size);
+/* Zeroes and discards in img->data itself: raw images and raw data files. */
+int q_data_zero (struct q_image *img, uint64_t offset, uint64_t len, bool unmap, bool provision);
+int q_data_discard (struct q_image *img, uint64_t offset, uint64_t len);
+/* Makes every cluster of the range one to be written in place, durably: raw data files.  Hold
+ * nothing. */
+int q_data_settle (struct q_image *img, uint64_t offset, uint64_t len);
 
 /* ---- snapshot.c ------------------------------------------------------------------------------ */
 

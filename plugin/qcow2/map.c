@@ -32,20 +32,26 @@ struct walk {
 
 /* ---- one layer ------------------------------------------------------------------------------ */
 
+/* Cuts P, which is data, to where the file goes from data to hole or back. */
+static void
+find_hole (struct q_image *img, struct piece *p)
+{
+  uint64_t end;
+  bool hole;
+
+  if (q_file_extent (img->guest, p->host, &end, &hole) < 0 || end <= p->host)
+    return;
+  p->len = q_min (p->len, end - p->host);
+  if (hole)
+    p->kind = Q_CLUSTER_ZERO_PLAIN;
+}
+
 static int
 map_raw (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags, struct piece *p)
 {
   *p = (struct piece){ .kind = Q_CLUSTER_DATA, .host = offset, .len = len };
-  if (flags & (Q_MAP_MERGE | Q_MAP_HOST)) {
-    uint64_t end;
-    bool hole;
-
-    if (q_file_extent (img->file, offset, &end, &hole) == 0 && end > offset) {
-      p->len = q_min (len, end - offset);
-      if (hole)
-        p->kind = Q_CLUSTER_ZERO_PLAIN;
-    }
-  }
+  if (flags & (Q_MAP_MERGE | Q_MAP_HOST))
+    find_hole (img, p);
   return 0;
 }
 
@@ -106,7 +112,7 @@ map_qcow2 (struct q_image *img, uint64_t offset, uint64_t len, struct walk *w, s
     if (p->kind == Q_CLUSTER_COMPRESSED && !merge)
       break;
     /* What is wrong with the next entry is for whoever asks for it. */
-    if (q_entry_wrong (img, q_l2_entry_get (t, index), &c))
+    if (q_entry_wrong (img, ++gc, q_l2_entry_get (t, index), &c))
       break;
     if (q_subcluster_kind (&c, 0) != p->kind ||
         (has_place (p->kind, w->flags) && c.host != p->host + covered))
@@ -116,6 +122,11 @@ map_qcow2 (struct q_image *img, uint64_t offset, uint64_t len, struct walk *w, s
   p->len = q_min (covered - in, len);
   if (has_place (p->kind, w->flags))
     p->host += in;
+  /* A raw data file says itself what it has, as a raw image does. */
+  if (merge && img->data_raw && p->kind == Q_CLUSTER_DATA && img->data) {
+    p->host = offset;
+    find_hole (img, p);
+  }
   return 0;
 }
 
@@ -296,7 +307,8 @@ q_read_extent (const struct q_extent *e, uint64_t skip, uint64_t len, void *buf)
   default:
     if (e->layer->crypt)
       return q_crypt_read (e->layer->crypt, buf, len, e->host + skip, e->guest + skip);
-    return q_file_pread (e->file, buf, len, e->host + skip);
+    /* Without a file: the image was opened for its metadata alone. */
+    return e->file ? q_file_pread (e->file, buf, len, e->host + skip) : -ENXIO;
   }
 }
 

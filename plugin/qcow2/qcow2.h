@@ -76,12 +76,29 @@ enum q_format {
   Q_FORMAT_RAW,
 };
 
-/* Which backing files may be followed. */
+/* What an image may make us open is the user's decision, not the image's (names.c).  Only local
+ * files, whatever is allowed; -EPERM, with a message that says which word would allow it.
+ *
+ * Which backing files may be followed: */
 enum q_backing {
-  Q_BACKING_RECORDED, /* those whose format is recorded in the overlay (default) */
-  Q_BACKING_PROBE,    /* also without a recorded format: qcow2 by magic, else raw */
+  Q_BACKING_RECORDED, /* regular files whose format is recorded in the overlay (default) */
+  Q_BACKING_PROBE,    /* also without a recorded format: qcow2 by magic, else raw; block devices */
   Q_BACKING_NONE,     /* do not open one: unallocated clusters read as zeros */
+  Q_BACKING_SAME_DIR, /* as RECORDED, but only in the directory of the image that names it */
+  Q_BACKING_ANY,      /* as RECORDED, and block devices */
+  Q_BACKING_REFUSE,   /* an image that names one is an error */
 };
+
+/* Which external data file: the one that the image names ... */
+enum q_data_file_policy {
+  Q_DATA_FILE_SAME_DIR, /* if it is a regular file in the image's own directory (default) */
+  Q_DATA_FILE_ANY,      /* whichever it is */
+  Q_DATA_FILE_NONE,     /* never */
+};
+/* The words for them, which all front ends share: recorded, probe, none, same-dir, any; same-dir,
+ * any, none.  False if WORD is none of these. */
+bool q_backing_parse (const char *word, enum q_backing *policy);
+bool q_data_file_parse (const char *word, enum q_data_file_policy *policy);
 
 /* How the file is opened: which page cache rules apply to data.  Flush policy (writethrough,
  * unsafe) belongs to the front ends. */
@@ -110,6 +127,10 @@ void q_secret_free (void *data, size_t len);
 struct q_open_options {
   enum q_format format;
   enum q_backing backing;
+  enum q_data_file_policy data_file_policy; /* of every layer */
+  const char *data_file; /* or this one, whatever the top image says; NULL: what it says */
+  bool backing_named;    /* the user has named the top image's backing file, as for a temporary
+                          * overlay: it is opened, and both policies and data_file begin there */
   enum q_cache cache;
   enum q_lock lock;
   bool read_only;
@@ -123,7 +144,8 @@ struct q_open_options {
                            * repairs a dirty one; opening read-only takes both */
   const char *snapshot;   /* open this internal snapshot, by id or else by name, instead of the
                            * present state; read-only only */
-  bool metadata_only;     /* no backing files: for info and check */
+  bool metadata_only;     /* no backing files and no data file: for info and check.  Data in a data
+                           * file can be mapped, but not read (-ENXIO) */
   uint64_t l2_cache_size; /* bytes, for the whole chain; 0 means 128 MiB: 1 TiB at 64 KiB
                            * clusters stays mapped, however fragmented */
   uint64_t refcount_cache_size; /* bytes; 0 means 32 MiB */
@@ -171,7 +193,8 @@ struct q_image *q_backing_image (const struct q_image *img); /* NULL if none or 
 bool q_can_fast_zero (const struct q_image *img);
 
 /* End (exclusive, bytes, cluster-aligned) of the highest host cluster ever allocated; 0 for raw.
- * Cheap; any thread; never goes down while the image is open. */
+ * Cheap; any thread; never goes down while the image is open.  With an external data file it is
+ * that of the qcow2 file: the data file's is the size of the disk. */
 uint64_t q_highest_offset (const struct q_image *img);
 
 /* A feature bit that is set, by name: "" ends a list. */
@@ -191,6 +214,7 @@ struct q_image_info {
   const char *backing_format;   /* as recorded; NULL if not recorded */
   const char *backing_path;     /* resolved against the overlay's directory; NULL if none */
   const char *data_file;        /* as recorded; NULL if none */
+  const char *data_path;        /* the data file in use; NULL if none or not opened */
   unsigned nb_snapshots;
   unsigned nb_bitmaps;
 };
@@ -214,6 +238,10 @@ enum q_use {
 int q_survey (struct q_image *img,
               void (*fn) (void *opaque, uint64_t offset, uint64_t len, enum q_use use),
               void *opaque, struct q_error *err);
+
+/* Whether POLICY lets the backing file that IMG names be opened: 0, -ENOENT if it names none (or
+ * the policy is to do without), -EPERM, or what else keeps it from being opened. */
+int q_backing_allowed (const struct q_image *img, enum q_backing policy, struct q_error *err);
 
 struct q_snapshot_info {
   const char *id, *name; /* valid until the list changes (see below) or q_close */
@@ -356,7 +384,9 @@ struct q_write_plan {
 /* Everything that can fail: finds or allocates host clusters for a prefix of the range, and takes
  * the claim on what changes its mapping.  Does not change what a reader sees.
  * -EROFS read-only or after a sticky error, -ENOSPC, -EIO, -ENOMEM.  With Q_NOWAIT: -EAGAIN if
- * metadata would have to be read, another request holds the claim, or bytes must be copied. */
+ * metadata would have to be read, another request holds the claim, or bytes must be copied;
+ * without it too if the image has a raw data file and its mapping must be made durable first: that
+ * is q_pwrite's affair. */
 int q_write_begin (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags,
                    struct q_write_plan *plan);
 /* Writes the plan.len bytes at BUF, and what surrounds them, to where the plan says.  Blocking. */
@@ -491,8 +521,11 @@ struct q_create_options {
                      */
   bool zstd;        /* compression type of clusters that are compressed later */
   enum q_preallocation preallocation;
-  const char *backing_file;      /* recorded as given; NULL for none */
-  const char *backing_format;    /* recorded as given */
+  const char *backing_file;   /* recorded as given; NULL for none */
+  const char *backing_format; /* recorded as given */
+  const char *data_file;      /* guest data goes to this file, made (or emptied) too; NULL: none */
+  const char *data_file_name; /* recorded; NULL: as data_file */
+  bool data_file_raw;         /* and it is always the disk: all L2 entries are made */
   const struct q_secret *secret; /* the image is encrypted, and this opens it; NULL: it is not */
   struct q_encrypt_options encrypt;
   const struct q_file_opener *opener;

@@ -457,7 +457,7 @@ static int
 replay (struct replay *p)
 {
   struct q_file *f = p->img->file;
-  int r = q_file_sync (f); /* the data that the references will point to */
+  int r = q_file_sync (p->img->data); /* what the references will point to */
 
   if (r == 0)
     r = write_kind (p, Q_TABLE_REFBLOCK);

@@ -27,7 +27,7 @@
 static int
 grow_raw (struct q_image *img, uint64_t size)
 {
-  int r = img->file->is_device ? -ENOTSUP : q_file_truncate (img->file, size);
+  int r = img->data->is_device ? -ENOTSUP : q_file_truncate (img->data, size);
 
   if (r == 0)
     atomic_store (&img->size, size);
@@ -48,13 +48,16 @@ grow_qcow2 (struct q_image *img, uint64_t size, struct q_error *err)
   q_flush_hold (img);
   r = q_l1_grow (img, (uint32_t)q_div_up (size, 1ull << shift));
   q_flush_let_go (img);
+  if (r == 0 && q_has_data_file (img))
+    r = q_data_grow (img, size);
   if (r < 0) {
     q_bitmaps_resize_abort (bitmaps);
     return r;
   }
   /* From here on requests may reach the new part; nobody knows of it before we return. */
   atomic_store (&img->size, size);
-  r = q_zero (img, old, size - old, Q_ZERO_UNMAP);
+  r = img->data_raw ? q_data_settle (img, old, size - old)
+                    : q_zero (img, old, size - old, Q_ZERO_UNMAP);
   if (r == 0)
     r = q_flush (img);
   if (r == 0) {
@@ -225,7 +228,8 @@ check_size (struct q_image *img, uint64_t size, struct q_error *err)
                    "not record theirs",
                    img->filename);
   if (size > INT64_MAX - q_cluster_bytes (img) ||
-      q_div_up (size, 1ull << shift) > Q_MAX_L1_BYTES / 8)
+      q_div_up (size, 1ull << shift) > Q_MAX_L1_BYTES / 8 ||
+      (q_has_data_file (img) && size > Q_MAX_HOST_OFFSET))
     return q_fail (err, -EFBIG, "%s: %llu bytes are more than clusters of %u bytes allow",
                    img->filename, ull (size), q_cluster_size (img));
   return 0;

@@ -20,7 +20,7 @@
 bool
 q_can_compress (const struct q_image *img)
 {
-  return img->deflate != NULL && !img->crypt;
+  return img->deflate != NULL && !img->crypt && !q_has_data_file (img);
 }
 
 /* Compressed data on its way to guest cluster GC. */

@@ -103,6 +103,9 @@ plan_in_place (struct q_image *img, uint64_t offset, uint64_t len, unsigned flag
       break;
     plan->len += bytes;
   }
+  /* After having seen the entries: datafile.c says why. */
+  if (img->data_raw && atomic_load (&img->raw_unsettled))
+    return -EAGAIN;
   return plan->len > 0;
 }
 
@@ -238,9 +241,23 @@ reuse (struct q_image *img, uint64_t n, struct q_write_plan *plan, uint64_t *got
   for (*got = 0; *got < n; ++*got) {
     uint64_t host = q_l2_entry_get (t, plan->index + (uint32_t)*got).descriptor & Q_OFFSET_MASK;
 
+    if (q_has_data_file (img))
+      host = ((plan->offset >> img->cluster_bits) + *got) << img->cluster_bits;
     if (!add_run (plan, host, q_cluster_bytes (img), 1))
       break;
   }
+}
+
+/* Whether what surrounds the request in an external data file, where its offset is that of the
+ * guest, reads as zeros already. */
+static void
+find_holes (struct q_image *img, const struct q_write_plan *plan, bool *fresh_first,
+            bool *fresh_last)
+{
+  if (!q_has_data_file (img))
+    return;
+  *fresh_first = plan->head > 0 && q_data_is_hole (img, plan->offset - plan->head, plan->head);
+  *fresh_last = plan->tail > 0 && q_data_is_hole (img, plan->offset + plan->len, plan->tail);
 }
 
 /* Cuts the runs, which are whole clusters so far, to the request. */
@@ -303,6 +320,10 @@ plan_allocating (struct q_image *img, uint64_t offset, uint64_t len, unsigned fl
         return 1;
       }
       plan->reuses = is_own (&c);
+      if (img->data_raw) {
+        r = -EAGAIN; /* first the entry, then the data: q_data_settle */
+        goto fail;
+      }
     } else if (is_own (&c) != plan->reuses || (is_own (&c) && c.data == q_all_subclusters (img)))
       break;
   }
@@ -322,6 +343,7 @@ plan_allocating (struct q_image *img, uint64_t offset, uint64_t len, unsigned fl
   trim_runs (img, plan->len, got, plan);
   if (got < n)
     plan->tail = 0, plan->copy_tail = false;
+  find_holes (img, plan, &fresh_first, &fresh_last);
   /* Holes need no zeros. */
   if (fresh_first && !plan->copy_head)
     plan->head = 0;
@@ -449,7 +471,7 @@ written_entry (const struct q_image *img, const struct q_write_plan *plan, uint6
                struct q_l2_entry old, uint64_t host)
 {
   struct q_cluster c, new = { .own = true, .host = host };
-  const char *wrong = q_entry_wrong (img, old, &c);
+  const char *wrong = q_entry_wrong (img, gc, old, &c);
   unsigned from, to;
 
   assert (!wrong); /* begin has seen it, and the claim kept it */
@@ -551,6 +573,10 @@ q_pwrite (struct q_image *img, const void *buf, uint64_t offset, uint64_t len)
         q_write_abort (&plan);
     }
     q_unpin (pin);
+    if (r == -EAGAIN && img->data_raw) {
+      r = q_data_settle (img, offset, len);
+      continue;
+    }
     if (r == -ENOSPC && !retried && q_flush_frees_space (img)) {
       retried = true;
       r = 0;

@@ -172,6 +172,8 @@ new_entry (struct q_image *img, uint64_t gc, uint32_t part, struct q_l2_entry ol
   }
   if (img->version < 3)
     return 1;
+  if (q_has_data_file (img))
+    c.host = gc << img->cluster_bits; /* change_clusters has reserved it */
   if (!c.own || c.compressed) {
     *new = (struct q_l2_entry){ .descriptor = WANTS_CLUSTER };
     return 0;
@@ -346,7 +348,7 @@ change_held (struct q_image *img, struct q_table *t, uint64_t first, uint64_t en
     r = -ENOMEM;
     goto out;
   }
-  if (mode == ZERO_PROVISION) {
+  if (mode == ZERO_PROVISION && !q_has_data_file (img)) {
     int r2 = provision (img, new, count, &count);
 
     r = r2 < 0 ? r2 : r;
@@ -371,10 +373,13 @@ change_held (struct q_image *img, struct q_table *t, uint64_t first, uint64_t en
   if (changed_from != UINT32_MAX)
     q_l2_mark_dirty (t, index + changed_from, changed_to - changed_from + 1);
   q_alloc_unlock (img);
-  if (punches (mode))
+  if (punches (mode) && !q_has_data_file (img))
     punch_kept (img, gc, was, new, count);
   if (count > 0)
     *done = q_min (end, (gc + count) << sub_shift (img)) - first;
+  if (q_has_data_file (img) && changed_from != UINT32_MAX && mode != ZERO_KEEP &&
+      mode != ZERO_PROVISION)
+    q_data_punch (img, first << img->subcluster_bits, *done << img->subcluster_bits);
 out:
   free (new);
   return r;
@@ -442,6 +447,11 @@ change_clusters (struct q_image *img, uint64_t first, uint64_t end, enum mode mo
   r = q_claim_take (img, &claim, gc, last, 0);
   if (r < 0)
     goto out;
+  if (mode == ZERO_PROVISION && q_has_data_file (img)) {
+    r = q_data_reserve (img, gc << img->cluster_bits, (last - gc + 1) << img->cluster_bits);
+    if (r < 0)
+      goto out_claim;
+  }
   pin = q_pin ();
   r = q_l2_hold (img, gc >> img->l2_bits, 0, &t);
   if (r == 0) {
@@ -449,6 +459,7 @@ change_clusters (struct q_image *img, uint64_t first, uint64_t end, enum mode mo
     q_l2_release (t);
   }
   q_unpin (pin);
+out_claim:
   q_claim_release (img, &claim);
 out:
   q_gate_leave (img);
@@ -512,10 +523,17 @@ whole_subclusters (struct q_image *img, uint64_t offset, uint64_t len, enum mode
 
 /* ---- calls ---------------------------------------------------------------------------------- */
 
+/* Whether zeros are the data's affair alone: no mapping says them. */
+static bool
+is_unmapped (const struct q_image *img)
+{
+  return img->format != Q_FORMAT_QCOW2 || img->data_raw;
+}
+
 bool
 q_can_fast_zero (const struct q_image *img)
 {
-  return img->format == Q_FORMAT_QCOW2 && (img->version >= 3 || !img->backing);
+  return !is_unmapped (img) && (img->version >= 3 || !img->backing);
 }
 
 /* Whether the cluster that subcluster SUB is in is compressed, unless SUB is its first. */
@@ -546,7 +564,7 @@ check_fast (struct q_image *img, uint64_t offset, uint64_t len, uint64_t first, 
   q_pin_t pin = q_pin ();
   int r = 1;
 
-  if (img->format != Q_FORMAT_QCOW2)
+  if (is_unmapped (img))
     r = 0;
   else if (first == last)
     r = q_reads_zero (img, offset, len, 0);
@@ -566,24 +584,6 @@ check_fast (struct q_image *img, uint64_t offset, uint64_t len, uint64_t first, 
   }
   q_unpin (pin);
   return r < 0 ? r : r > 0 ? 0 : -ENOTSUP;
-}
-
-static int
-zero_raw (struct q_image *img, uint64_t offset, uint64_t len, bool unmap, bool provision)
-{
-  int r = q_gate_enter (img, 0);
-
-  if (r < 0)
-    return r;
-  r = q_file_write_zeroes (img->file, offset, len, unmap && img->discard);
-  if (r == 0 && provision) {
-    r = q_file_allocate (img->file, offset, len);
-    if (r == -ENOTSUP) /* what was written is there */
-      r = 0;
-  }
-  q_note_data_written (img);
-  q_gate_leave (img);
-  return r;
 }
 
 int
@@ -609,9 +609,9 @@ q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags)
     if (r < 0)
       return r;
   }
-  if (img->format != Q_FORMAT_QCOW2)
-    return zero_raw (img, offset, len, mode == ZERO_UNMAP || mode == ZERO_UNMAP_KEEP,
-                     mode == ZERO_PROVISION);
+  if (is_unmapped (img))
+    return q_data_zero (img, offset, len, mode == ZERO_UNMAP || mode == ZERO_UNMAP_KEEP,
+                        mode == ZERO_PROVISION);
   if (first == last) /* at most parts of two */
     return zero_part (img, offset, len, mode);
 
@@ -651,15 +651,8 @@ q_discard (struct q_image *img, uint64_t offset, uint64_t len)
     return -ENOSPC;
   if (len == 0 || !img->discard)
     return 0;
-  if (img->format != Q_FORMAT_QCOW2) {
-    r = q_gate_enter (img, 0);
-    if (r < 0)
-      return r;
-    r = q_file_zero (img->file, offset, len, true);
-    q_note_data_written (img);
-    q_gate_leave (img);
-    return r == -ENOTSUP ? 0 : r;
-  }
+  if (is_unmapped (img))
+    return q_data_discard (img, offset, len);
   whole_subclusters (img, offset, len, mode, &first, &last);
   while (r == 0 && first < last) {
     r = q_flush_throttle (img);

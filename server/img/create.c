@@ -33,6 +33,8 @@ static const char qcow2_help[] =
     "  cluster_size=SIZE        512 to 2M, a power of two (default 64k)\n"
     "  compat=VERSION           v2 (0.10) or v3 (1.1, the default)\n"
     "  compression_type=TYPE    of clusters that are compressed later: zlib (default) or zstd\n"
+    "  data_file=FILE           the guest's data goes there; made too, or emptied\n"
+    "  data_file_raw=on|off     FILE is always the disk as a raw image (default off)\n"
     "  extended_l2=on|off       allocate in 32nds of a cluster, of at least 16k (default off)\n"
     "  lazy_refcounts=on|off    write refcounts late, and count anew after a crash (default off)\n"
     "  preallocation=MODE       off (default), metadata, falloc or full\n"
@@ -150,11 +152,24 @@ set_backing_format (struct img_creation *c, const char *text)
   return img_parse_format (text, &format);
 }
 
+static bool
+set_data_file (struct img_creation *c, const char *text)
+{
+  c->opts.data_file = strncmp (text, "file:", 5) == 0 ? text + 5 : text;
+  return true;
+}
+
+static bool
+set_data_file_raw (struct img_creation *c, const char *text)
+{
+  return img_parse_bool ("data_file_raw", text, &c->opts.data_file_raw);
+}
+
 /* What qemu-img can make and this engine cannot. */
 static bool
 refuse (const char *key, const char *text)
 {
-  static const char *const switches[] = { "data_file_raw", "nocow" };
+  static const char *const switches[] = { "nocow" };
   bool on;
 
   for (size_t i = 0; i < sizeof switches / sizeof switches[0]; i++)
@@ -187,9 +202,10 @@ img_creation_set (struct img_creation *c, const struct img_pair *p)
     { "extended_l2", set_extended_l2, false },
     { "backing_file", set_backing_file, false },
     { "backing_fmt", set_backing_format, false },
+    { "data_file", set_data_file, false },
+    { "data_file_raw", set_data_file_raw, false },
   };
-  static const char *const unsupported[] = { "data_file", "data_file_raw", "nocow",
-                                             "extent_size_hint" };
+  static const char *const unsupported[] = { "nocow", "extent_size_hint" };
 
   if (!c->raw && img_encrypt_is_key (p->key))
     return img_encrypt_set (c, p);
@@ -301,6 +317,10 @@ print_what (const struct img_creation *c)
       print_value ("backing_file", o->backing_file);
     if (o->backing_format)
       print_value ("backing_fmt", o->backing_format);
+    if (o->data_file)
+      print_value ("data_file", o->data_file);
+    if (o->data_file_raw)
+      printf (" data_file_raw=on");
     printf (" lazy_refcounts=%s refcount_bits=%u", o->lazy_refcounts ? "on" : "off",
             o->refcount_bits);
   }
@@ -364,22 +384,47 @@ create_raw (const struct img_creation *c)
   return r ? 1 : 0;
 }
 
+/* What to record of the data file: its name as it is given, if whoever looks for that in the
+ * image's directory finds the same file, else its absolute name.  *NAME is NULL, or to be freed. */
+static bool
+choose_data_name (const struct img_creation *c, char **name)
+{
+  const char *given = c->opts.data_file;
+  char *directory;
+  bool ok;
+
+  *name = NULL;
+  if (!given || *given == '/' || !strchr (c->filename, '/'))
+    return true;
+  directory = realpath (".", NULL);
+  ok = directory && asprintf (name, "%s/%s", directory, given) != -1;
+  if (!ok) {
+    *name = NULL;
+    img_error ("%s: cannot find its absolute name: %s", given, strerror (errno));
+  }
+  free (directory);
+  return ok;
+}
+
 bool
 img_creation_make (struct img_creation *c)
 {
   struct q_error err = { "" };
+  char *name = NULL;
 
   c->size = (c->size + SECTOR - 1) & ~(uint64_t)(SECTOR - 1);
   if (c->raw)
     return create_raw (c) == 0;
-  if (!img_encrypt_finish (c))
+  if (!img_encrypt_finish (c) || !choose_data_name (c, &name))
     return false;
   if (c->unsynced)
     c->opts.opener = img_unsynced (c->opts.opener);
-  if (q_create (c->filename, c->size, &c->opts, &err) == 0)
-    return true;
-  img_error ("%s", err.text);
-  return false;
+  c->opts.data_file_name = name;
+  if (q_create (c->filename, c->size, &c->opts, &err) < 0)
+    img_error ("%s", err.text);
+  free (name);
+  c->opts.data_file_name = NULL;
+  return !err.text[0];
 }
 
 static int

@@ -129,8 +129,20 @@ img_image_option (struct img_spec *spec, int letter, int *status)
   case IMG_OPT_BACKING_MODE:
     spec->backing_mode = optarg;
     if (!source_set_backing (&s, optarg))
+      *status = img_error (
+          "--backing-mode '%s' is not known: it is recorded, same-dir, any, probe or none", optarg);
+    return true;
+  case IMG_OPT_DATA_FILE:
+    spec->data_file = optarg;
+    return true;
+  case IMG_OPT_DATA_FILE_POLICY:
+    spec->data_file_policy = optarg;
+    if (!source_set_data_file_policy (&s, optarg))
       *status =
-          img_error ("--backing-mode '%s' is not known: it is recorded, probe or none", optarg);
+          img_error ("--data-file-policy '%s' is not known: it is same-dir, any or none", optarg);
+    return true;
+  case IMG_OPT_UNTRUSTED:
+    spec->untrusted = true;
     return true;
   default:
     return false;
@@ -178,6 +190,16 @@ apply (const struct img_spec *spec, struct source *s)
     return false;
   }
   if (spec->format && !img_parse_format (spec->format, &s->open.format))
+    return false;
+  if (spec->untrusted) {
+    s->open.backing = Q_BACKING_REFUSE;
+    s->open.data_file_policy = Q_DATA_FILE_NONE;
+  }
+  if (spec->data_file && !spec->metadata_only && !source_set_data_file (s, spec->data_file)) {
+    img_error ("out of memory");
+    return false;
+  }
+  if (spec->data_file_policy && !source_set_data_file_policy (s, spec->data_file_policy))
     return false;
   return (!spec->cache || (img_check_cache (spec->cache) && source_set_cache (s, spec->cache))) &&
          (!spec->backing_mode || source_set_backing (s, spec->backing_mode));

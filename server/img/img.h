@@ -61,12 +61,24 @@ void img_warning (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
   { "force-share", no_argument, NULL, 'U' }, { "image-opts", no_argument, NULL, IMG_OPT_OPTS },    \
       { "object", required_argument, NULL, IMG_OPT_OBJECT },                                       \
       { "key-file", required_argument, NULL, IMG_OPT_KEY_FILE },                                   \
+      { "backing-mode", required_argument, NULL, IMG_OPT_BACKING_MODE },                           \
+      { "data-file", required_argument, NULL, IMG_OPT_DATA_FILE },                                 \
+      { "data-file-policy", required_argument, NULL, IMG_OPT_DATA_FILE_POLICY },                   \
   {                                                                                                \
-    "backing-mode", required_argument, NULL, IMG_OPT_BACKING_MODE                                  \
+    "untrusted", no_argument, NULL, IMG_OPT_UNTRUSTED                                              \
   }
 
 /* Values of long options without a letter; a sub-command's own start at IMG_OPT_LONG. */
-enum { IMG_OPT_OPTS = 256, IMG_OPT_OBJECT, IMG_OPT_KEY_FILE, IMG_OPT_BACKING_MODE, IMG_OPT_LONG };
+enum {
+  IMG_OPT_OPTS = 256,
+  IMG_OPT_OBJECT,
+  IMG_OPT_KEY_FILE,
+  IMG_OPT_BACKING_MODE,
+  IMG_OPT_DATA_FILE,
+  IMG_OPT_DATA_FILE_POLICY,
+  IMG_OPT_UNTRUSTED,
+  IMG_OPT_LONG
+};
 
 /* getopt_long, with these differences: an option that is unknown or lacks its argument is reported
  * and comes back as '?', and --help is printed and comes back as 'h': in both cases the
@@ -113,10 +125,13 @@ struct img_spec {
   const char *cache;        /* -t, -T: a mode of qemu-img's; NULL: writeback.  unsafe: nothing is
                              * synced, so the caller's flushes are for the order alone */
   const char *snapshot;     /* -l */
-  const char *backing_mode; /* recorded (default), probe, none: see enum q_backing */
-  int compression_level;    /* see q_open_options */
-  bool image_opts;          /* --image-opts */
-  bool force_share;         /* -U */
+  const char *backing_mode; /* recorded (default), ...: see q_backing_parse */
+  const char *data_file;    /* NULL: what the image says ... */
+  const char *data_file_policy; /* ... as far as this lets it: see q_data_file_parse */
+  int compression_level;        /* see q_open_options */
+  bool untrusted;               /* the image is opened and no other file, but for what is said */
+  bool image_opts;              /* --image-opts */
+  bool force_share;             /* -U */
   bool writable;
   bool discard;       /* see q_open_options */
   bool metadata_only; /* likewise */

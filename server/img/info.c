@@ -6,6 +6,7 @@
  * at; what changes meanwhile is shown as it was at some moment.
  */
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -305,11 +306,24 @@ show (struct chain *chain, const struct img_spec *spec, enum q_format *format, c
   }
   q_get_info (img, &info);
   if (chain->whole && info.backing_file) {
+    struct q_error err;
+    /* Only its metadata is looked at, so that a format that is not recorded may be found out. */
+    enum q_backing policy = spec->untrusted       ? Q_BACKING_REFUSE
+                            : info.backing_format ? Q_BACKING_RECORDED
+                                                  : Q_BACKING_PROBE;
+    int r;
+
+    if (spec->backing_mode)
+      q_backing_parse (spec->backing_mode, &policy);
+    r = q_backing_allowed (img, policy, &err);
+    if (r < 0 && r != -ENOENT)
+      ok = img_error ("%s", err.text) == 0;
     *format = Q_FORMAT_AUTO;
-    ok = !info.backing_format || img_parse_format (info.backing_format, format);
-    if (ok)
+    if (r == 0)
+      ok = !info.backing_format || img_parse_format (info.backing_format, format);
+    if (r == 0 && ok)
       *next = img_backing_path (q_filename (img), info.backing_file);
-    ok = ok && *next;
+    ok = ok && (r < 0 || *next);
   }
   return img_close (&img) && ok;
 }

@@ -69,7 +69,7 @@ one_run (struct run *run, const struct states_options *o, struct states_counts *
 
   t.tap = (struct mem_tap){ before, done, &t };
   rec_init (&t.rec, run->top);
-  run->top->tap = &t.tap;
+  mem_put_tap (run->top, &t.tap);
   run->rec = &t.rec;
   if (workload_open (run, &err) < 0)
     workload_fail (run, "open: %s", err.text);
@@ -80,7 +80,7 @@ one_run (struct run *run, const struct states_options *o, struct states_counts *
     if (workload_close (run, &err) < 0)
       workload_fail (run, "close: %s", err.text);
   }
-  run->top->tap = NULL;
+  mem_put_tap (run->top, NULL);
   run->rec = NULL;
   good = !run->failure[0] && states_try (run, &t.rec, o, n);
   rec_free (&t.rec);

@@ -122,14 +122,14 @@ watch_begin (struct watch *w, struct mem_file *f, unsigned one_in, uint64_t seed
   *w = (struct watch){ .file = f, .one_in = one_in, .random = random_seed (seed) };
   w->tap = (struct mem_tap){ before, done, w };
   rec_init (&w->rec, f);
-  f->tap = &w->tap;
+  mem_put_tap (f, &w->tap);
   watching = w;
 }
 
 static void
 watch_end (struct mem_file *f)
 {
-  f->tap = NULL;
+  mem_put_tap (f, NULL);
   watching = NULL;
 }
 
@@ -191,7 +191,7 @@ take_up (struct run *run, const struct expect *x, uint64_t *random, struct count
   bool good = false;
 
   recovered = set_aside = false;
-  if (q_open (&img, "cut", &run->opts, &err) < 0) {
+  if (states_open (run, "cut", &img, &err) < 0) {
     workload_fail (run, "open: %s", err.text);
     return false;
   }
@@ -226,7 +226,7 @@ take_up_twice (struct run *run, const struct expect *x, uint64_t *random, struct
   bool good = true;
 
   watch_begin (&w, f, 1, *random);
-  if (q_open (&img, "cut", &run->opts, &err) < 0) {
+  if (states_open (run, "cut", &img, &err) < 0) {
     workload_fail (run, "open: %s", err.text);
     good = false;
   }
@@ -247,7 +247,7 @@ take_up_twice (struct run *run, const struct expect *x, uint64_t *random, struct
 static bool
 try_instants (struct run *run, const struct watch *w, double until, struct counts *n)
 {
-  struct mem_file *f = mem_add (&run->store, "cut");
+  struct mem_file *f = states_cut_file (run);
   uint64_t random = random_seed (run->seed);
   size_t at = 0, i;
   bool good = true;

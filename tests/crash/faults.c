@@ -128,7 +128,7 @@ one_run (struct run *run, struct tap *t, const struct states_options *o, struct 
 
   t->tap = (struct mem_tap){ before, done, t };
   rec_init (&t->rec, run->top);
-  run->top->tap = &t->tap;
+  mem_put_tap (run->top, &t->tap);
   run->rec = &t->rec;
   run->storm = mode->code;
   run->may_stick = mode->code != ENOSPC || (mode->kinds & ON (MEM_SYNC));
@@ -157,7 +157,7 @@ one_run (struct run *run, struct tap *t, const struct states_options *o, struct 
       workload_fail (run, "close: %s", err.text);
     /* If it says 0, all that was ever answered must be there: states_try holds it to that. */
   }
-  run->top->tap = NULL;
+  mem_put_tap (run->top, NULL);
   run->rec = NULL;
   good = !run->failure[0] && (o->each == 0 || states_try (run, &t->rec, o, n));
   rec_free (&t->rec);

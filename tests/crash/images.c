@@ -97,6 +97,10 @@ images_qemu_check (struct mem_store *s, const char *name)
     snprintf (path, sizeof path, "%s/base", images_directory ());
     mem_save (base, path);
   }
+  if (mem_find (s, name)->beside) {
+    snprintf (path, sizeof path, "%s/data", images_directory ());
+    mem_save (mem_find (s, name)->beside, path);
+  }
   if (get32 (((const struct qcow2_header *)mem_find (s, name)->data)->crypt_method) == Q_CRYPT_LUKS)
     r = images_shell ("qemu-img check -q --object secret,id=k,data=%.*s --image-opts "
                       "driver=qcow2,encrypt.key-secret=k,file.filename=check.qcow2%s "
@@ -113,7 +117,7 @@ images_cleanup (void)
 {
   if (!directory[0])
     return;
-  if (images_shell ("rm -rf *.qcow2 *.raw *.log base state") != 0 || rmdir (directory) != 0)
+  if (images_shell ("rm -rf *.qcow2 *.raw *.log base data state") != 0 || rmdir (directory) != 0)
     fprintf (stderr, "%s: cannot be removed\n", directory);
   directory[0] = '\0';
 }
@@ -142,6 +146,10 @@ create (struct run *run, const char *name, uint64_t size, const char *backing)
     c.encrypt.cipher_alg = "aes-128";
     c.encrypt.cipher_mode = "cbc";
     c.encrypt.ivgen_alg = "essiv";
+  }
+  if (run->data && strcmp (name, "top") == 0) {
+    c.data_file = "data";
+    c.data_file_raw = run->w->raw;
   }
   c.opener = &run->store.opener;
   if (q_create (name, size, &c, &err) < 0)
@@ -199,22 +207,47 @@ make_dirty (struct run *run)
       file[block + 2 * i + 1] ^= 1;
 }
 
+/* As other writers leave a raw data file: some clusters that are zeros have entries that say so, or
+ * say nothing.  The image has one L2 table or more. */
+static void
+make_unsettled (struct run *run)
+{
+  uint8_t *file = run->top->data;
+  uint64_t l1 = get_be64 (file + 40), cluster = 1ull << run->cluster_bits, per_table = cluster / 8;
+  uint64_t random = random_seed (run->seed + 5), clusters = (run->disk + cluster - 1) / cluster;
+
+  for (uint64_t i = 0; i < clusters; ++i) {
+    uint64_t table = get_be64 (file + l1 + i / per_table * 8) & 0x00fffffffffffe00ull;
+    uint64_t end = (i + 1) * cluster < run->disk ? (i + 1) * cluster : run->disk;
+    uint8_t *entry = file + table + i % per_table * 8;
+
+    if (table == 0 || random_below (&random, 3) > 0)
+      continue;
+    memset (run->data->data + i * cluster, 0, end - i * cluster);
+    memset (run->contents + i * cluster, 0, end - i * cluster);
+    memset (entry, 0, 8);
+    entry[7] = (uint8_t)random_below (&random, 2);
+  }
+}
+
 static void
 make_own (struct run *run)
 {
   const struct workload *w = run->w;
   uint64_t random = random_seed (run->seed);
 
+  struct mem_file *device = run->data ? run->data : run->top;
+
   if (w->device) {
     uint64_t size = 2 * run->size + (1u << 20);
 
-    mem_resize (run->top, size);
+    mem_resize (device, size);
     for (uint64_t i = 0; i < size; i += 8)
       for (unsigned k = 0; k < 8; ++k)
-        run->top->data[i + k] = (uint8_t)random_next (&random);
-    run->top->device = true;
+        device->data[i + k] = (uint8_t)random_next (&random);
+    device->device = true;
   }
-  run->top->plain = w->plain;
+  device->plain = w->plain;
   if (w->image == IMAGE_OVERLAY) {
     /* Shorter than the overlay: what is past its end reads as zeros. */
     uint64_t size = run->size / 8 * 7;
@@ -229,6 +262,8 @@ make_own (struct run *run)
     fill (run, "top", run->disk, w->fill ? w->fill : 80, run->contents, run->seed * 3 + 2);
   if (w->image == IMAGE_DIRTY)
     make_dirty (run);
+  if (w->raw)
+    make_unsettled (run);
 }
 
 /* ---- with qemu-img -----------------------------------------------------------------------------

@@ -89,7 +89,18 @@ stamp (struct mem_file *m)
     m->changed = mem_now ();
 }
 
+void
+mem_put_tap (struct mem_file *f, const struct mem_tap *tap)
+{
+  f->tap = tap;
+  if (f->beside)
+    f->beside->tap = tap;
+}
+
 /* ---- the seam -------------------------------------------------------------------------------- */
+
+/* The least that is punched out. */
+#define HOLE 512u
 
 struct handle {
   struct q_file base;
@@ -103,10 +114,11 @@ mem_of (struct q_file *f)
 }
 
 static int
-before (struct mem_file *m, const struct mem_call *call, uint64_t *partial)
+before (struct mem_file *m, struct mem_call *call, uint64_t *partial)
 {
   uint64_t ignored;
 
+  call->beside = m->is_beside;
   return m->tap && m->tap->before
              ? m->tap->before (m->tap->opaque, call, partial ? partial : &ignored)
              : 0;
@@ -292,11 +304,26 @@ mem_changed (struct q_file *f, int64_t *ns)
 static int
 mem_extent (struct q_file *f, uint64_t offset, uint64_t *end, bool *is_hole)
 {
-  (void)f;
-  (void)offset;
-  (void)end;
-  (void)is_hole;
-  return -ENOTSUP;
+  static const uint8_t zeros[HOLE];
+  struct mem_file *m = mem_of (f);
+  uint64_t at = offset;
+  bool hole;
+
+  /* Whatever is zeros is a hole: nothing else is known of it. */
+  if (m->plain || m->device)
+    return -ENOTSUP;
+  pthread_mutex_lock (&m->lock);
+  for (*is_hole = hole = true; at < m->size && hole == *is_hole;) {
+    uint64_t next = (at / HOLE + 1) * HOLE, n = next < m->size ? next - at : m->size - at;
+
+    hole = memcmp (m->data + at, zeros, n) == 0;
+    if (at == offset)
+      *is_hole = hole;
+    at = hole == *is_hole ? at + n : at;
+  }
+  pthread_mutex_unlock (&m->lock);
+  *end = at;
+  return 0;
 }
 
 static int

@@ -35,6 +35,7 @@ enum mem_kind {
 
 struct mem_call {
   enum mem_kind kind;
+  bool beside; /* to the file beside the one that is looked at */
   uint64_t offset, len;
   const uint8_t *data; /* MEM_WRITE */
 };
@@ -60,6 +61,9 @@ struct mem_file {
   uint64_t limit;  /* where the disk below is full; 0: never */
   int64_t changed; /* when, by mem_now */
   const struct mem_tap *tap;
+  struct mem_file *beside; /* the data file of this image: what is done to one of the two is in one
+                            * order with what is done to the other */
+  bool is_beside;
 };
 
 struct mem_store {
@@ -79,6 +83,8 @@ struct mem_file *mem_find (struct mem_store *s, const char *name);
 struct mem_file *mem_add (struct mem_store *s, const char *name);
 /* Makes the file hold exactly these bytes. */
 void mem_set (struct mem_file *f, const void *data, uint64_t size);
+/* Taps the file, and the one beside it. */
+void mem_put_tap (struct mem_file *f, const struct mem_tap *tap);
 /* Changes the size; what is new is zeros. */
 void mem_resize (struct mem_file *f, uint64_t size);
 

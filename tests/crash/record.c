@@ -13,9 +13,15 @@
 void
 rec_init (struct recorder *r, const struct mem_file *f)
 {
-  *r = (struct recorder){ .start = xalloc (f->size), .start_size = f->size };
-  if (f->size > 0)
-    memcpy (r->start, f->data, f->size);
+  const struct mem_file *files[2] = { f, f->beside };
+
+  *r = (struct recorder){ 0 };
+  for (int i = 0; i < 2; ++i) {
+    r->start_size[i] = files[i] ? files[i]->size : 0;
+    r->start[i] = xalloc (r->start_size[i]);
+    if (r->start_size[i] > 0)
+      memcpy (r->start[i], files[i]->data, r->start_size[i]);
+  }
   pthread_mutex_init (&r->lock, NULL);
 }
 
@@ -25,7 +31,8 @@ rec_free (struct recorder *r)
   for (size_t i = 0; i < r->n; ++i)
     free (r->entry[i].data);
   free (r->entry);
-  free (r->start);
+  free (r->start[0]);
+  free (r->start[1]);
   pthread_mutex_destroy (&r->lock);
 }
 
@@ -46,7 +53,9 @@ append (struct recorder *r, struct rec_entry e)
 void
 rec_done (struct recorder *r, const struct mem_call *call)
 {
-  struct rec_entry e = { .kind = call->kind, .offset = call->offset, .len = call->len };
+  struct rec_entry e = {
+    .kind = call->kind, .beside = call->beside, .offset = call->offset, .len = call->len
+  };
 
   if (call->data) {
     e.data = xalloc (call->len);
@@ -78,14 +87,17 @@ void
 replay_init (struct replay *p, const struct recorder *r)
 {
   *p = (struct replay){ .rec = r };
-  p->stable.name = (char *)"replay";
-  mem_set (&p->stable, r->start, r->start_size);
+  for (int i = 0; i < 2; ++i) {
+    p->stable[i].name = (char *)"replay";
+    mem_set (&p->stable[i], r->start[i], r->start_size[i]);
+  }
 }
 
 void
 replay_free (struct replay *p)
 {
-  free (p->stable.data);
+  free (p->stable[0].data);
+  free (p->stable[1].data);
   free (p->pending);
   free (p->lost);
 }
@@ -122,20 +134,28 @@ apply (struct mem_file *f, const struct rec_entry *e)
   apply_part (f, e, e->offset, e->offset + e->len);
 }
 
+/* The sync of that file has ended. */
 static void
-settle (struct replay *p)
+settle (struct replay *p, bool beside)
 {
-  size_t kept = 0;
+  size_t kept = 0, covers = p->sync_covers[beside], other = p->sync_covers[!beside];
 
   for (size_t i = 0; i < p->n_pending; ++i) {
-    if (i >= p->sync_covers) {
-      p->pending[kept] = p->pending[i];
-      p->lost[kept++] = p->lost[i];
-    } else if (!p->lost[i])
-      apply (&p->stable, &p->rec->entry[p->pending[i]]);
+    const struct rec_entry *e = &p->rec->entry[p->pending[i]];
+
+    if (i < covers && e->beside == beside) {
+      if (!p->lost[i])
+        apply (&p->stable[beside], e);
+      if (i < p->sync_covers[!beside])
+        --other; /* it counts places, and this one is gone */
+      continue;
+    }
+    p->pending[kept] = p->pending[i];
+    p->lost[kept++] = p->lost[i];
   }
   p->n_pending = kept;
-  p->sync_covers = 0;
+  p->sync_covers[beside] = 0;
+  p->sync_covers[!beside] = other;
 }
 
 const struct rec_entry *
@@ -162,13 +182,14 @@ replay_step (struct replay *p)
     p->pending[p->n_pending++] = p->next;
     break;
   case MEM_SYNC:
-    p->sync_covers = p->n_pending;
+    p->sync_covers[e->beside] = p->n_pending;
     break;
   case MEM_SYNCED:
-    settle (p);
+    settle (p, e->beside);
     break;
   case MEM_SYNC_FAILED:
-    memset (p->lost, true, p->n_pending * sizeof *p->lost);
+    for (size_t i = 0; i < p->n_pending; ++i)
+      p->lost[i] |= p->rec->entry[p->pending[i]].beside == e->beside;
     break;
   }
   ++p->next;
@@ -206,16 +227,19 @@ apply_torn (struct mem_file *f, const struct rec_entry *e, uint64_t *random)
 }
 
 void
-replay_cut (const struct replay *p, enum cut cut, uint64_t *random, struct mem_file *f)
+replay_cut (const struct replay *p, enum cut cut, uint64_t *random, struct mem_file *file)
 {
   static const uint64_t percents[] = { 15, 50, 85 };
   uint64_t percent = percents[random_below (random, 3)];
   size_t one = random_below (random, p->n_pending);
 
-  mem_set (f, p->stable.data, p->stable.size);
+  mem_set (file, p->stable[0].data, p->stable[0].size);
+  if (file->beside)
+    mem_set (file->beside, p->stable[1].data, p->stable[1].size);
   for (size_t i = 0; i < p->n_pending && cut != CUT_NONE; ++i) {
     const struct rec_entry *e = &p->rec->entry[p->pending[i]];
     bool some = random_below (random, 100) < percent;
+    struct mem_file *f = e->beside ? file->beside : file;
 
     switch (cut) {
     case CUT_SECTORS:

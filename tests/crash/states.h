@@ -31,6 +31,10 @@ bool states_try (struct run *run, const struct recorder *rec, const struct state
  * and, with RECOVER, can be written and closed and is right after it. */
 bool states_examine (struct run *run, const char *name, const struct expect *x, bool recover,
                      uint64_t *random);
+/* Opens the store's file NAME, which has its data in the file beside it, if there is one. */
+int states_open (struct run *run, const char *name, struct q_image **img, struct q_error *err);
+/* The store's file "cut", like run->top, with a file beside it if that has one. */
+struct mem_file *states_cut_file (struct run *run);
 double monotonic (void);
 
 #endif /* CRASH_STATES_H */

@@ -69,6 +69,11 @@ workload_prepare (struct run *run, const struct workload *w, uint64_t seed)
   *run = (struct run){ .w = w, .seed = seed };
   mem_store_init (&run->store);
   run->top = mem_add (&run->store, "top");
+  if (w->data) {
+    run->data = mem_add (&run->store, "data");
+    run->data->is_beside = true;
+    run->top->beside = run->data;
+  }
   q_open_options_init (&run->opts);
   run->opts.secret = &images_secret;
   run->opts.discard = true;
@@ -279,6 +284,14 @@ guest_read (struct guest *g, uint64_t offset, uint64_t len)
   if (!good)
     workload_fail (run, "while running: byte %llu reads as %#x", (unsigned long long)bad,
                    g->buf[bad - offset]);
+  if (run->w->raw) {
+    pthread_mutex_lock (&run->data->lock);
+    good = offset + len <= run->data->size && memcmp (run->data->data + offset, g->buf, len) == 0;
+    pthread_mutex_unlock (&run->data->lock);
+    if (!good)
+      workload_fail (run, "while running: the raw data file differs from the disk at %llu",
+                     (unsigned long long)offset);
+  }
   return 0;
 }
 
@@ -511,6 +524,25 @@ workload_compare (struct q_image *img, const struct expect *x, uint64_t *bad, ui
     if (!good)
       *byte = buf[*bad - at];
   }
+  free (buf);
+  return good;
+}
+
+bool
+workload_data_is_raw (struct run *run, struct q_image *img, const struct mem_file *data,
+                      const char *when)
+{
+  uint64_t size = q_size (img);
+  uint8_t *buf = xalloc (size);
+  bool good =
+      q_pread (img, buf, 0, size) == 0 && size <= data->size && memcmp (buf, data->data, size) == 0;
+
+  for (uint64_t i = 0; !good && i < size; ++i)
+    if (i >= data->size || buf[i] != data->data[i]) {
+      workload_fail (run, "%s: byte %llu of the raw data file is not that of the disk", when,
+                     (unsigned long long)i);
+      break;
+    }
   free (buf);
   return good;
 }

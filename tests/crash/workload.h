@@ -53,6 +53,8 @@ struct workload {
   bool plain;    /* the file system can neither punch nor allocate */
   bool zstd;     /* compression type */
   bool encrypted;
+  bool data; /* the guest's data is in an external data file; device is about that then */
+  bool raw;  /* which is raw */
   struct workload_mix mix;
 };
 
@@ -80,6 +82,7 @@ struct run {
   unsigned unit_bits; /* of what is allocated by itself: a cluster or a subcluster */
   struct mem_store store;
   struct mem_file *top;
+  struct mem_file *data; /* its data file, or NULL */
   struct q_open_options opts;
   uint8_t *contents; /* what the guest sees before the run */
   uint64_t size;     /* of the disk, at its largest */
@@ -142,6 +145,10 @@ int guest_discard (struct guest *g, uint64_t offset, uint64_t len);
 int guest_read (struct guest *g, uint64_t offset, uint64_t len);
 /* Anything, as the workload's mix has it. */
 void guest_operate (struct guest *g);
+
+/* Whether the raw data file DATA of IMG holds what IMG shows; notes it if not. */
+bool workload_data_is_raw (struct run *run, struct q_image *img, const struct mem_file *data,
+                           const char *when);
 
 /* Notes what is wrong, if nothing was before. */
 void workload_fail (struct run *run, const char *fmt, ...) __attribute__ ((format (printf, 2, 3)));

@@ -2,17 +2,19 @@
  *
  * The model test: random operations on the engine and on a plain array, compared all the way.
  *
- *     model [-s SEED] [-n OPERATIONS] [-t THREADS] [-c] [-d] [-z] [-l L2_CACHE_BYTES] [-S
- * STATE_DIR] [-k PASSWORD] IMAGE
+ *     model [-s SEED] [-n OPERATIONS] [-t THREADS] [-c] [-d] [-z] [-l L2_CACHE_BYTES]
+ *           [-S STATE_DIR] [-k PASSWORD] [-R DATA_FILE] IMAGE
  *
  * IMAGE is a qcow2 image, whose present contents become the model's.  With several threads each has
  * a part of the disk to itself, cut at odd places so that neighbours share clusters, and does
  * everything there; flushes are everybody's.  With -z half of the writes are of whole clusters that
  * are to be compressed.  With -c the image is closed and opened again now and then.  At the end
- * everything is read back, closed, opened, and read again.
+ * everything is read back, closed, opened, and read again.  With -R the image has DATA_FILE as its
+ * raw data file, which must hold the disk after each operation.
  */
 
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -20,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "qcow2.h"
 #include "schedule.h"
@@ -27,6 +30,7 @@
 #define MAX_IO (3u << 20)
 
 static const char *path;
+static int raw = -1; /* the data file */
 static struct q_open_options opts;
 static struct q_image *img;
 static uint8_t *model;
@@ -89,13 +93,32 @@ verify (uint64_t offset, uint64_t len, uint8_t *buf, const char *when)
            (unsigned long long)offset);
 }
 
+/* The same for the data file. */
+static void
+verify_raw (uint64_t offset, uint64_t len, uint8_t *buf, const char *when)
+{
+  if (raw == -1)
+    return;
+  if (pread (raw, buf, len, (off_t)offset) != (ssize_t)len)
+    die ("%s: the data file is shorter than the disk, or cannot be read", when);
+  for (uint64_t i = 0; i < len; ++i)
+    if (buf[i] != model[offset + i])
+      die ("%s: byte %llu of the raw data file is %#x, should be %#x (%llu at %llu)", when,
+           (unsigned long long)(offset + i), buf[i], model[offset + i], (unsigned long long)len,
+           (unsigned long long)offset);
+}
+
 static void
 verify_all (const char *when)
 {
   uint8_t *buf = malloc (MAX_IO);
 
-  for (uint64_t pos = 0; pos < q_size (img); pos += MAX_IO)
-    verify (pos, q_size (img) - pos < MAX_IO ? q_size (img) - pos : MAX_IO, buf, when);
+  for (uint64_t pos = 0; pos < q_size (img); pos += MAX_IO) {
+    uint64_t len = q_size (img) - pos < MAX_IO ? q_size (img) - pos : MAX_IO;
+
+    verify (pos, len, buf, when);
+    verify_raw (pos, len, buf, when);
+  }
   free (buf);
 }
 
@@ -219,6 +242,7 @@ work (void *opaque)
     if (r < 0)
       die ("operation %u of %llu bytes at %llu: %s", op, (unsigned long long)len,
            (unsigned long long)offset, strerror (-r));
+    verify_raw (offset, len, buf, "while running");
   }
   free (buf);
   return NULL;
@@ -236,7 +260,7 @@ main (int argc, char **argv)
 
   q_open_options_init (&opts);
   opts.discard = true;
-  while ((c = getopt (argc, argv, "s:n:t:l:S:k:cdz")) != -1)
+  while ((c = getopt (argc, argv, "s:n:t:l:S:R:k:cdz")) != -1)
     switch (c) {
     case 's':
       seed = strtoull (optarg, NULL, 0);
@@ -256,6 +280,11 @@ main (int argc, char **argv)
     case 'k':
       key = (struct q_secret){ optarg, strlen (optarg) };
       opts.secret = &key;
+      break;
+    case 'R':
+      raw = open (optarg, O_RDONLY | O_CLOEXEC);
+      if (raw == -1)
+        die ("%s: %s", optarg, strerror (errno));
       break;
     case 'c':
       reopen = true;

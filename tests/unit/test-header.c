@@ -101,8 +101,7 @@ test_fields (void **state)
     { "nb_snapshots", FIELD (nb_snapshots), W32, 0xffffffff, -EFBIG, "4294967295" },
     { "snapshots", FIELD (snapshots_offset), W64, 0x12345, 0, "" }, /* not used: there are none */
     { "bit 4 (extended L2 entries)", FIELD (incompatible_features), W64, 1 << 4, 0, "" },
-    { "bit 2 (external data file)", FIELD (incompatible_features), W64, 1 << 2, -ENOTSUP,
-      "incompatible" },
+    { "external data file", FIELD (incompatible_features), W64, 1 << 2, -EINVAL, "does not name" },
     { "bit 5", FIELD (incompatible_features), W64, 1 << 5, -ENOTSUP, "does not name" },
     { "bit 63", FIELD (incompatible_features), W64, 1ull << 63, -ENOTSUP, "does not name" },
     { "marked corrupt", FIELD (incompatible_features), W64, 1 << 1, -EROFS, "read-only" },
@@ -110,7 +109,9 @@ test_fields (void **state)
     { "compression_type", FIELD (compression_type), W8, 1, -EINVAL, "1" },
     { "compatible", FIELD (compatible_features), W64, UINT64_MAX, 0, "" },
     { "bitmaps", FIELD (autoclear_features), W64, 1, -EINVAL, "bit 0" },
-    { "autoclear", FIELD (autoclear_features), W64, 0xfffffffffffffffe, 0, "" },
+    { "autoclear", FIELD (autoclear_features), W64, 0xfffffffffffffffc, 0, "" },
+    { "raw external data", FIELD (autoclear_features), W64, 2, -EINVAL,
+      "bit 1 (raw external data)" },
     { "refcount_order", FIELD (refcount_order), W32, 7, -EINVAL, "7, should be at most 6" },
     { "refcount_order", FIELD (refcount_order), W32, 0xffffffff, -EINVAL, "4294967295" },
     { "header_length", FIELD (header_length), W32, 0, -EINVAL, "0" },
@@ -272,12 +273,16 @@ static void
 test_autoclear (void **state)
 {
   struct fixture f;
+  struct q_create_options o;
   struct mem_file *m;
   struct q_image *img;
 
   (void)state;
   unit_init (&f);
-  m = unit_create (&f, "disk", SIZE, NULL);
+  q_create_options_init (&o);
+  o.data_file = "data";
+  o.data_file_raw = true;
+  m = unit_create (&f, "disk", SIZE, &o);
   unit_header (m)->autoclear_features = put64 (1ull << 40 | Q_AUTOCLEAR_DATA_FILE_RAW);
   img = unit_open (&f, "disk");
   assert_int_equal (get64 (unit_header (m)->autoclear_features), Q_AUTOCLEAR_DATA_FILE_RAW);

@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What an image may make us open: the names in it of other files (specification: "Header",
+ * backing_file_offset; "Header extensions", the backing format and the external data file name).
+ *
+ * That is the user's decision and not the image's: whoever made the image could have put the name
+ * of any file of this host into it, and a guest's next reader would hand that file out.  A name is
+ * a local file's, as it stands, relative to the directory of the image that has it.  It is never a
+ * protocol's, never a description in JSON, and never looked into to find out what it is, unless
+ * the user asked for that.  What the policies allow is in qcow2.h; every refusal says which word
+ * would allow it.
+ */
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+#include "names.h"
+
+static const char *const backing_words[] = {
+  [Q_BACKING_RECORDED] = "recorded", [Q_BACKING_PROBE] = "probe", [Q_BACKING_NONE] = "none",
+  [Q_BACKING_SAME_DIR] = "same-dir", [Q_BACKING_ANY] = "any",
+};
+
+static const char *const data_file_words[] = {
+  [Q_DATA_FILE_SAME_DIR] = "same-dir",
+  [Q_DATA_FILE_ANY] = "any",
+  [Q_DATA_FILE_NONE] = "none",
+};
+
+/* The index of WORD, or N. */
+static unsigned
+find_word (const char *word, const char *const *words, unsigned n)
+{
+  unsigned i = 0;
+
+  while (i < n && strcmp (word, words[i]) != 0)
+    ++i;
+  return i;
+}
+
+bool
+q_backing_parse (const char *word, enum q_backing *policy)
+{
+  const unsigned n = sizeof backing_words / sizeof backing_words[0];
+  unsigned i = find_word (word, backing_words, n);
+
+  if (i < n)
+    *policy = (enum q_backing)i;
+  return i < n;
+}
+
+bool
+q_data_file_parse (const char *word, enum q_data_file_policy *policy)
+{
+  const unsigned n = sizeof data_file_words / sizeof data_file_words[0];
+  unsigned i = find_word (word, data_file_words, n);
+
+  if (i < n)
+    *policy = (enum q_data_file_policy)i;
+  return i < n;
+}
+
+/* The part of NAME that says in which directory it is: so many bytes, with the slash. */
+static size_t
+directory_length (const char *name)
+{
+  const char *slash = strrchr (name, '/');
+
+  return slash ? (size_t)(slash - name) + 1 : 0;
+}
+
+static bool
+identify_directory (const char *name, struct stat *st)
+{
+  size_t n = directory_length (name);
+  char *directory = n > 0 ? strndup (name, n) : strdup (".");
+  bool found = directory && stat (directory, st) == 0;
+
+  free (directory);
+  return found;
+}
+
+bool
+q_name_is_beside (const struct q_image *img, const char *path)
+{
+  size_t n = directory_length (img->filename);
+  struct stat a, b;
+
+  if (n == directory_length (path) && memcmp (path, img->filename, n) == 0)
+    return true;
+  return identify_directory (img->filename, &a) && identify_directory (path, &b) &&
+         a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
+int
+q_name_resolve (const struct q_image *img, const char *what, const char *hint, const char *recorded,
+                char **path, struct q_error *err)
+{
+  const char *name = recorded;
+  int n;
+
+  *path = NULL;
+  if (strncmp (name, "file:", 5) == 0)
+    name += 5;
+  else {
+    size_t colon = strcspn (name, ":/");
+
+    if (name[colon] == ':')
+      return q_fail (err, -ENOTSUP,
+                     "%s: %s '%s': only a local file can be one, not what a '%.*s:' name says%s",
+                     img->filename, what, recorded, (int)colon, name, hint);
+  }
+  if (*name == '\0')
+    return q_fail (err, -EINVAL, "%s: the %s name '%s' names no file%s", img->filename, what,
+                   recorded, hint);
+  n = asprintf (path, "%.*s%s", *name == '/' ? 0 : (int)directory_length (img->filename),
+                img->filename, name);
+  if (n == -1) {
+    *path = NULL;
+    return q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
+  }
+  return 0;
+}
+
+/* ---- backing files -------------------------------------------------------------------------- */
+
+int
+q_name_check_backing (const struct q_image *img, enum q_backing policy, unsigned *flags,
+                      struct q_error *err)
+{
+  struct stat st;
+
+  *flags = policy == Q_BACKING_ANY || policy == Q_BACKING_PROBE ? 0 : Q_FILE_REGULAR;
+  if (policy == Q_BACKING_REFUSE)
+    return q_fail (err, -EPERM,
+                   "%s: names a backing file, '%s', and is not trusted to: backing=same-dir, "
+                   "backing=recorded or backing=any opens it, backing=none does without",
+                   img->filename, img->backing_file);
+  if (policy == Q_BACKING_SAME_DIR && !q_name_is_beside (img, img->backing_path))
+    return q_fail (err, -EPERM,
+                   "%s: backing file '%s' is not in the directory of the image that names it: "
+                   "backing=recorded opens it",
+                   img->filename, img->backing_file);
+  if (*flags && !img->opener && stat (img->backing_path, &st) == 0 && S_ISBLK (st.st_mode))
+    return q_fail (err, -EPERM, "%s: backing file '%s' is a block device: backing=any opens those",
+                   img->filename, img->backing_file);
+  return 0;
+}
+
+int
+q_backing_allowed (const struct q_image *img, enum q_backing policy, struct q_error *err)
+{
+  enum q_format format;
+  unsigned flags;
+  int r;
+
+  if (err)
+    err->text[0] = '\0';
+  if (!img->backing_file || policy == Q_BACKING_NONE)
+    return -ENOENT;
+  if (!img->backing_path) {
+    char *path;
+
+    return q_name_resolve (img, "backing file", "", img->backing_file, &path, err);
+  }
+  r = q_name_check_backing (img, policy, &flags, err);
+  return r == 0 ? q_name_backing_format (img, policy, &format, err) : r;
+}
+
+int
+q_name_backing_format (const struct q_image *img, enum q_backing policy, enum q_format *format,
+                       struct q_error *err)
+{
+  const char *name = img->backing_format;
+
+  if (name && strcmp (name, "qcow2") == 0)
+    *format = Q_FORMAT_QCOW2;
+  else if (name && strcmp (name, "raw") == 0)
+    *format = Q_FORMAT_RAW;
+  else if (name)
+    return q_fail (
+        err, -ENOTSUP,
+        "%s: backing file '%s': recorded format '%s' is not supported (qcow2 and raw are)",
+        img->filename, img->backing_file, name);
+  else if (policy == Q_BACKING_PROBE)
+    *format = Q_FORMAT_AUTO;
+  else
+    return q_fail (
+        err, -EINVAL,
+        "%s: backing file '%s': its format is not recorded, and guessing lets a guest name "
+        "files of the host; record it (nbdcow-img rebase -u -F FORMAT -b '%s'), or allow "
+        "probing (backing=probe) if you trust the image",
+        img->filename, img->backing_file, img->backing_file);
+  return 0;
+}
+
+/* ---- data files ----------------------------------------------------------------------------- */
+
+int
+q_name_check_data (const struct q_image *img, const char *chosen, enum q_data_file_policy policy,
+                   char **path, unsigned *flags, struct q_error *err)
+{
+  int r;
+
+  *path = NULL;
+  *flags = 0;
+  if (chosen) {
+    *path = strdup (chosen);
+    return *path ? 0 : q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
+  }
+  if (!img->data_file)
+    return q_fail (err, -EINVAL,
+                   "%s: its data is in an external data file that it does not name: say which "
+                   "with data-file=FILE",
+                   img->filename);
+  if (policy == Q_DATA_FILE_NONE)
+    return q_fail (err, -EPERM,
+                   "%s: names an external data file, '%s', and is not trusted to: data-file=FILE "
+                   "names one, data-file-policy=same-dir or data-file-policy=any opens this one",
+                   img->filename, img->data_file);
+  r = q_name_resolve (img, "data file", ": data-file=FILE names one", img->data_file, path, err);
+  if (r < 0 || policy == Q_DATA_FILE_ANY)
+    return r;
+  *flags = Q_FILE_REGULAR;
+  if (!q_name_is_beside (img, *path)) {
+    r = q_fail (err, -EPERM,
+                "%s: data file '%s' is not in the directory of the image that names it: "
+                "data-file=FILE names one, data-file-policy=any opens this one",
+                img->filename, img->data_file);
+    free (*path);
+    *path = NULL;
+    return r;
+  }
+  return 0;
+}
