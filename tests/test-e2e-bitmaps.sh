@@ -133,13 +133,36 @@ qemu-img info --output=json c.qcow2 | grep -q in-use || fail "the mark is gone"
 [ "$FRONTEND" = nbdkit ] || must_refuse c.qcow2 read-only arg=--bitmap=lost -- lost "in use"
 qemu-img bitmap --remove c.qcow2 lost
 qemu-img bitmap --add c.qcow2 found
+qemu-img bitmap --add --disable -g 4k c.qcow2 other
+cp c.qcow2 e.qcow2
 start_server c.qcow2
 py ops "$URI" 20 5
 kill -KILL "$SERVER_PID"
 wait "$SERVER_PID" 2>/dev/null || :
-rm -rf "$STATE_DIR"
-mkdir -m 700 "$STATE_DIR"
 qemu-img info --output=json c.qcow2 | grep -q in-use || fail "not marked in use while it was written"
+cp c.qcow2 lost.qcow2
+
+# With the state that it left, the bits are complete.
+start_server c.qcow2
+grep -q "bitmaps were recovered" "$SERVER_LOG" || fail "no word of the recovery"
+stop_server
+check_image c.qcow2
+start_server e.qcow2
+py ops "$URI" 20 5
+stop_server
+for name in found other; do
+  qemu_bits c.qcow2 $name c.bits
+  qemu_bits e.qcow2 $name e.bits
+  cmp c.bits e.bits || fail "bitmap $name is not complete after a kill"
+done
+qemu_bits c.qcow2 found c.bits
+[ -s c.bits ] || fail "no bit was set"
+[ "$(find "$STATE_DIR" -type f | wc -l)" = 0 ] || fail "something was left in the state directory"
+
+# Without it, nobody believes them.
+start_server lost.qcow2
+grep -q "bitmap 'found' was left in use" "$SERVER_LOG" || fail "no word of the lost bitmap"
+stop_server
 
 # A program that does not know bitmaps has cleared the bit: the stale extension goes, nothing else.
 echo "== stale"

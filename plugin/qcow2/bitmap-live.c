@@ -18,14 +18,18 @@
 static int
 drop_stale (struct q_image *img, struct q_error *err)
 {
+  const struct q_extension *e = q_extension_find (img, Q_EXT_BITMAPS);
+  struct qcow2_bitmaps_extension x;
   int r;
 
-  if ((img->autoclear & Q_AUTOCLEAR_BITMAPS) || !q_extension_find (img, Q_EXT_BITMAPS))
+  if ((img->autoclear & Q_AUTOCLEAR_BITMAPS) || !e)
     return 0;
-  q_log (Q_LOG_WARNING,
-         "%s: a program that does not know bitmaps has written to this image: its bitmaps are gone "
-         "(nbdcow-img check -r leaks frees their clusters)",
-         img->filename);
+  memcpy (&x, e->data, sizeof x); /* its length has been checked */
+  if (get32 (x.nb_bitmaps) > 0)   /* else it was only room for one that did not come about */
+    q_log (Q_LOG_WARNING,
+           "%s: a program that does not know bitmaps has written to this image: its bitmaps are "
+           "gone (nbdcow-img check -r leaks frees their clusters)",
+           img->filename);
   r = q_header_drop_extension (img, Q_EXT_BITMAPS);
   return r < 0 ? q_fail (err, r, "%s: cannot drop the stale bitmaps extension: %s", img->filename,
                          strerror (-r))
@@ -82,27 +86,64 @@ q_bitmaps_open (struct q_image *img, struct q_error *err)
   return r;
 }
 
-int
-q_bitmaps_start (struct q_image *img, struct q_error *err)
+/* Bits that are to be kept up to date go where a kill leaves them; before they are marked in use,
+ * so that there is no instant at which they could be lost. */
+static void
+share (struct q_image *img)
 {
   struct q_bitmaps *l = &img->bitmaps;
-  struct q_bitmap **b;
-  struct q_tracker *t = NULL;
+  struct q_shared_record record;
+
+  q_shared_record_begin (img, &record);
+  for (unsigned i = 0; i < l->n; ++i) {
+    struct q_bitmap *b = l->bitmap[i];
+    bool live = b->enabled && !b->inconsistent;
+
+    if (live)
+      q_bits_share (img, atomic_load (&b->bits));
+    q_shared_record_add (&record, b->name, live ? atomic_load (&b->bits) : NULL, live);
+  }
+  q_shared_record_end (img, &record);
+  q_shared_record_commit (img, &record);
+}
+
+static int
+begin_tracking (struct q_image *img, struct q_error *err)
+{
+  struct q_bitmaps *l = &img->bitmaps;
+  struct q_bitmap **b = malloc ((l->n + 1) * sizeof (struct q_bitmap *));
+  struct q_tracker *t = malloc (sizeof *t + l->n * sizeof t->bits[0]);
   unsigned n = 0;
   int r;
 
-  pthread_mutex_lock (&img->bitmap_lock);
-  b = malloc ((l->n + 1) * sizeof (struct q_bitmap *));
-  for (unsigned i = 0; b && i < l->n; ++i)
+  if (!b || !t) {
+    free (b);
+    free (t);
+    return q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
+  }
+  share (img);
+  for (unsigned i = 0; i < l->n; ++i)
     if (l->bitmap[i]->enabled)
       b[n++] = l->bitmap[i];
-  r = b ? drop_stale (img, err) : q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
-  if (r == 0)
-    r = q_bitmaps_mark_in_use (img, b, n, err);
-  if (r == 0 && q_bitmaps_make_tracker (img, &t) < 0)
-    r = q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
+  r = q_bitmaps_mark_in_use (img, b, n, err);
+  t->n = 0;
+  for (unsigned i = 0; i < n; ++i)
+    if (b[i]->live)
+      t->bits[t->n++] = atomic_load (&b[i]->bits);
   atomic_store (&img->tracker, t);
   free (b);
+  return r;
+}
+
+int
+q_bitmaps_start (struct q_image *img, struct q_error *err)
+{
+  int r;
+
+  pthread_mutex_lock (&img->bitmap_lock);
+  r = drop_stale (img, err);
+  if (r == 0 && img->bitmaps.n > 0)
+    r = begin_tracking (img, err);
   pthread_mutex_unlock (&img->bitmap_lock);
   return r;
 }
@@ -153,6 +194,7 @@ q_bitmaps_save_disabled (struct q_image *img)
 struct q_bitmaps_resize {
   struct q_image *img;
   struct q_tracker *tracker;
+  struct q_shared_record record;
   struct q_bits *bits[]; /* by bitmap; NULL: it has none */
 };
 
@@ -171,6 +213,7 @@ q_bitmaps_resize_abort (struct q_bitmaps_resize *z)
   for (unsigned i = 0; i < z->img->bitmaps.n; ++i)
     q_bits_free (z->bits[i]);
   free (z->tracker);
+  q_shared_record_drop (z->img, &z->record);
   q_bitmaps_save_disabled (z->img);
   free_resize (z);
 }
@@ -193,8 +236,10 @@ prepare_one (struct q_image *img, struct q_bitmap *b, uint64_t size, struct q_bi
   if (r < 0)
     return r;
   *bits = q_bits_new (img, size, b->granularity_bits);
-  return *bits ? 0
-               : q_fail (err, -ENOMEM, "%s: out of memory for bitmap '%s'", img->filename, b->name);
+  if (!*bits)
+    return q_fail (err, -ENOMEM, "%s: out of memory for bitmap '%s'", img->filename, b->name);
+  q_bits_share (img, *bits);
+  return 0;
 }
 
 int
@@ -229,6 +274,10 @@ q_bitmaps_resize_prepare (struct q_image *img, uint64_t size, struct q_bitmaps_r
                    : q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
   }
   free (b);
+  q_shared_record_begin (img, &z->record);
+  for (unsigned i = 0; i < l->n; ++i)
+    q_shared_record_add (&z->record, l->bitmap[i]->name, z->bits[i], l->bitmap[i]->enabled);
+  q_shared_record_end (img, &z->record);
   if (r < 0)
     q_bitmaps_resize_abort (z);
   else
@@ -263,10 +312,15 @@ q_bitmaps_resize_commit (struct q_bitmaps_resize *z)
     atomic_store (&b->bits, z->bits[i]);
     if (b->enabled)
       z->tracker->bits[z->tracker->n++] = z->bits[i];
-    q_grace_retire (old, free_bits); /* who holds it may be looking */
+    z->bits[i] = old;
   }
   atomic_store (&img->tracker, z->tracker);
+  q_shared_record_commit (img, &z->record);
   q_gate_open (img);
+  /* Not before the record that names them has gone; and who holds a bitmap may be looking. */
+  for (unsigned i = 0; i < l->n; ++i)
+    if (z->bits[i])
+      q_grace_retire (z->bits[i], free_bits);
   free (old_tracker);
   q_bitmaps_save_disabled (img);
   free_resize (z);

@@ -90,16 +90,8 @@ sync_file (struct q_image *img)
 
 /* ---- letting go ------------------------------------------------------------------------------ */
 
-/* Clusters that will not be referred to once all is written. */
-struct leaving {
-  struct {
-    uint64_t host, bytes;
-  } * run;
-  size_t n, capacity;
-};
-
-static int
-leave (struct q_image *img, struct leaving *l, uint64_t host, uint64_t bytes)
+int
+q_leave (struct q_image *img, struct q_leaving *l, uint64_t host, uint64_t bytes)
 {
   if (host == 0 || bytes == 0 || !q_bitmap_owns (img, host, bytes))
     return 0;
@@ -118,8 +110,8 @@ leave (struct q_image *img, struct leaving *l, uint64_t host, uint64_t bytes)
 }
 
 /* They are not referred to any more.  Without memory they are leaked, and a check finds them. */
-static void
-let_go (struct q_image *img, struct leaving *l)
+void
+q_let_go (struct q_image *img, struct q_leaving *l)
 {
   q_alloc_lock (img);
   if (q_limbo_reserve (&img->limbo, l->n) == 0)
@@ -128,7 +120,47 @@ let_go (struct q_image *img, struct leaving *l)
                    clusters_of (img, l->run[i].bytes));
   q_alloc_unlock (img);
   free (l->run);
-  *l = (struct leaving){ 0 };
+  *l = (struct q_leaving){ 0 };
+}
+
+int
+q_bitmap_leave (struct q_image *img, struct q_leaving *l, struct q_bitmap *b)
+{
+  int r = q_bitmap_read_table (b, NULL);
+
+  for (uint32_t i = 0; r == 0 && b->table && i < b->table_size; ++i)
+    r = q_leave (img, l, b->table[i] & Q_OFFSET_MASK, q_cluster_bytes (img));
+  if (r == 0)
+    r = q_leave (img, l, b->table_offset, b->table_size * sizeof (uint64_t));
+  return r == -ENOMEM ? r : 0;
+}
+
+/* ---- tables of new bitmaps ------------------------------------------------------------------- */
+
+int
+q_bitmap_make_table (struct q_bitmap *b)
+{
+  struct q_image *img = b->img;
+  uint32_t n = atomic_load (&b->bits)->chunks;
+  uint64_t host;
+  int r;
+
+  b->table = calloc (n, sizeof *b->table);
+  if (!b->table)
+    return -ENOMEM;
+  r = take (img, n * sizeof *b->table, &host);
+  if (r < 0)
+    return r;
+  b->table_offset = host;
+  b->table_size = n;
+  return write_at (img, b->table, n * sizeof *b->table, host);
+}
+
+void
+q_bitmap_drop_table (struct q_bitmap *b)
+{
+  if (atomic_load (&b->img->sticky) == 0)
+    drop (b->img, b->table_offset, b->table_size * sizeof *b->table);
 }
 
 /* ---- the directory --------------------------------------------------------------------------- */
@@ -182,10 +214,24 @@ write_flags (struct q_bitmap *b)
   return r;
 }
 
-/* Writes a directory with the N bitmaps in LIST at a new place.  Nothing refers to it yet. */
+/* Makes sure that the header has the extension, which means nothing without its autoclear bit. */
 static int
-write_directory (struct q_image *img, struct q_bitmap *const *list, unsigned n,
-                 struct q_new_directory *d)
+make_room (struct q_image *img)
+{
+  struct qcow2_bitmaps_extension x = { .nb_bitmaps = put32 (0) };
+  int r = 0;
+
+  if (q_extension_find (img, Q_EXT_BITMAPS))
+    return 0;
+  q_flush_hold (img);
+  r = q_header_append_extension (img, Q_EXT_BITMAPS, &x, sizeof x);
+  q_flush_let_go (img);
+  return r;
+}
+
+int
+q_directory_write (struct q_image *img, struct q_bitmap *const *list, unsigned n,
+                   struct q_new_directory *d)
 {
   uint64_t at = 0;
   uint8_t *buf;
@@ -205,15 +251,25 @@ write_directory (struct q_image *img, struct q_bitmap *const *list, unsigned n,
     put_entry (list[i], buf + at);
     at += entry_bytes (list[i]);
   }
-  r = take (img, d->bytes, &d->host);
+  r = make_room (img);
+  if (r == 0)
+    r = take (img, d->bytes, &d->host);
   if (r == 0)
     r = write_at (img, buf, d->bytes, d->host);
-  if (r < 0 && d->host) {
-    drop (img, d->host, d->bytes);
+  if (r < 0) {
+    q_directory_drop (img, d);
     d->host = 0;
   }
   free (buf);
   return r;
+}
+
+void
+q_directory_drop (struct q_image *img, const struct q_new_directory *d)
+{
+  /* After a failure nobody knows what the header says. */
+  if (atomic_load (&img->sticky) == 0)
+    drop (img, d->host, d->bytes);
 }
 
 /* ---- the header ------------------------------------------------------------------------------ */
@@ -221,6 +277,7 @@ write_directory (struct q_image *img, struct q_bitmap *const *list, unsigned n,
 static int
 write_autoclear (struct q_image *img, bool on)
 {
+  uint64_t before = img->autoclear;
   int r;
 
   if (on)
@@ -228,35 +285,43 @@ write_autoclear (struct q_image *img, bool on)
   else
     img->autoclear &= ~Q_AUTOCLEAR_BITMAPS;
   r = q_header_write_features (img);
-  return r == 0 ? sync_file (img) : r;
+  if (r < 0) {
+    img->autoclear = before;
+    return r;
+  }
+  return sync_file (img);
 }
 
-/* Makes the header say where the directory is.  The flush is held. */
+/* Makes the header say where the directory is.  The flush is held.  After -ENOSPC it says what it
+ * said before. */
 static int
 write_extension (struct q_image *img, const struct q_new_directory *d)
 {
   struct qcow2_bitmaps_extension x = { .nb_bitmaps = put32 (d->n),
                                        .directory_size = put64 (d->bytes),
                                        .directory_offset = put64 (d->host) };
-  struct q_extension *e = q_extension_find (img, Q_EXT_BITMAPS);
+  struct q_extension *e = q_extension_find (img, Q_EXT_BITMAPS); /* make_room has seen to it */
   bool on = img->autoclear & Q_AUTOCLEAR_BITMAPS;
   int r = 0;
 
   if (d->n == 0) {
     if (on)
       r = write_autoclear (img, false);
-    return r == 0 && e ? q_header_drop_extension (img, Q_EXT_BITMAPS) : r;
-  }
-  if (!e) {
-    r = q_header_append_extension (img, Q_EXT_BITMAPS, &x, sizeof x);
-    return r == 0 ? write_autoclear (img, true) : r;
+    /* What is stale then is dropped by the next open if it cannot be now. */
+    if (r == 0 && e)
+      r = q_header_drop_extension (img, Q_EXT_BITMAPS);
+    return r == -ENOSPC && !(img->autoclear & Q_AUTOCLEAR_BITMAPS) ? 0 : r;
   }
   if (on && e->offset / SECTOR != (e->offset + sizeof x - 1) / SECTOR)
     r = write_autoclear (img, false);
   if (r == 0)
     r = write_at (img, &x, sizeof x, e->offset);
-  if (r == 0)
-    r = sync_file (img);
+  if (r < 0) {
+    if (on && !(img->autoclear & Q_AUTOCLEAR_BITMAPS))
+      q_stick (img, r, "writing the bitmaps extension failed");
+    return r;
+  }
+  r = sync_file (img);
   if (r == 0 && !(img->autoclear & Q_AUTOCLEAR_BITMAPS))
     r = write_autoclear (img, true);
   if (r == 0)
@@ -264,10 +329,9 @@ write_extension (struct q_image *img, const struct q_new_directory *d)
   return r;
 }
 
-/* Makes D the directory, which is complete; with what it refers to it becomes durable first. */
-static int
-switch_directory (struct q_image *img, struct q_bitmap *const *list,
-                  const struct q_new_directory *d)
+int
+q_directory_switch (struct q_image *img, struct q_bitmap *const *list,
+                    const struct q_new_directory *d)
 {
   uint64_t at = 0;
   int r;
@@ -277,13 +341,10 @@ switch_directory (struct q_image *img, struct q_bitmap *const *list,
   r = q_flush_round (img);
   if (r == 0) {
     r = write_extension (img, d);
-    if (r == -E2BIG) {
-      q_flush_let_go (img);
-      return r; /* the header has no room: nothing was written */
-    }
-    if (r < 0)
+    if (r < 0 && r != -ENOSPC)
       q_stick (img, r, "writing the bitmaps extension failed");
     if (r == 0) {
+      img->bitmaps.relist = false;
       q_alloc_lock (img); /* which asks where metadata is */
       img->nb_bitmaps = d->n;
       img->bitmap_dir_offset = d->host;
@@ -357,7 +418,7 @@ place_chunk (struct q_image *img, uint64_t old, uint64_t *host, bool *fresh)
 
 static int
 save_chunk (struct q_image *img, struct saving *s, uint32_t chunk, uint8_t *buf,
-            struct leaving *leaving)
+            struct q_leaving *leaving)
 {
   struct q_bits *bits = atomic_load (&s->b->bits);
   bool known = s->b->table && chunk < s->b->table_size;
@@ -368,7 +429,7 @@ save_chunk (struct q_image *img, struct saving *s, uint32_t chunk, uint8_t *buf,
 
   if (kind != Q_CHUNK_MIXED) {
     s->table[chunk] = kind == Q_CHUNK_ONES ? Q_BITMAP_ENTRY_ONES : 0;
-    return leave (img, leaving, old, q_cluster_bytes (img));
+    return q_leave (img, leaving, old, q_cluster_bytes (img));
   }
   r = place_chunk (img, old, &host, &fresh);
   if (r < 0)
@@ -381,7 +442,7 @@ save_chunk (struct q_image *img, struct saving *s, uint32_t chunk, uint8_t *buf,
 
 /* The bits that differ. */
 static int
-save_bits (struct q_image *img, struct saving *s, struct leaving *leaving)
+save_bits (struct q_image *img, struct saving *s, struct q_leaving *leaving)
 {
   struct q_bitmap *b = s->b;
   struct q_bits *bits = atomic_load (&b->bits);
@@ -406,12 +467,12 @@ save_bits (struct q_image *img, struct saving *s, struct leaving *leaving)
     else
       s->table[i] = b->table[i];
   for (uint32_t i = bits->chunks; r == 0 && b->table && i < b->table_size; ++i)
-    r = leave (img, leaving, b->table[i] & Q_OFFSET_MASK, q_cluster_bytes (img));
+    r = q_leave (img, leaving, b->table[i] & Q_OFFSET_MASK, q_cluster_bytes (img));
   if (r == 0 && (b->table_size != s->size || b->table_offset == 0 ||
                  !q_bitmap_owns (img, b->table_offset, bytes))) {
     r = take (img, bytes, &s->host);
     if (r == 0)
-      r = leave (img, leaving, b->table_offset, b->table_size * sizeof (uint64_t));
+      r = q_leave (img, leaving, b->table_offset, b->table_size * sizeof (uint64_t));
   }
   free (buf);
   return r;
@@ -482,40 +543,42 @@ finish_flags (struct q_image *img, struct saving *s, unsigned n, bool placed)
   for (unsigned i = 0; r == 0 && i < n; ++i) {
     s[i].b->live = false;
     r = write_flags (s[i].b);
+    if (r < 0)
+      s[i].b->live = true;
   }
   if (r == 0)
     r = sync_file (img);
-  if (r < 0)
+  if (r < 0 && r != -ENOSPC)
     q_stick (img, r, "taking the in-use mark off bitmaps failed");
   return r;
 }
 
 static int
-finish_directory (struct q_image *img, struct saving *s, unsigned n, struct leaving *leaving)
+finish_directory (struct q_image *img, struct saving *s, unsigned n, struct q_leaving *leaving)
 {
   struct q_bitmaps *l = &img->bitmaps;
-  struct q_new_directory d;
+  struct q_new_directory d = { 0 };
   int r;
 
   for (unsigned i = 0; i < n; ++i)
     s[i].b->live = false;
-  r = write_directory (img, l->bitmap, l->n, &d);
+  r = q_directory_write (img, l->bitmap, l->n, &d);
   if (r == 0)
-    r = leave (img, leaving, img->bitmap_dir_offset, img->bitmap_dir_size);
+    r = q_leave (img, leaving, img->bitmap_dir_offset, img->bitmap_dir_size);
   if (r == 0)
-    r = switch_directory (img, l->bitmap, &d);
+    r = q_directory_switch (img, l->bitmap, &d);
   for (unsigned i = 0; r < 0 && i < n; ++i)
     s[i].b->live = true;
-  if (r < 0 && atomic_load (&img->sticky) == 0)
-    drop (img, d.host, d.bytes);
+  if (r < 0)
+    q_directory_drop (img, &d);
   return r;
 }
 
 static int
 save_all (struct q_image *img, struct saving *s, unsigned n)
 {
-  struct leaving leaving = { 0 };
-  bool moved = false, placed = false;
+  struct q_leaving leaving = { 0 };
+  bool moved = img->bitmaps.relist, placed = false;
   int r = 0;
 
   for (unsigned i = 0; r == 0 && i < n; ++i) {
@@ -541,7 +604,7 @@ save_all (struct q_image *img, struct saving *s, unsigned n)
   if (r == 0)
     r = moved ? finish_directory (img, s, n, &leaving) : finish_flags (img, s, n, placed);
   if (r == 0)
-    let_go (img, &leaving);
+    q_let_go (img, &leaving);
   else
     free (leaving.run);
   return r;
@@ -555,7 +618,7 @@ q_bitmaps_save (struct q_image *img, struct q_bitmap *const *b, unsigned n, stru
 
   for (unsigned i = 0; r == 0 && i < n; ++i)
     s[i].b = b[i];
-  if (r == 0 && n > 0)
+  if (r == 0 && (n > 0 || img->bitmaps.relist))
     r = save_all (img, s, n);
   for (unsigned i = 0; s && i < n; ++i)
     free (s[i].table);

@@ -308,26 +308,6 @@ q_bitmap_read_bits (struct q_bitmap *b, struct q_error *err)
   return 0;
 }
 
-int
-q_bitmaps_make_tracker (struct q_image *img, struct q_tracker **tracker)
-{
-  const struct q_bitmaps *l = &img->bitmaps;
-  struct q_tracker *t = malloc (sizeof *t + l->n * sizeof t->bits[0]);
-
-  *tracker = NULL;
-  if (!t)
-    return -ENOMEM;
-  t->n = 0;
-  for (unsigned i = 0; i < l->n; ++i)
-    if (l->bitmap[i]->live && l->bitmap[i]->enabled)
-      t->bits[t->n++] = atomic_load (&l->bitmap[i]->bits);
-  if (t->n > 0)
-    *tracker = t;
-  else
-    free (t);
-  return 0;
-}
-
 /* ---- what callers see ------------------------------------------------------------------------ */
 
 int
@@ -414,4 +394,10 @@ q_bitmap_count (const struct q_bitmap *b)
 
   q_unpin (pin);
   return n;
+}
+
+bool
+q_bitmap_enabled (const struct q_bitmap *b)
+{
+  return b->enabled && !b->inconsistent; /* nobody changes it while it is held */
 }

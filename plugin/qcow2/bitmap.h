@@ -4,8 +4,9 @@
  * directory", "Bitmap table").
  *
  * The parts: bitmap.c is the list of an image's bitmaps and what callers see of them; bits.c the
- * bits of one in memory; bitmap-store.c what is written to the image; bitmap-change.c changes of
- * the list and of bits while the image is in use; bitmap-state.c what survives a killed process.
+ * bits of one in memory; bitmap-store.c what is written to the image; bitmap-live.c what opening,
+ * closing and resizing do; bitmap-change.c changes of the list and of bits while the image is in
+ * use; bitmap-state.c what survives a killed process.
  *
  * Invariants.
  *
@@ -24,7 +25,7 @@
  *    closed for it.  All that can fail is done before.
  *
  * The state file: bits live in memory that is shared with it, so that after a kill they are
- * complete, and are put on disk by the next open once the state is proven (state.h).
+ * complete, and are put on disk by the next open once the state is proven (bitmap-state.c).
  *
  * Locks: bitmap_lock is for the list and for everything that is written; it is taken before the
  * gate, and held over I/O.  Setting and reading bits takes no lock.
@@ -44,13 +45,6 @@
 
 /* ---- bits.c ---------------------------------------------------------------------------------- */
 
-/* Memory for bits: of the heap, or shared with the file that survives a kill. */
-struct q_bits_memory {
-  void *ptr;
-  uint64_t bytes;
-  uint64_t offset; /* in the file; 0: of the heap */
-};
-
 /* The bits of a disk of SIZE bytes.  On disk a chunk is one entry of the bitmap table: a cluster
  * full of bits. */
 struct q_bits {
@@ -60,7 +54,8 @@ struct q_bits {
   unsigned granularity_bits;
   unsigned chunk_bits; /* log2 of a chunk's bytes */
   uint32_t chunks;
-  struct q_bits_memory memory;
+  struct q_shared *shared; /* bitmap-state.c: whose memory they are in; NULL: the heap's */
+  uint64_t shared_offset;
   _Atomic uint64_t *word;    /* bit 0 first */
   _Atomic uint8_t changed[]; /* by chunk: differs from what is on disk */
 };
@@ -137,8 +132,6 @@ int q_bitmap_read_table (struct q_bitmap *b, struct q_error *err);
 int q_bitmap_read_bits (struct q_bitmap *b, struct q_error *err);
 /* Why a bitmap that a caller names cannot be used: NULL if it can. */
 const char *q_bitmap_objection (const struct q_bitmap *b, bool to_remove);
-/* Makes a tracker of those that are enabled; NULL: none is.  -ENOMEM. */
-int q_bitmaps_make_tracker (struct q_image *img, struct q_tracker **t);
 
 /* ---- bitmap-store.c: all with bitmap_lock held ------------------------------------------------
  */
@@ -154,15 +147,74 @@ int q_bitmaps_save (struct q_image *img, struct q_bitmap *const *b, unsigned n,
 /* Whether [host, host + bytes) is in clusters that one reference each is counted for. */
 bool q_bitmap_owns (struct q_image *img, uint64_t host, uint64_t bytes);
 
-/* ---- bitmap-live.c --------------------------------------------------------------------------- */
+/* A table of zeros for a bitmap that is not on disk; and gone with it again. */
+int q_bitmap_make_table (struct q_bitmap *b);
+void q_bitmap_drop_table (struct q_bitmap *b);
 
-/* Saves those that are live and not enabled, as far as that can be done.  bitmap_lock held. */
-void q_bitmaps_save_disabled (struct q_image *img);
+/* Clusters that will not be referred to once all is written. */
+struct q_leaving {
+  struct {
+    uint64_t host, bytes;
+  } * run;
+  size_t n, capacity;
+};
+int q_leave (struct q_image *img, struct q_leaving *l, uint64_t host, uint64_t bytes);
+/* The table of B and all in it.  What cannot be read is leaked. */
+int q_bitmap_leave (struct q_image *img, struct q_leaving *l, struct q_bitmap *b);
+/* They are not referred to any more; frees the list. */
+void q_let_go (struct q_image *img, struct q_leaving *l);
 
 /* A directory that has been written beside the one that counts. */
 struct q_new_directory {
   uint64_t host, bytes;
   uint32_t n;
 };
+/* Writes one with the N bitmaps in LIST, and sees to it that the header can name it.  Nothing
+ * refers to it yet.  -E2BIG: it would be too large, or the header has no room. */
+int q_directory_write (struct q_image *img, struct q_bitmap *const *list, unsigned n,
+                       struct q_new_directory *d);
+void q_directory_drop (struct q_image *img, const struct q_new_directory *d);
+/* Flushes, and makes D the directory; LIST is what it was written from. */
+int q_directory_switch (struct q_image *img, struct q_bitmap *const *list,
+                        const struct q_new_directory *d);
+
+/* ---- bitmap-live.c --------------------------------------------------------------------------- */
+
+/* Saves those that are live and not enabled, as far as that can be done.  bitmap_lock held. */
+void q_bitmaps_save_disabled (struct q_image *img);
+
+/* ---- bitmap-change.c ------------------------------------------------------------------------- */
+
+/* q_bitmap_change in steps, for who has more to do at the same instant: prepare, then commit while
+ * the gate is closed, then finish when it is open again; or abandon instead of commit.  bitmap_lock
+ * is held from prepare on. */
+struct q_bitmap_changes;
+int q_bitmap_prepare (struct q_image *img, const struct q_bitmap_action *actions, unsigned n,
+                      struct q_bitmap_changes **changes, struct q_error *err);
+void q_bitmap_commit (struct q_bitmap_changes *c); /* cannot fail */
+int q_bitmap_finish (struct q_bitmap_changes *c, struct q_error *err);
+void q_bitmap_abandon (struct q_bitmap_changes *c);
+
+/* ---- bitmap-state.c -------------------------------------------------------------------------- */
+
+/* Moves bits that nobody sets or looks at to memory that survives a kill, if the image has a state
+ * and there is room; else that is said, and they stay where they are. */
+void q_bits_share (struct q_image *img, struct q_bits *b);
+void q_bits_unshare (struct q_bits *b); /* frees them */
+
+/* The list of bitmaps that a recovery would find: begin, add each, end; then commit, in one
+ * store, or drop.  BITS is NULL for one that is on disk as it is to be. */
+struct q_shared_record {
+  uint8_t *buf;
+  uint64_t used, capacity, offset;
+  uint32_t n;
+  bool wanted, live;
+};
+void q_shared_record_begin (struct q_image *img, struct q_shared_record *r);
+void q_shared_record_add (struct q_shared_record *r, const char *name, const struct q_bits *bits,
+                          bool enabled);
+void q_shared_record_end (struct q_image *img, struct q_shared_record *r);
+void q_shared_record_commit (struct q_image *img, struct q_shared_record *r);
+void q_shared_record_drop (struct q_image *img, struct q_shared_record *r);
 
 #endif /* Q_BITMAP_H */

@@ -54,7 +54,10 @@ q_bits_free (struct q_bits *b)
 {
   if (!b)
     return;
-  free (b->word);
+  if (b->shared)
+    q_bits_unshare (b);
+  else
+    free (b->word);
   free (b);
 }
 

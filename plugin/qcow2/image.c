@@ -260,9 +260,10 @@ activate (struct q_image *img, const struct q_open_options *opts, struct q_error
   if (r == 0)
     r = open_tables (img, true, err);
   if (r == 0)
-    r = clear_unknown_features (img, err);
-  if (r == 0)
-    r = q_data_start (img, err);
+    r = opts->recovering ? 0 : clear_unknown_features (img, err);
+  if (r < 0 || opts->recovering)
+    return r;
+  r = q_data_start (img, err);
   if (r == 0)
     r = q_bitmaps_open (img, err);
   if (r == 0)

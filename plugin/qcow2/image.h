@@ -197,6 +197,7 @@ struct q_bitmaps {
   struct q_bitmap **bitmap; /* in the order of the directory; NULL: not read */
   unsigned n;
   uint64_t memory; /* of bits, bytes */
+  bool relist;     /* the directory on disk is not this list: there was no room to say so */
 };
 struct q_tracker;
 
@@ -306,6 +307,7 @@ struct q_image {
   pthread_mutex_t bitmap_lock; /* bitmap.h says for what */
   struct q_bitmaps bitmaps;
   struct q_tracker *_Atomic tracker; /* the bits that writers set; NULL: none */
+  struct q_shared *shared;           /* bits that survive a killed process; NULL: no such file */
 
   struct q_state *state;       /* survives a killed process (state.h); NULL: no such file */
   struct q_deflate *deflate;   /* deflate.c: NULL unless compressed clusters can be written */
@@ -498,6 +500,15 @@ int q_bitmaps_start (struct q_image *img, struct q_error *err);
 /* Saves them; nobody writes any more. */
 int q_bitmaps_close (struct q_image *img, struct q_error *err);
 void q_bitmaps_free (struct q_image *img);
+
+/* Bits that survive a killed process (bitmap-state.c).  Recovery saves what the file beside IMG's
+ * state file has, if it is from this session; img->file is the image with all tables on disk. */
+struct qcow2_session;
+int q_shared_recover (struct q_image *img, const struct qcow2_session *session,
+                      struct q_error *err);
+/* What is beside the state file is of no use. */
+void q_shared_forget (struct q_image *img);
+void q_shared_close (struct q_image *img, bool keep);
 
 /* Where the disk is about to change, or has been asked to, whether it does or not.  Before the
  * change; inside the gate. */

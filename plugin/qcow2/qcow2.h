@@ -155,6 +155,7 @@ struct q_open_options {
                           * tmpfs; "" means the default, /run/nbdcow, nbdcow in the user's
                           * runtime directory, or nbdcow-UID in /dev/shm; NULL (default) means
                           * nowhere.  Version 3 only */
+  bool recovering;       /* the engine's own: an image whose session is being recovered */
   const struct q_file_opener *opener;
   /* What opens encrypted layers; only looked at until q_open returns.  By layer, the top one first
    * (NULL for one that has none), and for all that have none of their own.  With metadata_only
@@ -285,6 +286,32 @@ void q_bitmap_next (const struct q_bitmap *b, uint64_t offset, uint64_t end, boo
                     uint64_t *run_end);
 /* Bytes that are dirty, counted in whole granules. */
 uint64_t q_bitmap_count (const struct q_bitmap *b);
+bool q_bitmap_enabled (const struct q_bitmap *b);
+
+/* Changes of bitmaps while the image is in use.  All actions of one call take effect at one instant
+ * between two writes, in their order, or none does; when it returns the image says so on disk, but
+ * for the bits of those that are enabled.  Bitmaps that somebody holds cannot be changed. */
+enum q_bitmap_op {
+  Q_BITMAP_ADD,     /* clean */
+  Q_BITMAP_REMOVE,  /* also one that was left in use */
+  Q_BITMAP_CLEAR,   /* all of it */
+  Q_BITMAP_ENABLE,  /* from then on it records what is written ... */
+  Q_BITMAP_DISABLE, /* ... and not any more */
+  Q_BITMAP_MERGE,   /* what SOURCE has dirty becomes dirty; granularities may differ */
+};
+struct q_bitmap_action {
+  enum q_bitmap_op op;
+  const char *name;
+  uint64_t granularity;         /* Q_BITMAP_ADD: bytes, a power of two from 512 to 2^31; 0: the size
+                                 * of a cluster, but 4 KiB to 64 KiB */
+  bool disabled;                /* Q_BITMAP_ADD */
+  const char *source;           /* Q_BITMAP_MERGE: the name of a bitmap ... */
+  struct q_image *source_image; /* ... of this image; NULL: of the same one */
+};
+/* -ENOENT, -EEXIST, -EBUSY (held), -EINVAL (granularity, sizes that differ, left in use), -ENOTSUP
+ * (no version 3 image), -EFBIG, -E2BIG (too many, no room in the header), -ENOSPC, -EROFS, -EIO. */
+int q_bitmap_change (struct q_image *img, const struct q_bitmap_action *actions, unsigned n,
+                     struct q_error *err);
 
 /* ---- pins (invariant 5: a map is a lease) -------------------------------------------------- */
 

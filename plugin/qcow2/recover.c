@@ -37,7 +37,7 @@ struct patch {
 struct replay {
   struct q_image *img;
   struct q_state_header *h;
-  const struct q_state_slot *slot;
+  struct q_state_slot *slot;
   const uint8_t *map;
   uint64_t mapped;
   const struct q_state_slot *l1;
@@ -494,6 +494,7 @@ set_aside (struct q_image *img, const char *why)
   bool kept;
 
   snprintf (aside, sizeof aside, "%s.aside", s->path);
+  q_shared_forget (img);
   kept = rename (s->path, aside) == 0;
   q_log (
       Q_LOG_WARNING,
@@ -502,10 +503,21 @@ set_aside (struct q_image *img, const char *why)
       img->filename, s->path, why, kept ? "; the state is kept in " : "", kept ? aside : "");
 }
 
+/* They are on disk, and what bitmaps take now changes the counts: they are not to be written again.
+ */
+static void
+forget_tables (struct replay *p)
+{
+  atomic_store (&p->h->reftable_slot, 0);
+  for (uint32_t i = 0; i < p->h->n_slots; ++i)
+    atomic_store (&p->slot[i].saved, atomic_load (&p->slot[i].changed));
+}
+
 static int
 try_replay (struct q_image *img, const struct stat *st, bool *replayed, struct q_error *err)
 {
   struct replay p = { .img = img, .mapped = (uint64_t)st->st_size };
+  struct qcow2_session session;
   const char *wrong;
   void *map = mmap (NULL, p.mapped, PROT_READ | PROT_WRITE, MAP_SHARED, img->state->fd, 0);
   int r = 0;
@@ -515,7 +527,7 @@ try_replay (struct q_image *img, const struct stat *st, bool *replayed, struct q
                    img->state->path, strerror (errno));
   p.h = map;
   p.map = map;
-  p.slot = (const struct q_state_slot *)(p.map + Q_STATE_SLOTS_OFFSET);
+  p.slot = (struct q_state_slot *)((uint8_t *)map + Q_STATE_SLOTS_OFFSET);
   r = q_file_pread (img->file, &p.disk_header, sizeof p.disk_header, 0);
   if (r < 0) {
     q_fail (err, r, "%s: cannot read the header: %s", img->filename, strerror (-r));
@@ -526,6 +538,8 @@ try_replay (struct q_image *img, const struct stat *st, bool *replayed, struct q
   wrong = is_sane (&p, st) ? disproof (&p) : "it is damaged";
   if (wrong && is_sane (&p, st) && !is_pending (&p))
     goto out; /* a server that had everything on disk: nothing to lose */
+  if (!wrong && !q_state_session (img, &session))
+    wrong = "the image has no session";
   if (!wrong)
     wrong = collect (&p);
   if (!wrong && p.n > 0)
@@ -534,22 +548,27 @@ try_replay (struct q_image *img, const struct stat *st, bool *replayed, struct q
     set_aside (img, wrong);
     goto out;
   }
+  /* This changes the image file, too, and whoever takes over from us must see that we did. */
+  img->file->alive = &p.h->alive;
   if (p.n > 0 || p.header_changed) {
-    /* This changes the image file, too, and whoever takes over from us must see that we did. */
-    img->file->alive = &p.h->alive;
     r = replay (&p);
-    img->file->alive = NULL;
-    if (r < 0) {
+    if (r < 0)
       q_fail (err, r, "%s: cannot write what a killed server left in %s: %s", img->filename,
               img->state->path, strerror (-r));
-      goto out;
-    }
-    /* All of it is durable.  The repair that comes next changes the image without us, and has no
-     * need to be done again. */
-    atomic_store (&p.h->valid, 0);
-    q_log (Q_LOG_WARNING, "%s: a server was killed: %zu tables were recovered from %s",
-           img->filename, p.n, img->state->path);
+    else
+      q_log (Q_LOG_WARNING, "%s: a server was killed: %zu tables were recovered from %s",
+             img->filename, p.n, img->state->path);
   }
+  if (r == 0) {
+    forget_tables (&p);
+    r = q_shared_recover (img, &session, err);
+  }
+  img->file->alive = NULL;
+  if (r < 0)
+    goto out;
+  /* All of it is durable.  The repair that comes next changes the image without us, and has no
+   * need to be done again. */
+  atomic_store (&p.h->valid, 0);
   if (atomic_load (&p.h->incomplete))
     q_log (
         Q_LOG_WARNING,

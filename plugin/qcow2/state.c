@@ -299,6 +299,7 @@ mark_image (struct q_image *img, const struct qcow2_session *session)
 static void
 give_up (struct q_image *img)
 {
+  q_shared_close (img, false);
   unlink (img->state->path);
   img->file->alive = NULL;
   q_state_drop (img->state); /* tables that are in it keep it */
@@ -311,6 +312,8 @@ q_state_prepare (struct q_image *img)
   struct q_state *s = img->state;
   int r = s ? lay_out (s, img) : 0;
 
+  if (s)
+    q_shared_forget (img);
   if (r == 0 && s &&
       getrandom (s->header->session, sizeof s->header->session, 0) != sizeof s->header->session)
     r = -EIO;
@@ -369,6 +372,7 @@ q_state_end (struct q_image *img, bool clean)
   else if (s->header)
     q_log (Q_LOG_WARNING, "%s: what could not be written is kept in %s for the next open",
            img->filename, s->path);
+  q_shared_close (img, access (s->path, F_OK) == 0);
   img->file->alive = NULL;
   q_state_drop (s);
   img->state = NULL;

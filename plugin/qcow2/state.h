@@ -17,6 +17,8 @@
  * which the storage seam renews before each change: file.h).
  * No proof, no replay: the file is renamed and a warning says so.
  *
+ * The bits of dirty bitmaps have a file of their own beside it (bitmap-state.c).
+ *
  * Order of calls: q_state_recover, q_state_prepare, q_state_start (by q_open, for writing),
  * q_state_take and q_state_give for each table, q_state_end (by q_close).  The file is locked all
  * the while, so that two servers never share one.

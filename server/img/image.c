@@ -184,6 +184,7 @@ apply (const struct img_spec *spec, struct source *s)
   s->open.metadata_only = spec->metadata_only;
   s->open.repair = spec->repair;
   s->open.compression_level = spec->compression_level;
+  s->open.state_dir = spec->state_dir;
   if (spec->format && spec->image_opts) {
     img_error ("%s: a format (%s) cannot be given together with --image-opts: write driver=%s",
                spec->name, spec->format, spec->format);

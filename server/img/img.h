@@ -29,6 +29,7 @@ extern const struct img_command img_check_command;
 extern const struct img_command img_bench_command;
 extern const struct img_command img_commit_command;
 extern const struct img_command img_compact_command;
+extern const struct img_command img_bitmap_command;
 extern const struct img_command img_compare_command;
 extern const struct img_command img_convert_command;
 extern const struct img_command img_create_command;
@@ -133,9 +134,10 @@ struct img_spec {
   bool image_opts;              /* --image-opts */
   bool force_share;             /* -U */
   bool writable;
-  bool discard;       /* see q_open_options */
-  bool metadata_only; /* likewise */
-  bool repair;        /* likewise */
+  bool discard;          /* see q_open_options */
+  bool metadata_only;    /* likewise */
+  bool repair;           /* likewise */
+  const char *state_dir; /* likewise */
 };
 
 /* Takes one of IMG_IMAGE_OPTIONS, as img_getopt returned it, into SPEC, or the definition of a

@@ -13,6 +13,7 @@
 static const struct img_command *const commands[] = {
   &img_bench_command,
   &img_amend_command,
+  &img_bitmap_command,
   &img_check_command,
   &img_commit_command,
   &img_compact_command,

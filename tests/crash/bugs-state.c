@@ -44,7 +44,7 @@ kill_and_open (struct run *run)
   bool good;
 
   state_save (&copy);
-  check (copy.exists, "there is no state file");
+  check (copy.file[0].exists, "there is no state file");
   mem_set (cut, run->top->data, run->top->size);
   check (workload_close (run, &err) == 0, "%s", err.text);
   state_restore (&copy);

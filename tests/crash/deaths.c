@@ -201,6 +201,8 @@ take_up (struct run *run, const struct expect *x, uint64_t *random, struct count
   else if (!workload_compare (img, x, &bad, &byte))
     workload_fail (run, "byte %llu is %#x, answered was %#x (%s)", (unsigned long long)bad, byte,
                    x->certain[bad], recovered ? "after recovery" : "nothing was recovered");
+  else if (!bitmaps_hold (run, img, "taken up"))
+    ;
   else if (q_check (img, 0, &result, NULL, NULL, &err) < 0)
     workload_fail (run, "check: %s", err.text);
   else if (result.corruptions > 0)
@@ -359,6 +361,7 @@ main (int argc, char **argv)
           !workload_prepare (&run, w, seed))
         continue;
       workload_keep_state (&run);
+      run.bitmaps_may_be_lost = false;
       any = true;
       ++n.runs;
       good = one_run (&run, one_in, now + (only ? seconds : share), &n);

@@ -253,6 +253,29 @@ without dirty-bit-meanwhile header.c \
 without closed-gate-waits gate.c \
   's/while \(!is_empty \(g\)\)/while (false)/'
 
+# ---- dirty bitmaps ---------------------------------------------------------------------------------
+
+without writes-marked write.c \
+  's/q_bitmaps_mark \(img, plan->offset, plan->len\);/;/'
+without zeros-marked zero.c \
+  's/q_bitmaps_mark \(img, first << img->subcluster_bits,/if (!img) q_bitmaps_mark (img, first << img->subcluster_bits,/'
+without in-use-before-writing bitmap-store.c \
+  's/r = write_flags \(b\[i\]\);\s*wrote = true;/r = 0; b[i]->flags |= Q_BITMAP_IN_USE;/'
+without in-use-durable bitmap-store.c \
+  's/if \(r == 0 && wrote\)\s*r = sync_file \(img\);//'
+without bitmap-counts-before-tables bitmap-store.c \
+  's/if \(r == 0 && placed\)\s*r = q_flush \(img\);//'
+without bitmap-tables-before-marks bitmap-store.c \
+  's/placed \? sync_file \(img\) : 0/0/'
+without directory-before-header bitmap-store.c \
+  's/(q_flush_hold \(img\);\s*)r = q_flush_round \(img\);(\s*if \(r == 0\) \{\s*r = write_extension)/$1 r = 0;$2/'
+without bits-kept-for-the-record bitmap-live.c \
+  's/(q_shared_record_commit \(img, &z->record\);\s*q_gate_open \(img\);)(.*?)(for \(unsigned i = 0; i < l->n; \+\+i\)\s*if \(z->bits\[i\]\)\s*q_grace_retire \(z->bits\[i\], free_bits\);)/$3 $1/s'
+without record-at-the-instant bitmap-change.c \
+  's/q_shared_record_commit \(img, &c->record\);/;/'
+without tables-forgotten-before-bitmaps recover.c \
+  's/forget_tables \(&p\);//'
+
 # ---- what a killed process leaves ---------------------------------------------------------------
 
 without data-before-changed table.c \

@@ -22,20 +22,20 @@ struct state_piece {
 };
 
 static void
-state_path (char path[128])
+state_path (char path[128], unsigned i)
 {
-  snprintf (path, 128, "%s/0-0.state", images_state_directory ());
+  snprintf (path, 128, "%s/0-0.state%s", images_state_directory (), i ? ".bitmaps" : "");
 }
 
-void
-state_save (struct state_copy *c)
+static void
+save_file (struct state_file_copy *c, unsigned i)
 {
   char path[128];
   struct stat st;
   int fd;
 
-  *c = (struct state_copy){ 0 };
-  state_path (path);
+  *c = (struct state_file_copy){ 0 };
+  state_path (path, i);
   fd = open (path, O_RDONLY);
   if (fd == -1)
     return;
@@ -61,15 +61,21 @@ state_save (struct state_copy *c)
 }
 
 void
-state_restore (const struct state_copy *c)
+state_save (struct state_copy *c)
+{
+  for (unsigned i = 0; i < 2; ++i)
+    save_file (&c->file[i], i);
+}
+
+static void
+restore_file (const struct state_file_copy *c, unsigned i)
 {
   char path[128];
   int fd;
 
-  images_lose_state ();
   if (!c->exists)
     return;
-  state_path (path);
+  state_path (path, i);
   fd = open (path, O_RDWR | O_CREAT, 0600);
   if (fd == -1 || ftruncate (fd, c->size) == -1)
     die ("%s: %s", path, strerror (errno));
@@ -80,12 +86,21 @@ state_restore (const struct state_copy *c)
 }
 
 void
+state_restore (const struct state_copy *c)
+{
+  images_lose_state ();
+  for (unsigned i = 0; i < 2; ++i)
+    restore_file (&c->file[i], i);
+}
+
+void
 state_free (struct state_copy *c)
 {
   struct state_piece *p;
 
-  while ((p = c->pieces) != NULL) {
-    c->pieces = p->next;
-    free (p);
-  }
+  for (unsigned i = 0; i < 2; ++i)
+    while ((p = c->file[i].pieces) != NULL) {
+      c->file[i].pieces = p->next;
+      free (p);
+    }
 }

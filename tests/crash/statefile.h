@@ -10,9 +10,11 @@
 #include <sys/types.h>
 
 struct state_copy {
-  bool exists;
-  off_t size;
-  struct state_piece *pieces; /* the data between the holes */
+  struct state_file_copy {
+    bool exists;
+    off_t size;
+    struct state_piece *pieces; /* the data between the holes */
+  } file[2];                    /* the state file, and the one for bitmaps beside it */
 };
 
 /* As it is now.  Nobody may be changing it: one thread, and that is here. */

@@ -200,7 +200,8 @@ states_examine (struct run *run, const char *name, const struct expect *x, bool 
   if (!open_state (run, name, &img, "opening"))
     return false;
   good = has_no_corruption (run, img, "after opening") &&
-         holds (run, name, img, x, "after opening") && snaps_check (run, name, "after opening");
+         holds (run, name, img, x, "after opening") && snaps_check (run, name, "after opening") &&
+         bitmaps_hold (run, img, "after opening");
   if (good && recover)
     good = goes_on (run, &img, name, random);
   if (img && q_close (&img, NULL) < 0 && good) {

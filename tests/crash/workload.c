@@ -85,6 +85,9 @@ workload_prepare (struct run *run, const struct workload *w, uint64_t seed)
     free (run->contents);
     return false;
   }
+  if (w->bitmaps)
+    bitmaps_make (run, &random);
+  run->bitmaps_may_be_lost = true;
   pthread_mutex_init (&run->lock, NULL);
   expect_init (&run->live, run->contents, run->size);
   run->snaps = xalloc (sizeof *run->snaps);
@@ -124,7 +127,11 @@ workload_mark (struct run *run, enum workload_mark m, size_t subject)
 int
 workload_close (struct run *run, struct q_error *err)
 {
-  int r = q_close (&run->img, err);
+  int r;
+
+  if (run->storm == 0)
+    bitmaps_hold (run, run->img, "before closing");
+  r = q_close (&run->img, err);
 
   if (r == 0)
     workload_mark (run, MARK_CLOSED, run->now);
@@ -407,7 +414,7 @@ guest_operate (struct guest *g)
 {
   const struct workload_mix *m = &g->run->w->mix;
   uint64_t total = m->small + m->cluster + m->large + m->zero + m->discard + m->read + m->flush +
-                   m->grow + m->compress + m->snapshot;
+                   m->grow + m->compress + m->snapshot + m->bitmap;
   uint64_t pick = random_below (&g->random, total), cluster = 1ull << g->run->cluster_bits;
   uint64_t some = 8ull << (random_below (&g->random, 2) ? g->run->unit_bits : g->run->cluster_bits);
   uint64_t offset, len;
@@ -437,6 +444,8 @@ guest_operate (struct guest *g)
     compress (g);
   else if ((pick -= m->compress) < m->snapshot)
     snaps_operate (g);
+  else if ((pick -= m->snapshot) < m->bitmap)
+    check_error (g, "bitmaps", bitmaps_operate (g->run, &g->random));
   else
     check_error (g, "flush", workload_flush (g->run));
 }

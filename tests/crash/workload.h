@@ -31,6 +31,7 @@ struct workload_mix {
   unsigned small, cluster, large; /* writes: of up to 4 KiB, of whole clusters, of many */
   unsigned zero, discard, read, flush;
   unsigned grow;     /* the disk */
+  unsigned bitmap;   /* changes of bitmaps */
   unsigned compress; /* whole clusters, compressed; most of them become smaller */
   unsigned snapshot; /* made, deleted, gone back to */
 };
@@ -51,6 +52,7 @@ struct workload {
   unsigned fill; /* percent of the disk that are written before it is recorded */
   bool device;   /* the file is a block device full of old bytes */
   bool plain;    /* the file system can neither punch nor allocate */
+  bool bitmaps;  /* dirty bitmaps record what is written */
   bool zstd;     /* compression type */
   bool encrypted;
   bool data; /* the guest's data is in an external data file; device is about that then */
@@ -93,6 +95,7 @@ struct run {
   struct recorder *rec; /* or NULL */
   int storm;      /* the errno that the storage gives now and then; 0: no operation may fail */
   bool may_stick; /* and after it the image may be read-only */
+  bool bitmaps_may_be_lost; /* a power cut leaves them in use */
 
   pthread_mutex_t lock; /* for all below */
   struct expect live;   /* what a read may give now */
@@ -149,6 +152,12 @@ void guest_operate (struct guest *g);
 /* Whether the raw data file DATA of IMG holds what IMG shows; notes it if not. */
 bool workload_data_is_raw (struct run *run, struct q_image *img, const struct mem_file *data,
                            const char *when);
+
+/* bitmaps.c: puts bitmaps into run->top; changes some while the image is open; whether the one that
+ * is never changed covers what differs from run->contents. */
+void bitmaps_make (struct run *run, uint64_t *random);
+int bitmaps_operate (struct run *run, uint64_t *random);
+bool bitmaps_hold (struct run *run, struct q_image *img, const char *when);
 
 /* Notes what is wrong, if nothing was before. */
 void workload_fail (struct run *run, const char *fmt, ...) __attribute__ ((format (printf, 2, 3)));
