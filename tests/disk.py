@@ -10,8 +10,10 @@
                                       must fit the model
 
 The environment sets the rest: SEED, GRAIN (cluster size: operations like to sit on and beside its
-multiples), NO_TRIM=1, WRITES_ONLY=1 (no zeroing either, so that nothing is ever freed), NO_FAST_ZERO=1 (for servers that zero a part before
-they say that they cannot), CONNECTIONS (default 2: what one connection wrote another reads).
+multiples), NO_TRIM=1, WRITES_ONLY=1 (no zeroing either, so that nothing is ever freed), NO_FAST_ZERO=1
+(for servers that zero a part before they say that they cannot), CONNECTIONS (default 2: what one
+connection wrote another reads), QEMU_IMAGE (options by which QEMU's programs open the image, if its name
+and format are not enough).
 
 Discarding promises only that each byte keeps its value or reads as zero from then on, so after a
 discard the model takes over what the disk shows, once that was found to be one of the two.
@@ -271,8 +273,9 @@ def qemu(image, model_name, count):
             discarded.append((offset, end))
         elif kind == "flush":
             script.append("flush")
+    opened = os.environ.get("QEMU_IMAGE", "").split() or ["-f", "qcow2", image]
     p = subprocess.run(
-        ["qemu-io", "-d", "unmap", "-f", "qcow2", image],
+        ["qemu-io", "-d", "unmap"] + opened,
         input="\n".join(script) + "\nquit\n",
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -282,7 +285,7 @@ def qemu(image, model_name, count):
     if p.returncode != 0 or "failed" in p.stdout or "rror" in p.stdout:
         die("qemu-io on %s: status %d: %s" % (image, p.returncode, p.stdout[-1000:]))
     raw = model_name + ".qemu"
-    subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, raw], check=True, timeout=300)
+    subprocess.run(["qemu-img", "convert", "-O", "raw"] + opened + [raw], check=True, timeout=300)
     got = load(raw)
     os.unlink(raw)
     if len(got) != len(model):
