@@ -106,8 +106,9 @@ make ()
     qemu_img convert -c -f raw -O qcow2 -o "$opts" model disk.qcow2
   elif has luks; then
     qemu_img create -q -f qcow2 -o "$opts" disk.qcow2 $size
-    truncate -s 0 model
-    truncate -s $size model
+    # Zeros, but for a raw data file: what is in that when it is made is not encrypted.
+    # shellcheck disable=SC2086
+    qemu-img convert $QEMU_IMAGE -O raw model
   else
     qemu_img convert -f raw -O qcow2 -o "$opts" model disk.qcow2
   fi

@@ -8,6 +8,7 @@
 FRONTEND=nbdcow
 requires_frontend
 requires qemu-img qemu-io
+requires_python
 requires_file "$BUILDDIR/kill/mangle" kill/mangle
 use_seed
 . "$SRCDIR/kill/state.sh"
@@ -178,6 +179,20 @@ sleep 1.5
 cat backup.qcow2 >disk.qcow2
 aside 'changed after the server died' 2
 echo "restored"
+
+# A state file that was on a disk after all, and has survived the machine.
+leave
+"$PYTHON" - "$STATE"/*.state <<'END' || fail "the state does not name this start of the machine"
+import sys
+boot = open("/proc/sys/kernel/random/boot_id", "rb").read().strip()
+with open(sys.argv[1], "r+b") as f:
+    at = f.read(4096).find(boot)
+    assert at > 0
+    f.seek(at)
+    f.write(boot[::-1])
+END
+aside 'machine was started anew'
+echo "from before the machine was started"
 
 # ---- who may use it --------------------------------------------------------------------------
 

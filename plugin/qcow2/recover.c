@@ -136,9 +136,13 @@ disproof (const struct replay *p)
 {
   const struct q_state_header *h = p->h;
   struct qcow2_session session;
+  char boot[Q_STATE_BOOT];
   int64_t changed;
   uint64_t disk_sequence;
 
+  q_state_boot_id (boot);
+  if (memcmp (h->boot, boot, sizeof boot) != 0)
+    return "the machine was started anew since, and what was not on disk is gone";
   if (h->dev != p->img->file->dev || h->ino != p->img->file->ino)
     return "it belongs to another file";
   if (h->cluster_bits != p->img->cluster_bits || h->refcount_order != p->img->refcount_order)

@@ -222,6 +222,17 @@ q_state_slot_offset (uint64_t n, uint64_t cluster, uint64_t number)
          (number - l1 - reftables) * memory;
 }
 
+void
+q_state_boot_id (char boot[Q_STATE_BOOT])
+{
+  int fd = open ("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+  ssize_t n = fd >= 0 ? read (fd, boot, Q_STATE_BOOT - 1) : 0;
+
+  memset (boot + (n > 0 ? n : 0), 0, (size_t)(Q_STATE_BOOT - (n > 0 ? n : 0)));
+  if (fd >= 0)
+    close (fd);
+}
+
 /* Lays the file out and maps it: header, slots, L1 tables, refcount tables, and one cluster
  * for each table that the caches may hold, with some to spare. */
 static int
@@ -266,6 +277,7 @@ lay_out (struct q_state *s, const struct q_image *img)
   h->ino = img->file->ino;
   h->file_bytes = s->mapped;
   h->data_offset = data;
+  q_state_boot_id (h->boot);
   return 0;
 }
 

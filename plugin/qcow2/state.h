@@ -14,7 +14,9 @@
  * number of the last flush (struct qcow2_session).  Any other writer clears the bit; a copy or
  * another file in its place has another inode; an older backup has another session or flush number;
  * and what was put in its place since has a change time later than the last thing we did (alive,
- * which the storage seam renews before each change: file.h).
+ * which the storage seam renews before each change: file.h).  A file that is older than the
+ * machine's last start was not in memory, and what it takes to be on disk may have gone with the
+ * power.
  * No proof, no replay: the file is renamed and a warning says so.
  *
  * The bits of dirty bitmaps have a file of their own beside it (bitmap-state.c).
@@ -34,7 +36,8 @@
 #include "image.h"
 
 #define Q_STATE_MAGIC   0x656b6361746e6243ull
-#define Q_STATE_VERSION 2u
+#define Q_STATE_VERSION 3u
+#define Q_STATE_BOOT    40u /* bytes of the kernel's boot id with its NUL, and some */
 
 /* One table in the file.  A slot is replayed if it is in use and changed != saved. */
 struct q_state_slot {
@@ -68,7 +71,11 @@ struct q_state_header {
   _Atomic uint32_t reftable_slot; /* the refcount table that counts; 0 none, else 1 + slot.  The L1
                                    * table that counts is the one that the header points to */
   uint32_t padding;
+  char boot[Q_STATE_BOOT]; /* the start of the machine that it was made in */
 };
+
+/* What the machine calls the time since it was started; "" if it cannot tell. */
+void q_state_boot_id (char boot[Q_STATE_BOOT]);
 
 /* The session extension's data on disk. */
 struct qcow2_session {
