@@ -108,3 +108,19 @@ stop_server
 # shellcheck disable=SC2086
 qemu-img compare -q $secret --image-opts "$as_qemu,backing.encrypt.key-secret=k" \
   driver=raw,file.filename=model || fail "QEMU reads something else through the backing file"
+
+# The legacy AES method: what QEMU wrote is read, with a warning; nothing is written.
+# shellcheck disable=SC2086
+if qemu-img create -q $secret -f qcow2 -o encrypt.format=aes,encrypt.key-secret=k disk.qcow2 1M 2>create.log; then
+  "$PYTHON" "$SRCDIR/disk.py" fill model 1048576
+  # shellcheck disable=SC2086
+  qemu-img convert -n $secret --target-image-opts -f raw model $as_qemu
+  cp disk.qcow2 before
+  start_server disk.qcow2 read-only arg=$with_key
+  "$PYTHON" "$SRCDIR/disk.py" verify "$URI" model
+  stop_server
+  grep -q "disk.qcow2.*legacy AES" "$SERVER_LOG" || fail "legacy AES: no warning"
+  cmp disk.qcow2 before || fail "legacy AES: the image was written"
+else
+  cat create.log
+fi
