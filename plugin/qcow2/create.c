@@ -36,14 +36,6 @@
 /* Zeros are written this much at a time by full preallocation. */
 #define FILL_CHUNK (1u << 20)
 
-/* What the feature name table names; the names are those that extensions.c would use. */
-static const struct {
-  uint8_t type, bit;
-} named_features[] = {
-  { 0, 0 }, { 0, 1 }, { 0, 2 }, { 0, 3 }, { 0, 4 }, { 1, 0 }, { 2, 0 }, { 2, 1 }, { 2, 63 },
-};
-#define N_FEATURES (sizeof named_features / sizeof named_features[0])
-
 /* Where everything goes.  Clusters, except where a name says bytes. */
 struct layout {
   unsigned cluster_bits, refcount_order;
@@ -300,22 +292,6 @@ put_extension (uint8_t *p, uint32_t type, const void *data, size_t length)
   return p + extension_bytes (length);
 }
 
-static void
-fill_feature_names (struct qcow2_feature_name names[N_FEATURES])
-{
-  static const struct q_image blank;
-
-  memset (names, 0, N_FEATURES * sizeof *names);
-  for (size_t i = 0; i < N_FEATURES; i++) {
-    char buf[64];
-    const char *name = q_feature_name (&blank, named_features[i].type, named_features[i].bit, buf);
-
-    names[i].type = named_features[i].type;
-    names[i].bit = named_features[i].bit;
-    memcpy (names[i].name, name, strnlen (name, sizeof names[i].name));
-  }
-}
-
 /* Builds the header, its extensions and the backing file name in c->cluster, and says how many
  * bytes they take.
  *
@@ -355,13 +331,13 @@ build_header (struct creation *c, size_t *used)
   if (with_highest)
     need += extension_bytes (8);
 
-  struct qcow2_feature_name names[N_FEATURES];
+  struct qcow2_feature_name names[Q_N_FEATURES];
   bool with_names =
       opts->version >= 3 && need + extension_bytes (sizeof names) + EXTENSION_ROOM <= cluster;
 
   if (with_names)
     need += extension_bytes (sizeof names);
-  fill_feature_names (names);
+  q_feature_names (names);
 
   size_t room = need + EXTENSION_ROOM <= cluster ? EXTENSION_ROOM : 0;
 

@@ -189,17 +189,32 @@ q_extensions_parse (struct q_image *img, const uint8_t *buf, uint64_t start, uin
   return 0;
 }
 
+/* The features of the specification, and ours. */
+static const struct {
+  unsigned type, bit;
+  const char *name;
+} standard[] = {
+  { 0, 0, "dirty bit" },        { 0, 1, "corrupt bit" },         { 0, 2, "external data file" },
+  { 0, 3, "compression type" }, { 0, 4, "extended L2 entries" }, { 1, 0, "lazy refcounts" },
+  { 2, 0, "bitmaps" },          { 2, 1, "raw external data" },   { 2, 63, "nbdcow session" },
+};
+
+void
+q_feature_names (struct qcow2_feature_name names[Q_N_FEATURES])
+{
+  static_assert (sizeof standard / sizeof standard[0] == Q_N_FEATURES, "feature names");
+
+  memset (names, 0, Q_N_FEATURES * sizeof *names);
+  for (size_t i = 0; i < Q_N_FEATURES; ++i) {
+    names[i].type = (uint8_t)standard[i].type;
+    names[i].bit = (uint8_t)standard[i].bit;
+    memcpy (names[i].name, standard[i].name, strnlen (standard[i].name, sizeof names[i].name));
+  }
+}
+
 const char *
 q_feature_name (const struct q_image *img, unsigned type, unsigned bit, char name[64])
 {
-  static const struct {
-    unsigned type, bit;
-    const char *name;
-  } standard[] = {
-    { 0, 0, "dirty bit" },        { 0, 1, "corrupt bit" },         { 0, 2, "external data file" },
-    { 0, 3, "compression type" }, { 0, 4, "extended L2 entries" }, { 1, 0, "lazy refcounts" },
-    { 2, 0, "bitmaps" },          { 2, 1, "raw external data" },   { 2, 63, "nbdcow session" },
-  };
   const struct q_extension *e = q_extension_find (img, Q_EXT_FEATURE_NAMES);
   size_t i;
 

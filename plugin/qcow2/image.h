@@ -387,6 +387,9 @@ int q_extensions_parse (struct q_image *img, const uint8_t *buf, uint64_t start,
 struct q_extension *q_extension_find (const struct q_image *img, uint32_t type);
 /* Sees to it that a feature name table names nbdcow's autoclear bit, where there is room. */
 int q_header_name_session (struct q_image *img);
+/* A feature name table with all features that there are. */
+#define Q_N_FEATURES 9
+void q_feature_names (struct qcow2_feature_name names[Q_N_FEATURES]);
 /* The name that the image's own feature name table, or else the specification, has for a bit. */
 const char *q_feature_name (const struct q_image *img, unsigned type, unsigned bit, char name[64]);
 

@@ -564,6 +564,28 @@ void q_create_options_init (struct q_create_options *opts);
 int q_create (const char *filename, uint64_t size, const struct q_create_options *opts,
               struct q_error *err);
 
+/* ---- amending images (amend.c) --------------------------------------------------------------- */
+
+struct q_amend_options {
+  unsigned version;         /* 2 or 3; 0: as it is */
+  unsigned refcount_bits;   /* 1, 2, 4, ... 64; 0: as it is */
+  int lazy_refcounts;       /* 0, 1; -1: as it is */
+  int data_file_raw;        /* 0; -1: as it is.  1 only if it is so already */
+  const char *data_file;    /* what the image calls its data file; "": nothing; NULL: as it is */
+  const char *backing_file; /* NULL, or both what is recorded: anything else is an error */
+  const char *backing_format;
+  uint64_t size;                                /* of the disk; 0: as it is */
+  void (*progress) (void *opaque, double done); /* from 0 to 1; may be NULL */
+  void *opaque;
+};
+void q_amend_options_init (struct q_amend_options *opts);
+
+/* Changes what kind of image IMG is; what that image holds, its snapshots too, stays as it is.  IMG
+ * is open for writing, without a state file, and not in use otherwise.  A crash leaves an image
+ * that is sound and holds the same, of the old kind or the new.  -EINVAL, -ENOTSUP: refused, and
+ * nothing has changed but what was changed before that. */
+int q_amend (struct q_image *img, const struct q_amend_options *opts, struct q_error *err);
+
 /* ---- checking (check.c) -------------------------------------------------------------------- */
 
 enum { Q_REPAIR_LEAKS = 1, Q_REPAIR_ERRORS = 2 };

@@ -187,40 +187,6 @@ exit_status (const struct q_check_result *r)
   return r->leaks ? EXIT_LEAKS : EXIT_SOUND;
 }
 
-/* Autoclear feature bit 63: a session of nbdcow's that was not closed, perhaps one that was killed.
- * What that had acknowledged is still in its state directory, and would be lost by a repair; an
- * ordinary open brings it into the image, and mends the refcounts on the way. */
-#define SESSION_BIT (1ull << 63)
-
-static void
-finish_killed_session (const struct checking *c)
-{
-  struct q_open_options o;
-  struct q_image_info info = { 0 };
-  struct q_image *img;
-  struct q_error err;
-
-  /* Servers keep state for files that are opened by name. */
-  if (c->spec.image_opts || !c->state_dir)
-    return;
-  q_open_options_init (&o);
-  o.metadata_only = true;
-  o.read_only = true;
-  o.lock = Q_LOCK_OFF;
-  if (q_open (&img, c->spec.name, &o, &err) < 0)
-    return; /* the caller's open says why */
-  q_get_info (img, &info);
-  q_close (&img, &err);
-  if (!(info.autoclear & SESSION_BIT) || info.dirty || info.corrupt)
-    return;
-
-  o.read_only = false;
-  o.lock = Q_LOCK_ON;
-  o.state_dir = c->state_dir;
-  if (q_open (&img, c->spec.name, &o, &err) == 0)
-    q_close (&img, &err);
-}
-
 /* ---- checking -------------------------------------------------------------------------------- */
 
 /* One check.  A status, or -1 if *RESULT has one to be told. */
@@ -310,8 +276,9 @@ check (struct checking *c)
   struct q_check_result result = { 0 };
   int status;
 
-  if (c->repair && !c->dry_run)
-    finish_killed_session (c);
+  /* Servers keep state for files that are opened by name. */
+  if (c->repair && !c->dry_run && c->state_dir && !c->spec.image_opts)
+    img_finish_session (c->spec.name, c->state_dir);
   if (!open_journal (c))
     return EXIT_NOT_CHECKED;
   status = c->spec.force_share && !c->repair ? check_in_use (c, &result) : check_once (c, &result);

@@ -290,6 +290,37 @@ probe (struct source *s)
   return true;
 }
 
+/* Autoclear feature bit 63: a session of nbdcow's that was not closed, perhaps one that was killed.
+ * What that had acknowledged is still in its state directory, and would be lost by what other
+ * writers do; an ordinary open brings it into the image, and mends the refcounts on the way. */
+#define SESSION_BIT (1ull << 63)
+
+void
+img_finish_session (const char *filename, const char *state_dir)
+{
+  struct q_open_options o;
+  struct q_image_info info = { 0 };
+  struct q_image *img;
+  struct q_error err;
+
+  q_open_options_init (&o);
+  o.metadata_only = true;
+  o.read_only = true;
+  o.lock = Q_LOCK_OFF;
+  if (q_open (&img, filename, &o, &err) < 0)
+    return; /* the caller's open says why */
+  q_get_info (img, &info);
+  q_close (&img, &err);
+  if (!(info.autoclear & SESSION_BIT) || info.dirty || info.corrupt)
+    return;
+
+  o.read_only = false;
+  o.lock = Q_LOCK_ON;
+  o.state_dir = state_dir;
+  if (q_open (&img, filename, &o, &err) == 0)
+    q_close (&img, &err);
+}
+
 struct q_image *
 img_open_spec (const struct img_spec *spec)
 {
@@ -306,6 +337,8 @@ img_open_spec (const struct img_spec *spec)
   if (!img_load_secrets () || !apply (spec, &k->source) || !find_file (spec, &k->source) ||
       (k->source.open.format == Q_FORMAT_AUTO && !probe (&k->source)))
     return NULL;
+  if (spec->recover && spec->writable && !spec->image_opts && !img_is_nbd (k->source.filename))
+    img_finish_session (k->source.filename, "");
 
   struct q_open_options opts = k->source.open;
 

@@ -138,6 +138,7 @@ struct img_spec {
   bool metadata_only;    /* likewise */
   bool repair;           /* likewise */
   const char *state_dir; /* likewise */
+  bool recover;          /* with writable: first take up what a killed server left */
 };
 
 /* Takes one of IMG_IMAGE_OPTIONS, as img_getopt returned it, into SPEC, or the definition of a
@@ -159,6 +160,9 @@ void img_forget_secrets (void);
 struct q_image *img_open_spec (const struct img_spec *spec);
 /* Opens files as BELOW (NULL: local ones) does, and never syncs them. */
 const struct q_file_opener *img_unsynced (const struct q_file_opener *below);
+/* If FILENAME is an image whose server was killed: brings what that had acknowledged into it, from
+ * STATE_DIR (see q_open_options), and ends its session. */
+void img_finish_session (const char *filename, const char *state_dir);
 /* The names of qemu-img's cache modes; reports any other. */
 bool img_check_cache (const char *mode);
 

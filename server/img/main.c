@@ -11,8 +11,8 @@
 
 /* clang-format off */
 static const struct img_command *const commands[] = {
-  &img_bench_command,
   &img_amend_command,
+  &img_bench_command,
   &img_bitmap_command,
   &img_check_command,
   &img_commit_command,
