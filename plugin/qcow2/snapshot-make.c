@@ -146,9 +146,10 @@ hold (struct making *m, uint32_t index, struct q_table **t)
   return q_l2_hold (m->img, index, 0, t);
 }
 
-/* Counts what the table of L1 entry INDEX refers to for the first time.  Claimed, or stopped. */
+/* Counts what the table of L1 entry INDEX refers to for the first time.  Claimed, or stopped: only
+ * then may the flags go as well. */
 static int
-count_table (struct making *m, uint32_t index)
+count_table (struct making *m, uint32_t index, bool stopped)
 {
   struct q_table *t;
   q_pin_t pin = q_pin ();
@@ -158,13 +159,33 @@ count_table (struct making *m, uint32_t index)
     r = q_tree_raise (m->img, m->l2);
     if (r == 0) {
       Q_PROBE ("counts raised, flags not cleared");
-      clear_copied (m->img, t);
+      if (stopped)
+        clear_copied (m->img, t);
       m->c->counted[index] = true;
     }
     q_l2_release (t);
   }
   q_unpin (pin);
   return r;
+}
+
+/* Whoever overwrites in place, without a claim, what a flag says is ours must have done so before
+ * the flag goes: the next writer to that cluster copies it. */
+static int
+clear_flags (struct making *m, uint32_t index)
+{
+  struct q_table *t;
+  bool own;
+  int r = q_l2_keep (m->img, index, &t, &own);
+
+  if (r < 0 || !t)
+    return r;
+  q_gate_close (m->img);
+  if (own)
+    clear_copied (m->img, t);
+  q_gate_open (m->img);
+  q_l2_release (t);
+  return 0;
 }
 
 /* Counts what a table refers to now and did not when it was counted.  Stopped. */
@@ -213,9 +234,11 @@ count_in_use (struct making *m)
       continue;
     r = q_tree_claim (img, i, &claim);
     if (r == 0) {
-      r = count_table (m, i);
+      r = count_table (m, i, false);
       q_tree_release (img, &claim);
     }
+    if (r == 0)
+      r = clear_flags (m, i);
     if (r == 0)
       r = q_flush_throttle (img);
   }
@@ -269,7 +292,7 @@ stand_still (struct making *m)
 
   for (uint32_t i = 0; r == 0 && i < m->c->entries; ++i)
     if (!m->c->counted[i])
-      r = count_table (m, i);
+      r = count_table (m, i, true);
     else if (m->c->before[i])
       r = count_change (m, i);
   if (r == 0)
