@@ -109,7 +109,7 @@ pick (struct q_state *s, enum q_table_kind kind)
   if (kind == Q_TABLE_L2 || kind == Q_TABLE_REFBLOCK)
     return s->n_free > 0 ? &s->slot[s->free_slot[--s->n_free]] : NULL;
   for (uint32_t i = first, n = kind == Q_TABLE_L1 ? Q_STATE_REFTABLE : Q_STATE_FIRST; i < n; ++i)
-    if (!atomic_load (&s->slot[i].in_use))
+    if (!s->taken[i])
       return &s->slot[i];
   return NULL;
 }
@@ -136,6 +136,8 @@ q_state_take (struct q_state *s, enum q_table_kind kind, uint64_t index, uint64_
       *mem = (uint8_t *)s->header + slot->offset;
       memset (*mem, 0, bytes);
       atomic_store (&slot->in_use, 1);
+      if (slot < s->slot + Q_STATE_FIRST)
+        s->taken[slot - s->slot] = true;
       atomic_fetch_add (&s->refs, 1);
     } else {
       if (kind == Q_TABLE_L2 || kind == Q_TABLE_REFBLOCK)
@@ -162,6 +164,8 @@ q_state_give (struct q_state *s, struct q_state_slot *slot)
   atomic_store (&slot->in_use, 0);
   if (slot->kind == Q_TABLE_L2 || slot->kind == Q_TABLE_REFBLOCK)
     s->free_slot[s->n_free++] = (uint32_t)(slot - s->slot);
+  else
+    s->taken[slot - s->slot] = false;
   pthread_mutex_unlock (&s->lock);
   q_state_drop (s);
 }
