@@ -414,20 +414,29 @@ mark_range (struct q_image *img, uint64_t first, uint64_t end)
 /* Subclusters [FIRST, END), as many as one claim covers.  *DONE counts them; returns 1 if the
  * cluster after them needs zeros written as data. */
 static int
-change_clusters (struct q_image *img, uint64_t first, uint64_t end, enum mode mode, uint64_t *done)
+change_clusters (struct q_image *img, uint64_t first, uint64_t end, uint64_t limit, enum mode mode,
+                 uint64_t *done)
 {
-  uint64_t per_table = 1ull << img->l2_bits, gc = first >> sub_shift (img);
-  uint64_t last = (end - 1) >> sub_shift (img);
+  uint64_t per_table = 1ull << img->l2_bits, gc = first >> sub_shift (img), last;
   struct q_plan_claim claim;
   struct q_table *t;
   q_pin_t pin;
   int r;
 
-  last = q_min (last, gc | (per_table - 1));
   *done = 0;
   r = q_gate_enter (img, 0);
   if (r < 0)
     return r;
+  /* What was asked for ends at byte LIMIT.  If the disk has grown since that was its end, the rest
+   * of the cluster there is somebody's now. */
+  if (limit < q_size (img))
+    end = q_min (end, mode == ZERO_PROVISION ? limit >> img->cluster_bits << sub_shift (img)
+                                             : limit >> img->subcluster_bits);
+  if (first >= end) {
+    r = 1;
+    goto out;
+  }
+  last = q_min ((end - 1) >> sub_shift (img), gc | (per_table - 1));
   if (mode != EMPTY && last << img->cluster_bits >= q_size (img)) { /* made smaller meanwhile */
     r = -ENOSPC;
     goto out;
@@ -619,7 +628,7 @@ q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags)
   while (r == 0 && first < last) {
     r = q_flush_throttle (img);
     if (r == 0)
-      r = change_clusters (img, first, last, mode, &done);
+      r = change_clusters (img, first, last, end, mode, &done);
     if (r >= 0)
       first += done;
     if (r == -ENOSPC && !retried && q_flush_frees_space (img)) {
@@ -657,10 +666,10 @@ q_discard (struct q_image *img, uint64_t offset, uint64_t len)
   while (r == 0 && first < last) {
     r = q_flush_throttle (img);
     if (r == 0)
-      r = change_clusters (img, first, last, mode, &done);
+      r = change_clusters (img, first, last, offset + len, mode, &done);
     first += done;
   }
-  return r;
+  return r > 0 ? 0 : r;
 }
 
 int
@@ -677,7 +686,7 @@ q_empty (struct q_image *img)
   while (r == 0 && first < last) {
     r = q_flush_throttle (img);
     if (r == 0)
-      r = change_clusters (img, first, last, EMPTY, &done);
+      r = change_clusters (img, first, last, UINT64_MAX, EMPTY, &done);
     first += done;
   }
   return r;
@@ -694,7 +703,7 @@ q_empty_clusters (struct q_image *img, uint64_t first, uint64_t end)
   while (r == 0 && first < end) {
     r = q_flush_throttle (img);
     if (r == 0)
-      r = change_clusters (img, first, end, EMPTY, &done);
+      r = change_clusters (img, first, end, UINT64_MAX, EMPTY, &done);
     first += done;
   }
   return r;
