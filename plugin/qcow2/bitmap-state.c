@@ -523,8 +523,12 @@ restore_list (struct q_image *img, const struct left *l, struct q_bitmap **list,
   for (uint32_t i = 0; r == 0 && i < l->record->n; ++i) {
     const struct shared_entry *e = next_entry (&at, name);
     struct q_bitmap *b = q_bitmap_find (img, name);
+    bool seen = false;
 
-    if (!b && !e->offset)
+    for (unsigned k = 0; k < *n && b; ++k)
+      if (list[k] == b) /* a name that two have is that of the first */
+        b = NULL, seen = true;
+    if (seen || (!b && !e->offset))
       continue;
     if (!b) {
       b = q_bitmap_new (img, name, e->granularity_bits);

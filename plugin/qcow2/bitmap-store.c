@@ -75,8 +75,10 @@ q_bitmap_owns (struct q_image *img, uint64_t host, uint64_t bytes)
 static int
 write_at (struct q_image *img, const void *buf, size_t len, uint64_t host)
 {
-  q_note_data_written (img);
-  return q_file_pwrite (img->file, buf, len, host);
+  int r = q_file_pwrite (img->file, buf, len, host);
+
+  atomic_store (&img->file_needs_sync, true); /* not needs_sync: that is of img->data */
+  return r;
 }
 
 static int
@@ -336,7 +338,7 @@ q_directory_switch (struct q_image *img, struct q_bitmap *const *list,
   uint64_t at = 0;
   int r;
 
-  q_note_data_written (img);
+  atomic_store (&img->file_needs_sync, true);
   q_flush_hold (img);
   r = q_flush_round (img);
   if (r == 0) {
