@@ -180,8 +180,10 @@ shrink_qcow2 (struct q_image *img, uint64_t size, struct q_error *err)
   r = q_header_set_dirty (img, true);
   if (r == 0)
     r = q_alloc_table (img, clusters, &s.cluster);
-  if (r < 0)
+  if (r < 0) {
+    q_tree_settle (img); /* or the dirty bit stays */
     return r;
+  }
   r = q_flush (img);
   if (r == 0)
     r = q_bitmaps_resize_prepare (img, size, &bitmaps, err);
