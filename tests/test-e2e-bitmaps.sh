@@ -144,6 +144,7 @@ cp c.qcow2 lost.qcow2
 
 # With the state that it left, the bits are complete.
 start_server c.qcow2
+nbdinfo --size "$URI" >/dev/null # nbdkit opens the image for its first client
 grep -q "bitmaps were recovered" "$SERVER_LOG" || fail "no word of the recovery"
 stop_server
 check_image c.qcow2
@@ -161,6 +162,7 @@ qemu_bits c.qcow2 found c.bits
 
 # Without it, nobody believes them.
 start_server lost.qcow2
+nbdinfo --size "$URI" >/dev/null
 grep -q "bitmap 'found' was left in use" "$SERVER_LOG" || fail "no word of the lost bitmap"
 stop_server
 

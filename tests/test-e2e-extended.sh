@@ -111,17 +111,18 @@ same_status ()
     nbdinfo --map=$context --json "$URI" >ours.json
     "$PYTHON" - $context <<'END' || fail "$1: not what QEMU says"
 import json, sys
+# Where each type ends; QEMU may take a file's holes for the disk's to the byte.
 def status(name):
-    bits = []
-    for e in json.load(open(name)):
-        assert e["length"] % 512 == 0, e
-        bits += [e["type"]] * (e["length"] // 512)
-    return bits
+    return [(e["offset"] + e["length"], e["type"]) for e in json.load(open(name))]
 ours, theirs = status("ours.json"), status("theirs.json")
-assert len(ours) == len(theirs)
-for i, (a, b) in enumerate(zip(ours, theirs)):
+assert ours[-1][0] == theirs[-1][0]
+at = 0
+while ours:
+    (end_a, a), (end_b, b) = ours[0], theirs[0]
     if a & 2 and not b & 2 if sys.argv[1] == "base:allocation" else a != b:
-        sys.exit("%s at %d: %d, QEMU says %d" % (sys.argv[1], i * 512, a, b))
+        sys.exit("%s at %d: %d, QEMU says %d" % (sys.argv[1], at, a, b))
+    at = min(end_a, end_b)
+    ours, theirs = ours[end_a == at:], theirs[end_b == at:]
 END
   done
   stop_server
