@@ -19,7 +19,7 @@ static void
 redirect (int fd, int flags)
 {
   int null = open ("/dev/null", flags | O_CLOEXEC);
-  if (null >= 0) {
+  if (null >= 0 && null != fd) {
     dup2 (null, fd);
     close (null);
   }

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "img.h"
+#include "stdfds.h"
 
 /* clang-format off */
 static const struct img_command *const commands[] = {
@@ -60,6 +61,7 @@ end (int status)
 int
 main (int argc, char **argv)
 {
+  stdfds_open ();
   /* A reader that went away is an error that img_finish_output reports. */
   signal (SIGPIPE, SIG_IGN);
 
