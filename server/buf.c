@@ -85,6 +85,14 @@ buf_alloc (struct buf_cache *cache, size_t size)
 }
 
 void
+buf_count (struct buf_cache *cache, struct buf *b)
+{
+  if (!b->counted)
+    cache->outstanding += b->cap;
+  b->counted = true;
+}
+
+void
 buf_free (struct buf_cache *cache, struct buf *b)
 {
   if (!b)

@@ -45,6 +45,8 @@ struct buf_cache {
 
 /* An empty buffer (start = end = data) with at least SIZE bytes, or NULL without memory. */
 struct buf *buf_alloc (struct buf_cache *cache, size_t size);
+/* B, which was allocated without a cache, counts as outstanding in this one. */
+void buf_count (struct buf_cache *cache, struct buf *b);
 void buf_free (struct buf_cache *cache, struct buf *b); /* NULL is fine */
 void buf_cache_destroy (struct buf_cache *cache);
 

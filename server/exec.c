@@ -90,14 +90,21 @@ finish_write (struct request *rq, int r)
     finish (rq, r);
 }
 
-/* How much of RQ is read next.  In simple mode, and with DF, all of it has to come in one piece. */
+/* In simple mode, and with DF, all of a READ has to come in one piece. */
+static bool
+in_pieces (const struct request *rq)
+{
+  return rq->mode != MODE_SIMPLE && !(rq->flags & NBD_CMD_FLAG_DF);
+}
+
+/* How much of RQ is read next. */
 static uint64_t
 choose_piece (const struct request *rq)
 {
   uint64_t left = rq->len - rq->done;
   uint64_t most = rq->len > NBD_MAX_PAYLOAD ? READ_PIECE : NBD_MAX_PAYLOAD;
 
-  if (rq->mode == MODE_SIMPLE || (rq->flags & NBD_CMD_FLAG_DF))
+  if (!in_pieces (rq))
     return left;
   if (memory_is_short (rq->session->shard))
     most = READ_PIECE_LOW;
@@ -317,6 +324,8 @@ fail (struct request *rq, int error)
     [NBD_CMD_RESIZE] = "resize",
   };
 
+  const char *why = strerrordesc_np (-error);
+
   /* A client that did not ask for speed has no use for "not supported". */
   int code = error == -ENOTSUP && !(rq->flags & NBD_CMD_FLAG_FAST_ZERO) ? -EIO : error;
   if (rq->whole)
@@ -325,7 +334,7 @@ fail (struct request *rq, int error)
     reply_read_error (rq->session, rq, code, rq->error_offset);
   else
     reply_error (rq->session, rq, code, "%s of %" PRIu64 " bytes at offset %" PRIu64 ": %s",
-                 what[rq->type], rq->len, rq->offset, strerrordesc_np (-error));
+                 what[rq->type], rq->len, rq->offset, why ? why : "unknown error");
   dispose (rq);
 }
 
@@ -361,6 +370,10 @@ next_piece (struct request *rq)
   uint64_t len = rq->piece = choose_piece (rq);
 
   rq->out = buf_alloc (&rq->session->shard->cache, len);
+  if (!rq->out && len > READ_PIECE_LOW && in_pieces (rq)) {
+    len = rq->piece = READ_PIECE_LOW; /* which is never too much */
+    rq->out = buf_alloc (&rq->session->shard->cache, len);
+  }
   if (!rq->out)
     return false;
   hold (rq, rq->out);
@@ -496,6 +509,22 @@ exec_write (struct request *rq, const uint8_t *payload)
     wrote_now (rq, payload, r);
 }
 
+/* Its reply may be long, and counts from now on. */
+static void
+exec_status (struct request *rq)
+{
+  struct request *detached = detach (rq);
+
+  if (!detached) {
+    fail (rq, -ENOMEM);
+    return;
+  }
+  size_t most = status_bound (detached);
+  detached->held += most;
+  detached->session->held += most;
+  to_pool (detached, run_status);
+}
+
 void
 exec_whole (struct request *whole)
 {
@@ -543,7 +572,7 @@ exec_request (struct request *rq, const uint8_t *payload)
     pool_or_fail (rq, run_zero);
     break;
   case NBD_CMD_BLOCK_STATUS:
-    pool_or_fail (rq, run_status);
+    exec_status (rq);
     break;
   case NBD_CMD_RESIZE:
     pool_or_fail (rq, run_resize);
@@ -564,6 +593,8 @@ exec_completed (struct request *rq)
   else if (rq->out) {
     if (rq->type == NBD_CMD_READ)
       release (rq, rq->out);
+    else
+      buf_count (&s->shard->cache, rq->out); /* a worker made it */
     outq_append (&s->out, rq->out);
     rq->out = NULL;
     if (rq->type == NBD_CMD_READ && rq->done < rq->len) {

@@ -141,5 +141,7 @@ reply_error (struct session *s, const struct request *rq, int error, const char 
 void
 reply_read_error (struct session *s, const struct request *rq, int error, uint64_t offset)
 {
-  send_error (s, rq, error, strerrordesc_np (error < 0 ? -error : error), &offset);
+  const char *text = strerrordesc_np (error < 0 ? -error : error);
+
+  send_error (s, rq, error, text ? text : "unknown error", &offset);
 }

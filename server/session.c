@@ -22,6 +22,8 @@
 /* Times the shard's memory: what a few requests that have to be in memory as a whole may add to it
  * before others of that kind are refused. */
 #define HARD_LIMIT 4
+/* A few of them must go. */
+#define MIN_HARD_LIMIT ((size_t)4 * NBD_MAX_PAYLOAD)
 
 /* ---- shard ----------------------------------------------------------------------------------- */
 
@@ -34,7 +36,8 @@ shard_init (struct shard *shard, const struct exports *exports, struct pool *poo
     .pool = pool,
     .max_memory = max_memory,
     .done = { .wake = wake },
-    .cache = { .limit = HARD_LIMIT * max_memory },
+    .cache = { .limit = HARD_LIMIT * max_memory > MIN_HARD_LIMIT ? HARD_LIMIT * max_memory
+                                                                 : MIN_HARD_LIMIT },
   };
 }
 
@@ -75,7 +78,7 @@ request_new (struct shard *shard)
 {
   struct job *j = shard->free_requests;
   if (!j)
-    return malloc (sizeof (struct request));
+    return calloc (1, sizeof (struct request));
   shard->free_requests = j->next;
   return (struct request *)j;
 }
@@ -87,6 +90,7 @@ request_free (struct shard *shard, struct request *rq)
     return;
   buf_free (&shard->cache, rq->payload);
   buf_free (&shard->cache, rq->out);
+  rq->payload = rq->out = NULL; /* it may be freed again before it is filled in */
   rq->job.next = shard->free_requests;
   shard->free_requests = &rq->job;
 }

@@ -227,6 +227,18 @@ encode (const struct request *rq, const struct status_list *list, uint32_t id, b
   return at + header + payload;
 }
 
+size_t
+status_bound (const struct request *rq)
+{
+  /* No descriptor is of less than a sector, but for the last two. */
+  uint64_t n = rq->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : rq->len / 512 + 2;
+
+  if (n > MAX_DESCRIPTORS)
+    n = MAX_DESCRIPTORS;
+  return (size_t)n * sizeof (struct nbd_block_descriptor_ext) *
+         (size_t)__builtin_popcountll (rq->contexts);
+}
+
 int
 status_answer (struct request *rq)
 {

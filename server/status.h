@@ -7,6 +7,7 @@
 #define STATUS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "export.h"
@@ -46,6 +47,8 @@ void status_close (struct export *x);
 /* Returns false when nothing more is to be added. */
 bool status_add (struct status_list *list, uint64_t len, uint64_t flags);
 
+/* The most bytes that the answer to RQ can have. */
+size_t status_bound (const struct request *rq);
 /* Answers RQ, blocking: on success rq->out is the whole reply.  Returns 0 or -errno. */
 int status_answer (struct request *rq);
 
