@@ -166,7 +166,7 @@ on_limit (struct ev_loop *ev, ev_timer *w, int revents)
 
   (void)ev;
   (void)revents;
-  if (c->session.inflight > 0) {
+  if (c->session.inflight > c->session.parked.count) {
     /* The server's own slowness: it ends by itself, and then the client has its time. */
     set_limit (c, LINGER);
     return;
