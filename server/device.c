@@ -194,8 +194,9 @@ put_connection (struct nl_msg *msg, int index, int fd, const struct choice *choi
 {
   NLA_PUT_U32 (msg, NBD_ATTR_INDEX, (uint32_t)index);
   NLA_PUT_U64 (msg, NBD_ATTR_SIZE_BYTES, choice->size);
-  /* The driver counts in blocks: a disk whose size is no multiple of 512 loses its last bytes. */
-  NLA_PUT_U64 (msg, NBD_ATTR_BLOCK_SIZE_BYTES, choice->size % 4096 ? 512 : 4096);
+  /* The device's sectors, in which partition tables count.  A disk whose size is no multiple of
+   * that loses its last bytes. */
+  NLA_PUT_U64 (msg, NBD_ATTR_BLOCK_SIZE_BYTES, 512);
   NLA_PUT_U64 (msg, NBD_ATTR_SERVER_FLAGS, choice->flags);
   NLA_PUT_U64 (msg, NBD_ATTR_CLIENT_FLAGS, 0);
   struct nlattr *sockets = nla_nest_start (msg, NBD_ATTR_SOCKETS);
