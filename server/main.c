@@ -22,6 +22,7 @@
 #include "serve.h"
 #include "server.h"
 #include "service.h"
+#include "stdfds.h"
 #include "tls.h"
 
 /* Where qemu-nbd listens beside serving a device of the kernel. */
@@ -320,6 +321,13 @@ drop_privileges (struct program *p)
 
   if (opts->user) {
     r = identity_find (&p->identity, opts->user, opts->group, &err);
+    if (r == 0 && p->private_socket) {
+      char *dir = strndup (p->private_socket,
+                           (size_t)(strrchr (p->private_socket, '/') - p->private_socket));
+      if (!dir || lchown (dir, p->identity.uid, p->identity.gid) < 0)
+        log_warning ("cannot give '%s' to user %s: %m", dir ? dir : "", opts->user);
+      free (dir);
+    }
     for (unsigned i = 0; r == 0 && i < p->listeners.n; i++) {
       const char *path = p->listeners.l[i].unix_path;
       /* Whom the server belongs to, its socket belongs to. */
@@ -386,7 +394,7 @@ serve (struct program *p)
     .workers = opts->workers,
     .poll_us = opts->poll_us,
     .max_clients = opts->shared,
-    .persistent = opts->persistent,
+    .persistent = opts->persistent && !opts->device, /* as qemu-nbd: -d ends it */
     .handshake_limit = opts->handshake_limit,
     .idle_limit = opts->idle_limit,
     .memory = opts->memory ? opts->memory : SERVER_MEMORY,
@@ -406,8 +414,9 @@ serve (struct program *p)
     return EXIT_FAILURE;
 
   int status = -1;
-  if (prepare_device (p) && load_secrets (p) && open_tls (p) && listen_all (p) &&
-      open_pid_file (opts) && drop_privileges (p) && open_exports (p) && write_pid_file ()) {
+  /* The pid file first: where it is another server's, that one's socket stays. */
+  if (prepare_device (p) && load_secrets (p) && open_tls (p) && open_pid_file (opts) &&
+      listen_all (p) && drop_privileges (p) && open_exports (p) && write_pid_file ()) {
     so.attached = p->kernel[0];
     so.tls = p->tls;
     forget_key (p);
@@ -470,6 +479,7 @@ main (int argc, char **argv)
   struct program p = { .device = -1, .kernel = { -1, -1 } };
   int status = EXIT_FAILURE;
 
+  stdfds_open ();
   log_init ("nbdcow");
   options_parse (&p.opts, argc, argv);
   switch (p.opts.mode) {

@@ -669,6 +669,10 @@ check_tls (const struct options *opts)
 
   if (opts->tls_optional && !opts->tls_creds)
     fail ("--tls=optional needs --tls-creds");
+  if (opts->tls_optional && opts->tls_authz)
+    fail ("--tls-authz=%s has no effect on clients without TLS: leave --tls=optional out, or put "
+          "tls-authz=%s into the --export that is for certain clients",
+          opts->tls_authz, opts->tls_authz);
   if (opts->tls_creds && opts->device)
     fail ("--connect=%s: the kernel's nbd driver has no TLS: --tls-creds cannot be used with it",
           opts->device);
