@@ -185,7 +185,7 @@ parse_compress (const char *value)
     nbdkit_error ("compress=%s: expected on, off or a level such as 6", value);
     return -1;
   }
-  options.compression_level = atoi (value);
+  options.compression_level = (int)strtol (value, NULL, 10); /* two digits at most */
   return 0;
 }
 

@@ -85,7 +85,7 @@ list_exports (const struct list_options *options, struct q_error *err)
  * with all that it needs itself, and that takes longer than opening an image.  The functions go by
  * their own names. */
 static struct {
-#define MEMBER(name) __typeof__ (name) *name;
+#define MEMBER(name) __typeof__ (name) *(name);
   FUNCTIONS (MEMBER)
 #undef MEMBER
 } lib;

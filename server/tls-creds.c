@@ -426,7 +426,7 @@ load_psk (struct loading *l)
   forget (&file);
   if (r < 0)
     return r;
-  if (c->n_users == 0)
+  if (!c->users || c->n_users == 0)
     return fail (l, -EINVAL, "%s: there is no user in it", path);
   qsort (c->users, c->n_users, sizeof *c->users, by_name);
   gnutls_psk_set_server_credentials_function2 (c->psk, find_key);

@@ -53,7 +53,9 @@ patch_format (uint8_t *sector, struct q_extension *e, const char *format)
   struct qcow2_extension head = { put32 (e->type), put32 ((uint32_t)strlen (format)) };
 
   memset (sector + e->offset, 0, q_round_up (e->length, 8));
-  memcpy (sector + e->offset, format, strlen (format));
+  /* Without a NUL: the length says where it ends. */
+  for (size_t i = 0; format[i]; ++i)
+    sector[e->offset + i] = (uint8_t)format[i];
   memcpy (sector + e->offset - sizeof head, &head, sizeof head);
 }
 

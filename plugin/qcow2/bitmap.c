@@ -89,6 +89,7 @@ parse_entry (struct q_image *img, const uint8_t *dir, uint64_t *pos, struct q_bi
   if (left < sizeof d)
     return q_fail (err, -EINVAL, "%s: the bitmap directory ends in the middle of an entry",
                    img->filename);
+  assert (dir);
   memcpy (&d, dir + *pos, sizeof d);
   length = sizeof d + (uint64_t)get32 (d.extra_data_size) + get16 (d.name_size);
   if (length > left)
@@ -140,7 +141,8 @@ find_duplicates (struct q_bitmaps *l)
 
   if (!sorted)
     return -ENOMEM;
-  memcpy (sorted, l->bitmap, l->n * sizeof *sorted);
+  for (unsigned i = 0; i < l->n; ++i)
+    sorted[i] = l->bitmap[i];
   qsort (sorted, l->n, sizeof *sorted, by_name);
   for (unsigned i = 1; i < l->n; ++i)
     if (strcmp (sorted[i]->name, sorted[i - 1]->name) == 0)

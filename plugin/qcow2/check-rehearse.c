@@ -130,6 +130,7 @@ rehearsal_pread (struct q_file *f, void *buf, size_t len, uint64_t offset)
   return r;
 }
 
+/* Takes DATA over. */
 static int
 note_step (struct rehearsal *h, enum act act, uint64_t offset, uint64_t len, uint8_t *data)
 {
@@ -137,8 +138,10 @@ note_step (struct rehearsal *h, enum act act, uint64_t offset, uint64_t len, uin
     size_t more = h->allocated ? 2 * h->allocated : 64;
     struct step *s = reallocarray (h->step, more, sizeof *s);
 
-    if (!s)
+    if (!s) {
+      free (data);
       return -ENOMEM;
+    }
     h->step = s;
     h->allocated = more;
   }

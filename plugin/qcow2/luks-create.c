@@ -76,7 +76,7 @@ q_luks_create (const struct q_encrypt_options *opts, const struct q_secret *secr
   q_secret_free (key, Q_MAX_KEY);
   if (r == 0 && !(*area = calloc (1, l.payload)))
     r = q_fail (err, -ENOMEM, "%s: out of memory", name);
-  if (r == 0) {
+  if (r == 0 && *area) {
     *bytes = l.payload;
     q_luks_put (&l, &h);
     memcpy (*area, &h, sizeof h);

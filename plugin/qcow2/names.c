@@ -66,7 +66,7 @@ q_data_file_parse (const char *word, enum q_data_file_policy *policy)
 static size_t
 directory_length (const char *name)
 {
-  const char *slash = strrchr (name, '/');
+  const char *slash = name ? strrchr (name, '/') : NULL;
 
   return slash ? (size_t)(slash - name) + 1 : 0;
 }

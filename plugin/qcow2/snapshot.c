@@ -254,16 +254,16 @@ complete (const struct q_image *img, struct q_snapshot *s)
   struct qcow2_snapshot_extra x = { .vm_state_size = put64 (s->info.vm_state_size),
                                     .disk_size = put64 (s->info.disk_size),
                                     .icount = put64 ((uint64_t)s->info.icount) };
-  uint8_t *extra;
+  struct qcow2_snapshot_extra *extra;
 
   if (img->version < 3 || s->extra_data_size >= 16)
     return true;
   extra = malloc (sizeof x);
   if (!extra)
     return false;
-  memcpy (extra, &x, sizeof x);
+  *extra = x;
   free (s->extra_data);
-  s->extra_data = extra;
+  s->extra_data = (uint8_t *)extra;
   s->extra_data_size = sizeof x;
   return true;
 }

@@ -197,7 +197,8 @@ write_clusters (struct q_image *img, const uint8_t *at, uint64_t offset, uint64_
   while (r == 0 && offset < end) {
     uint64_t n = q_min (end - offset, cluster);
 
-    if (n < cluster) {
+    if (n < cluster) { /* the last one */
+      assert (!padded);
       padded = calloc (1, cluster);
       if (!padded) {
         r = -ENOMEM;

@@ -55,9 +55,12 @@ list_bitmaps (struct q_image *img, unsigned *n)
 }
 
 static const enum q_bitmap_op ops[] = {
-  [OPT_ADD - OPT_ADD] = Q_BITMAP_ADD,     [REMOVE - OPT_ADD] = Q_BITMAP_REMOVE,
-  [CLEAR - OPT_ADD] = Q_BITMAP_CLEAR,     [ENABLE - OPT_ADD] = Q_BITMAP_ENABLE,
-  [DISABLE - OPT_ADD] = Q_BITMAP_DISABLE, [MERGE - OPT_ADD] = Q_BITMAP_MERGE,
+  [0] = Q_BITMAP_ADD,
+  [REMOVE - OPT_ADD] = Q_BITMAP_REMOVE,
+  [CLEAR - OPT_ADD] = Q_BITMAP_CLEAR,
+  [ENABLE - OPT_ADD] = Q_BITMAP_ENABLE,
+  [DISABLE - OPT_ADD] = Q_BITMAP_DISABLE,
+  [MERGE - OPT_ADD] = Q_BITMAP_MERGE,
 };
 
 /* The steps as actions.  --remove-all is as many as there are bitmaps by then: those of the image,

@@ -81,7 +81,8 @@ open_layers (struct commit *c)
     path = img_backing_path (q_filename (img), info.backing_file);
     if (!path)
       return false;
-    if (!info.backing_format && (!c->spec.backing_mode || strcmp (c->spec.backing_mode, "probe"))) {
+    if (!info.backing_format &&
+        (!c->spec.backing_mode || strcmp (c->spec.backing_mode, "probe") != 0)) {
       img_error ("%s: the format of its backing file '%s' is not recorded: allow guessing it with "
                  "--backing-mode=probe, or record it (rebase -u)",
                  q_filename (img), info.backing_file);

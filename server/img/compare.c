@@ -7,6 +7,7 @@
  * had been compared one after the other.
  */
 
+#include <assert.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -140,6 +141,7 @@ compare_piece (void *opaque, uint64_t start, uint64_t len)
   struct img_cursor *side = calloc (2, sizeof *side);
   q_pin_t pin = q_pin ();
   int r = buf && side ? 0 : find (j, offset, EXIT_NOT_READ, "out of memory");
+  assert (r != 0 || (buf && side));
 
   for (unsigned i = 0; r == 0 && i < 2; i++)
     side[i] = (struct img_cursor){ .img = j->c->img[i], .at = offset, .end = offset + len };

@@ -81,7 +81,8 @@ note_use (void *opaque, uint64_t offset, uint64_t len, enum q_use use)
 static void
 draw_cell (const struct picture *p, unsigned i)
 {
-  const double x = LEFT + i % COLUMNS * CELL, y = TOP + i / COLUMNS * CELL;
+  const unsigned column = i % COLUMNS, row = i / COLUMNS;
+  const double x = LEFT + column * CELL, y = TOP + row * CELL;
   double done = 0;
 
   for (unsigned use = 0; use < USES; use++) {

@@ -176,16 +176,14 @@ img_progress_begin (bool wanted, bool quiet, uint64_t total)
   progress.start = progress.next = now ();
   progress.stays = wanted && !quiet;
   progress.out = stdout;
-  if (quiet)
-    progress.show = SHOW_NOTHING;
-  else if (wanted)
+  progress.show = SHOW_NOTHING;
+  if (wanted && !quiet)
     progress.show = isatty (STDOUT_FILENO) ? SHOW_BAR : SHOW_LINE;
-  else if (isatty (STDERR_FILENO)) {
+  else if (!quiet && isatty (STDERR_FILENO)) {
     progress.show = SHOW_BAR;
     progress.out = stderr;
     progress.next += PATIENCE;
-  } else
-    progress.show = SHOW_NOTHING;
+  }
   tick ();
 }
 
