@@ -414,12 +414,22 @@ free_replaced_l1 (void *p)
   free (l1);
 }
 
+static void
+set_l1_place (struct q_image *img, uint64_t offset, uint32_t entries)
+{
+  q_alloc_lock (img);
+  img->l1_offset = offset;
+  img->l1_size = entries;
+  q_alloc_unlock (img);
+}
+
 /* Puts a longer copy of the L1 table on disk and points the header to it.  All stripes are held and
- * nothing is dirty: disk and memory are alike. */
+ * nothing is dirty: disk and memory are alike.  A full disk changes nothing. */
 static int
 replace_l1 (struct q_image *img, const struct q_l1 *old, struct q_l1 *new, uint64_t host)
 {
   uint64_t old_offset = img->l1_offset, old_bytes = old->entries * 8ull;
+  bool full;
   int r;
 
   for (uint32_t i = 0; i < old->entries; ++i) {
@@ -429,22 +439,28 @@ replace_l1 (struct q_image *img, const struct q_l1 *old, struct q_l1 *new, uint6
   q_alloc_lock (img);
   r = q_limbo_reserve (&img->limbo, 1);
   q_alloc_unlock (img);
-  if (r == 0)
-    r = q_file_pwrite (img->file, new->table->mem, new->table->bytes, host);
+  if (r < 0)
+    return r;
+  r = q_file_pwrite (img->file, new->table->mem, new->table->bytes, host);
+  full = r == -ENOSPC;
   if (r == 0)
     r = q_file_sync (img->file);
+  if (r < 0 && !full)
+    q_stick (img, r, "writing the new L1 table failed");
   if (r < 0)
-    return q_stick (img, r, "writing the new L1 table failed");
+    goto fail;
 
-  q_alloc_lock (img);
-  img->l1_offset = host;
-  img->l1_size = new->entries;
-  q_alloc_unlock (img);
-  r = q_header_write_l1 (img);
+  set_l1_place (img, host, new->entries);
+  r = q_header_write_l1 (img); /* in one sector: all of it or nothing */
+  full = r == -ENOSPC;
   if (r == 0)
     r = q_file_sync (img->file);
+  if (full)
+    set_l1_place (img, old_offset, old->entries);
+  else if (r < 0)
+    q_stick (img, r, "pointing the header to the new L1 table failed");
   if (r < 0)
-    return q_stick (img, r, "pointing the header to the new L1 table failed");
+    goto fail;
   atomic_store (&img->l1, new);
   q_alloc_lock (img);
   if (old_bytes > 0)
@@ -454,6 +470,12 @@ replace_l1 (struct q_image *img, const struct q_l1 *old, struct q_l1 *new, uint6
     q_limbo_cancel (&img->limbo, 1);
   q_alloc_unlock (img);
   return 0;
+
+fail:
+  q_alloc_lock (img);
+  q_limbo_cancel (&img->limbo, 1);
+  q_alloc_unlock (img);
+  return r;
 }
 
 int
