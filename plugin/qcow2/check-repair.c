@@ -91,12 +91,12 @@ mend_l2_entry (const struct q_check *c, uint64_t entry, uint64_t *bitmap, enum p
 
   if (kind == Q_ENTRY_ZERO && !q_check_aligned (c, host))
     return c->img->incompatible & Q_INCOMPAT_EXTL2 ? 0 : Q_L2_ZERO;
-  if (kind == Q_ENTRY_COMPRESSED)
+  if (kind == Q_ENTRY_COMPRESSED) {
     *bitmap = 0;
+    return entry & ~Q_COPIED;
+  }
   if (!active || kind == Q_ENTRY_NONE)
     return entry;
-  if (kind == Q_ENTRY_COMPRESSED)
-    return entry & ~Q_COPIED;
   return mend_copied (c, entry, host, pass, c->img->incompatible & Q_INCOMPAT_DATA_FILE);
 }
 

@@ -109,8 +109,8 @@ struct q_check {
   bool rebuild;      /* refcounts cannot be mended where they are */
   bool raise, lower; /* some refcount is too low, too high */
   bool flags;        /* some flag in an active L1 or L2 table is wrong */
-  bool entries;      /* some L2 entry says what can be taken out of it: a place for
-                      * zeros where there can be none, a bitmap that is not used */
+  bool entries;      /* some L2 entry says what can be taken out of it: a place for zeros where
+                      * there can be none, a bitmap or COPIED flag with a compressed cluster */
   uint64_t highest;  /* one past the last cluster with a refcount or reference */
 };
 
