@@ -23,9 +23,17 @@ lost ()
   grep -q 'verification failed' read.out
 }
 
-for mode in leaks all; do
+mkdir elsewhere
+for mode in leaks all all-external; do
   qemu-img create -q -f qcow2 disk.qcow2 64M
-  start_server disk.qcow2 "arg=--state-dir=$state"
+  set -- arg=--data-file-policy=same-dir
+  if [ "$mode" = all-external ]; then
+    # The data file is where only the user's word lets it be opened.
+    mode=all
+    qemu-img create -q -f qcow2 -o data_file="$tmp/elsewhere/disk.data" disk.qcow2 64M
+    set -- arg=--data-file-policy=any
+  fi
+  start_server disk.qcow2 "arg=--state-dir=$state" "$@"
   "$PYTHON" - "$SOCK" "$SERVER_PID" <<'END'
 import nbd, os, signal, sys
 h = nbd.NBD()
@@ -40,7 +48,17 @@ END
   lost || skip "the server flushed before it was killed"
   "$NBDCOW_IMG" check -q disk.qcow2 || fail "check of a killed server's image: status $?"
   lost || fail "a check without -r wrote"
-  "$NBDCOW_IMG" check -q -r $mode --state-dir="$state" disk.qcow2 2>log || fail "check -r $mode: status $?: $(cat log)"
+  case $* in
+  *=any)
+    if "$NBDCOW_IMG" check -q -r all --state-dir="$state" disk.qcow2 2>log; then
+      fail "check -r all without the data file"
+    fi
+    grep -q 'disk.qcow2.*data-file-policy=any' log || fail "check -r all without the data file: $(cat log)"
+    lost || fail "check -r all without the data file wrote"
+    ;;
+  esac
+  "$NBDCOW_IMG" check -q -r $mode --state-dir="$state" "${1#arg=}" disk.qcow2 2>log ||
+    fail "check -r $mode: status $?: $(cat log)"
   if lost; then
     fail "check -r $mode lost what the server had acknowledged"
   fi

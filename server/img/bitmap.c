@@ -182,21 +182,25 @@ parse_granularity (struct job *j, const char *text)
 static int
 run (int argc, char **argv)
 {
-  static const struct option options[] = { { "add", no_argument, NULL, OPT_ADD },
-                                           { "remove", no_argument, NULL, REMOVE },
-                                           { "remove-all", no_argument, NULL, REMOVE_ALL },
-                                           { "clear", no_argument, NULL, CLEAR },
-                                           { "enable", no_argument, NULL, ENABLE },
-                                           { "disable", no_argument, NULL, DISABLE },
-                                           { "merge", required_argument, NULL, MERGE },
-                                           { "format", required_argument, NULL, 'f' },
-                                           { "granularity", required_argument, NULL, 'g' },
-                                           { "source-file", required_argument, NULL, 'b' },
-                                           { "source-format", required_argument, NULL, 'F' },
-                                           { "state-dir", required_argument, NULL, STATE_DIR },
-                                           { "image-opts", no_argument, NULL, IMG_OPT_OPTS },
-                                           { "object", required_argument, NULL, IMG_OPT_OBJECT },
-                                           IMG_COMMON_OPTIONS };
+  static const struct option options[] = {
+    { "add", no_argument, NULL, OPT_ADD },
+    { "remove", no_argument, NULL, REMOVE },
+    { "remove-all", no_argument, NULL, REMOVE_ALL },
+    { "clear", no_argument, NULL, CLEAR },
+    { "enable", no_argument, NULL, ENABLE },
+    { "disable", no_argument, NULL, DISABLE },
+    { "merge", required_argument, NULL, MERGE },
+    { "format", required_argument, NULL, 'f' },
+    { "granularity", required_argument, NULL, 'g' },
+    { "source-file", required_argument, NULL, 'b' },
+    { "source-format", required_argument, NULL, 'F' },
+    { "state-dir", required_argument, NULL, STATE_DIR },
+    { "image-opts", no_argument, NULL, IMG_OPT_OPTS },
+    { "object", required_argument, NULL, IMG_OPT_OBJECT },
+    { "data-file", required_argument, NULL, IMG_OPT_DATA_FILE },
+    { "data-file-policy", required_argument, NULL, IMG_OPT_DATA_FILE_POLICY },
+    IMG_COMMON_OPTIONS
+  };
   struct job j = { .state_dir = "" };
   int letter, status = 0;
 
@@ -271,6 +275,8 @@ const struct img_command img_bitmap_command = {
           "  -f, --format=FORMAT         of FILE (default: what it begins with)\n"
           "      --image-opts            FILE is KEY=VALUE,...\n"
           "      --object=TYPE,id=ID,... a secret\n"
+          "      --data-file=FILE        the external data file, whatever FILE says\n"
+          "      --data-file-policy=MODE which one FILE may name: same-dir (default), any, none\n"
           "      --state-dir=DIR         where a server that was killed left its state; or off\n"
           "These are done in the order given, all of them or none.\n",
 };

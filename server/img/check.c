@@ -277,8 +277,9 @@ check (struct checking *c)
   int status;
 
   /* Servers keep state for files that are opened by name. */
-  if (c->repair && !c->dry_run && c->state_dir && !c->spec.image_opts)
-    img_finish_session (c->spec.name, c->state_dir);
+  if (c->repair && !c->dry_run && c->state_dir && !c->spec.image_opts &&
+      !img_finish_session (&c->spec, c->state_dir))
+    return EXIT_NOT_CHECKED;
   if (!open_journal (c))
     return EXIT_NOT_CHECKED;
   status = c->spec.force_share && !c->repair ? check_in_use (c, &result) : check_once (c, &result);

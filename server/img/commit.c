@@ -94,9 +94,11 @@ open_layers (struct commit *c)
       c->base_format = info.backing_format;
       return true;
     }
-    spec = (struct img_spec){
-      .name = path, .format = info.backing_format, .cache = c->spec.cache, .metadata_only = true
-    };
+    spec = (struct img_spec){ .name = path,
+                              .format = info.backing_format,
+                              .cache = c->spec.cache,
+                              .data_file_policy = c->spec.data_file_policy,
+                              .metadata_only = true };
   }
 }
 
@@ -107,6 +109,7 @@ open_base (struct commit *c)
                            .format = c->base_format,
                            .cache = c->spec.cache,
                            .backing_mode = c->spec.backing_mode,
+                           .data_file_policy = c->spec.data_file_policy,
                            .writable = true,
                            .discard = true };
   struct q_error err = { "" };

@@ -196,7 +196,9 @@ apply (const struct img_spec *spec, struct source *s)
     s->open.backing = Q_BACKING_REFUSE;
     s->open.data_file_policy = Q_DATA_FILE_NONE;
   }
-  if (spec->data_file && !spec->metadata_only && !source_set_data_file (s, spec->data_file)) {
+  /* Who only looks at metadata does without it; a writer syncs it. */
+  if (spec->data_file && (!spec->metadata_only || spec->writable) &&
+      !source_set_data_file (s, spec->data_file)) {
     img_error ("out of memory");
     return false;
   }
@@ -292,33 +294,47 @@ probe (struct source *s)
 
 /* Autoclear feature bit 63: a session of nbdcow's that was not closed, perhaps one that was killed.
  * What that had acknowledged is still in its state directory, and would be lost by what other
- * writers do; an ordinary open brings it into the image, and mends the refcounts on the way. */
+ * writers do; an ordinary open brings it into the image, and mends the refcounts on the way.  That
+ * takes the data file, if there is one. */
 #define SESSION_BIT (1ull << 63)
 
-void
-img_finish_session (const char *filename, const char *state_dir)
+bool
+img_finish_session (const struct img_spec *spec, const char *state_dir)
 {
+  struct img_spec writing = *spec;
   struct q_open_options o;
   struct q_image_info info = { 0 };
   struct q_image *img;
   struct q_error err;
+  bool external;
 
   q_open_options_init (&o);
   o.metadata_only = true;
   o.read_only = true;
   o.lock = Q_LOCK_OFF;
-  if (q_open (&img, filename, &o, &err) < 0)
-    return; /* the caller's open says why */
+  if (q_open (&img, spec->name, &o, &err) < 0)
+    return true; /* the caller's open says why */
   q_get_info (img, &info);
+  external = info.data_file || spec->data_file;
   q_close (&img, &err);
   if (!(info.autoclear & SESSION_BIT) || info.dirty || info.corrupt)
-    return;
+    return true;
 
+  if (external) {
+    writing.writable = true;
+    writing.repair = writing.recover = false;
+    writing.state_dir = state_dir;
+    img = img_open_spec (&writing);
+    if (!img)
+      img_error ("%s: what a server that was killed may have left is not in the image", spec->name);
+    return img && img_close (&img);
+  }
   o.read_only = false;
   o.lock = Q_LOCK_ON;
   o.state_dir = state_dir;
-  if (q_open (&img, filename, &o, &err) == 0)
+  if (q_open (&img, spec->name, &o, &err) == 0)
     q_close (&img, &err);
+  return true;
 }
 
 struct q_image *
@@ -337,8 +353,9 @@ img_open_spec (const struct img_spec *spec)
   if (!img_load_secrets () || !apply (spec, &k->source) || !find_file (spec, &k->source) ||
       (k->source.open.format == Q_FORMAT_AUTO && !probe (&k->source)))
     return NULL;
-  if (spec->recover && spec->writable && !spec->image_opts && !img_is_nbd (k->source.filename))
-    img_finish_session (k->source.filename, "");
+  if (spec->recover && spec->writable && !spec->image_opts && !img_is_nbd (k->source.filename) &&
+      !img_finish_session (spec, ""))
+    return NULL;
 
   struct q_open_options opts = k->source.open;
 

@@ -160,9 +160,10 @@ void img_forget_secrets (void);
 struct q_image *img_open_spec (const struct img_spec *spec);
 /* Opens files as BELOW (NULL: local ones) does, and never syncs them. */
 const struct q_file_opener *img_unsynced (const struct q_file_opener *below);
-/* If FILENAME is an image whose server was killed: brings what that had acknowledged into it, from
- * STATE_DIR (see q_open_options), and ends its session. */
-void img_finish_session (const char *filename, const char *state_dir);
+/* If SPEC names an image whose server was killed: brings what that had acknowledged into it, from
+ * STATE_DIR (see q_open_options), and ends its session.  False, and reported, if that takes a data
+ * file that cannot be opened. */
+bool img_finish_session (const struct img_spec *spec, const char *state_dir);
 /* The names of qemu-img's cache modes; reports any other. */
 bool img_check_cache (const char *mode);
 

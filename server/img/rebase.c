@@ -188,7 +188,9 @@ same_file (const char *a, const char *b)
 static bool
 open_old (struct rebase *b)
 {
-  struct img_spec spec = { .cache = b->backing_cache, .backing_mode = b->spec.backing_mode };
+  struct img_spec spec = { .cache = b->backing_cache,
+                           .backing_mode = b->spec.backing_mode,
+                           .data_file_policy = b->spec.data_file_policy };
   struct q_image_info info;
   char *path;
 
@@ -208,7 +210,8 @@ open_new (struct rebase *b)
 {
   struct img_spec spec = { .format = b->backing_format,
                            .cache = b->backing_cache,
-                           .backing_mode = b->spec.backing_mode };
+                           .backing_mode = b->spec.backing_mode,
+                           .data_file_policy = b->spec.data_file_policy };
 
   if (!b->backing[0])
     return true;
