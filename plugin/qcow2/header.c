@@ -286,18 +286,25 @@ q_header_free (struct q_image *img)
 
 /* ---- changes in place ---------------------------------------------------------------------- */
 
+/* What is written is what the three are by then: nobody's change is undone by another's write. */
 int
 q_header_write_features (struct q_image *img)
 {
   struct {
     be64 incompatible, compatible, autoclear;
-  } __attribute__ ((packed))
-  f = { put64 (img->incompatible), put64 (img->compatible), put64 (img->autoclear) };
+  } __attribute__ ((packed)) f;
+  int r;
 
   if (img->version < 3)
     return 0;
-  return q_file_pwrite (img->file, &f, sizeof f,
-                        offsetof (struct qcow2_header, incompatible_features));
+  pthread_mutex_lock (&img->features_lock);
+  f.incompatible = put64 (img->incompatible);
+  f.compatible = put64 (img->compatible);
+  f.autoclear = put64 (img->autoclear);
+  r = q_file_pwrite (img->file, &f, sizeof f,
+                     offsetof (struct qcow2_header, incompatible_features));
+  pthread_mutex_unlock (&img->features_lock);
+  return r;
 }
 
 int
@@ -353,21 +360,27 @@ q_header_write_snapshots (struct q_image *img, uint32_t n, uint64_t offset)
   return q_file_pwrite (img->file, &f, sizeof f, offsetof (struct qcow2_header, nb_snapshots));
 }
 
+/* Whether that is a change. */
+static bool
+set_dirty (struct q_image *img, bool dirty)
+{
+  uint64_t before = dirty ? atomic_fetch_or (&img->incompatible, Q_INCOMPAT_DIRTY)
+                          : atomic_fetch_and (&img->incompatible, ~Q_INCOMPAT_DIRTY);
+
+  return !(before & Q_INCOMPAT_DIRTY) == dirty;
+}
+
 int
 q_header_set_dirty (struct q_image *img, bool dirty)
 {
-  uint64_t before = img->incompatible;
   int r;
 
-  if (img->version < 3)
-    return 0;
-  img->incompatible = dirty ? before | Q_INCOMPAT_DIRTY : before & ~Q_INCOMPAT_DIRTY;
-  if (img->incompatible == before)
+  if (img->version < 3 || !set_dirty (img, dirty))
     return 0;
   r = q_header_write_features (img);
   if (r == 0)
     return sync_header (img);
-  img->incompatible = before;
+  set_dirty (img, !dirty);
   return r;
 }
 

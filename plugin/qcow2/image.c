@@ -45,6 +45,7 @@ free_layer (struct q_image *img)
     pthread_mutex_destroy (&img->stripe[i]);
   pthread_mutex_destroy (&img->l2_cache_own.lock);
   pthread_mutex_destroy (&img->refblock_cache.lock);
+  pthread_mutex_destroy (&img->features_lock);
   pthread_mutex_destroy (&img->layout_lock);
   q_gate_destroy (&img->gate);
   pthread_mutex_destroy (&img->raw_lock);
@@ -70,6 +71,7 @@ new_layer (const char *filename)
     pthread_mutex_init (&img->stripe[i], NULL);
   pthread_mutex_init (&img->l2_cache_own.lock, NULL);
   pthread_mutex_init (&img->refblock_cache.lock, NULL);
+  pthread_mutex_init (&img->features_lock, NULL);
   pthread_mutex_init (&img->layout_lock, NULL);
   q_gate_init (&img->gate);
   pthread_mutex_init (&img->raw_lock, NULL);

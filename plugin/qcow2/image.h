@@ -232,7 +232,8 @@ struct q_image {
   uint32_t crypt_method;
   uint32_t header_length;
   uint8_t compression_type;
-  uint64_t incompatible, compatible, autoclear;
+  _Atomic uint64_t incompatible, compatible, autoclear;
+  pthread_mutex_t features_lock; /* while the three are written */
   uint64_t backing_file_offset;
   uint32_t backing_file_size;
   uint32_t l1_size;
