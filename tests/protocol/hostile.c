@@ -350,7 +350,7 @@ held_writes (struct test *t)
 {
   enum { N = 24 };
   const size_t len = max_payload (t), sent = len - 64 * KiB;
-  const long allowed = (long)(N * (len / 2) / KiB);
+  const long allowed = (long)(N * (len / 4) * 3 / KiB);
   const uint16_t flags = t->mode == EXTENDED ? NBD_CMD_FLAG_PAYLOAD_LEN : 0;
   const struct bytes *payload = put_fill (bytes_new (t), 0x5a, sent);
   long before = memory_of (t, "VmRSS:"), peak;
