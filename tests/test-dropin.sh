@@ -80,8 +80,8 @@ script ()
   # Ends with its client.
   cp golden.qcow2 disk.qcow2
   start disk.qcow2
+  pid=$(cat nbd.pid) # which goes with the server
   nbdcopy "nbd+unix:///?socket=$tmp/nbd.sock" copy.raw
-  pid=$(cat nbd.pid)
   ended () { ! process_alive "$pid"; }
   wait_for 20 ended || fail "$nbd did not end with its last client"
   same_contents golden.qcow2 qcow2 copy.raw raw
