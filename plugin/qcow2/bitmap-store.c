@@ -198,7 +198,8 @@ put_entry (const struct q_bitmap *b, uint8_t *to)
                             .extra_data_size = put32 (b->extra_size) };
 
   memcpy (to, &d, sizeof d);
-  memcpy (to + sizeof d, b->extra, b->extra_size);
+  if (b->extra_size > 0)
+    memcpy (to + sizeof d, b->extra, b->extra_size);
   memcpy (to + sizeof d + b->extra_size, b->name, strlen (b->name));
 }
 

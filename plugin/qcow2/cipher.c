@@ -14,6 +14,17 @@
 #include "cipher.h"
 #include "image.h"
 
+#ifdef __SANITIZE_ADDRESS__
+/* What libgcrypt adds to its locked memory it never gives back, and a checker takes that for a
+ * leak. */
+const char *__lsan_default_suppressions (void) __attribute__ ((visibility ("default")));
+const char *
+__lsan_default_suppressions (void)
+{
+  return "leak:libgcrypt";
+}
+#endif
+
 /* What libgcrypt locks for the key schedules of its handles: some hundred of them.  It could get
  * more when that is used up, but would never give it back; further handles are in other memory. */
 #define SECURE_BYTES (512u << 10)
