@@ -66,8 +66,10 @@ q_data_file_parse (const char *word, enum q_data_file_policy *policy)
 static size_t
 directory_length (const char *name)
 {
-  const char *slash = name ? strrchr (name, '/') : NULL;
+  const char *slash;
 
+  assert (name);
+  slash = strrchr (name, '/');
   return slash ? (size_t)(slash - name) + 1 : 0;
 }
 
