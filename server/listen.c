@@ -28,6 +28,7 @@ static int
 add (struct listeners *ls, int fd, const char *unix_path, struct q_error *err)
 {
   char *path = NULL;
+  struct stat st;
 
   if (ls->n == MAX_LISTENERS) {
     snprintf (err->text, sizeof err->text, "too many listening sockets: the most is %d",
@@ -38,7 +39,12 @@ add (struct listeners *ls, int fd, const char *unix_path, struct q_error *err)
     snprintf (err->text, sizeof err->text, "out of memory");
     return -ENOMEM;
   }
-  ls->l[ls->n++] = (struct listener){ .fd = fd, .unix_path = path };
+  ls->l[ls->n] = (struct listener){ .fd = fd, .unix_path = path };
+  if (path && lstat (path, &st) == 0) {
+    ls->l[ls->n].dev = st.st_dev;
+    ls->l[ls->n].ino = st.st_ino;
+  }
+  ls->n++;
   return 0;
 }
 
@@ -244,9 +250,13 @@ void
 listen_close (struct listeners *ls)
 {
   for (unsigned i = 0; i < ls->n; i++) {
-    close (ls->l[i].fd);
-    if (ls->l[i].unix_path)
-      unlink (ls->l[i].unix_path);
+    const struct listener *l = &ls->l[i];
+    struct stat st;
+
+    close (l->fd);
+    if (l->unix_path && lstat (l->unix_path, &st) == 0 && st.st_dev == l->dev &&
+        st.st_ino == l->ino)
+      unlink (l->unix_path);
     free (ls->l[i].unix_path);
     free (ls->l[i].name);
   }

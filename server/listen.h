@@ -8,14 +8,17 @@
 #ifndef LISTEN_H
 #define LISTEN_H
 
+#include <stdint.h>
+
 #include "qcow2.h"
 
 #define MAX_LISTENERS 64
 
 struct listener {
   int fd;
-  char *unix_path; /* to be removed at the end; NULL if there is none, or it is not ours */
-  char *name;      /* of an inherited socket (LISTEN_FDNAMES); NULL if it has none */
+  char *unix_path;   /* to be removed at the end; NULL if there is none, or it is not ours */
+  uint64_t dev, ino; /* what bind made of it: another server may have put its own there since */
+  char *name;        /* of an inherited socket (LISTEN_FDNAMES); NULL if it has none */
 };
 
 struct listeners {
