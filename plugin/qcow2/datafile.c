@@ -279,13 +279,12 @@ q_data_settle (struct q_image *img, uint64_t offset, uint64_t len)
 {
   const unsigned shift = img->cluster_bits + img->l2_bits;
   uint64_t index = offset >> shift, last_index = (offset + len - 1) >> shift;
-  uint64_t end = (q_size (img) - 1) >> img->cluster_bits;
   int r = 0;
 
   pthread_mutex_lock (&img->raw_lock);
   for (; r == 0 && index <= last_index; ++index) {
     uint64_t first = index << img->l2_bits;
-    uint64_t last = q_min (first + (1ull << img->l2_bits) - 1, end);
+    uint64_t last = first + (1ull << img->l2_bits) - 1, clusters;
     struct q_plan_claim claim;
     struct q_table *t;
     q_pin_t pin;
@@ -293,7 +292,10 @@ q_data_settle (struct q_image *img, uint64_t offset, uint64_t len)
     r = q_gate_enter (img, 0);
     if (r < 0)
       break;
-    r = q_claim_take (img, &claim, first, last, 0);
+    /* The disk may have been made smaller; while we are inside the gate it is not. */
+    clusters = q_div_up (q_size (img), q_cluster_bytes (img));
+    last = q_min (last, clusters - 1);
+    r = first < clusters ? q_claim_take (img, &claim, first, last, 0) : -ENOSPC;
     if (r < 0) {
       q_gate_leave (img);
       break;
