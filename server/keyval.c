@@ -252,7 +252,7 @@ json_t *
 members_get (struct members *m, const char *name)
 {
   json_t *v = look (m, name);
-  return json_is_null (v) ? NULL : v;
+  return json_is_null (v) && !m->strict ? NULL : v;
 }
 
 bool
@@ -283,6 +283,13 @@ members_string (struct members *m, const char *name, const char **value)
     fail_value (m, name, v, "a string");
 }
 
+/* What a number or a boolean may be taken from; NULL if VALUE is nothing of the kind. */
+static const char *
+text_of (const struct members *m, const json_t *value)
+{
+  return m->strict ? NULL : json_string_value (value);
+}
+
 void
 members_bool (struct members *m, const char *name, bool *value)
 {
@@ -290,8 +297,8 @@ members_bool (struct members *m, const char *name, bool *value)
 
   if (json_is_boolean (v))
     *value = json_is_true (v);
-  else if (v && !(json_is_string (v) && parse_bool (json_string_value (v), value)))
-    fail_value (m, name, v, "on or off");
+  else if (v && !(text_of (m, v) && parse_bool (text_of (m, v), value)))
+    fail_value (m, name, v, m->strict ? "true or false" : "on or off");
 }
 
 void
@@ -301,8 +308,9 @@ members_size (struct members *m, const char *name, uint64_t *value)
 
   if (json_is_integer (v) && json_integer_value (v) >= 0)
     *value = (uint64_t)json_integer_value (v);
-  else if (v && !(json_is_string (v) && parse_size (json_string_value (v), value)))
-    fail_value (m, name, v, "a number of bytes (suffixes: k, M, G, T)");
+  else if (v && !(text_of (m, v) && parse_size (text_of (m, v), value)))
+    fail_value (m, name, v,
+                m->strict ? "a number of bytes" : "a number of bytes (suffixes: k, M, G, T)");
 }
 
 void
@@ -318,7 +326,7 @@ members_number (struct members *m, const char *name, uint64_t min, uint64_t max,
   if (valid)
     number = (uint64_t)json_integer_value (v);
   else
-    valid = json_is_string (v) && parse_size (json_string_value (v), &number);
+    valid = text_of (m, v) && parse_size (text_of (m, v), &number);
   snprintf (wanted, sizeof wanted, "a number from %" PRIu64 " to %" PRIu64, min, max);
   if (!valid || number < min || number > max)
     fail_value (m, name, v, wanted);
@@ -349,6 +357,13 @@ members_choice (struct members *m, const char *name, const char *const *choices,
               choices[i]);
   }
   members_fail (m, "%s=%.200s: %s is wanted", name, text, wanted);
+}
+
+void
+members_require (struct members *m, const char *name)
+{
+  if (!m->failed && !json_object_get (m->object, name))
+    members_fail (m, "the setting '%s' is missing", name);
 }
 
 int

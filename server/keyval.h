@@ -42,6 +42,7 @@ struct members {
   const char *what; /* what the object is, for messages */
   struct q_error *err;
   bool failed;
+  bool strict; /* to be set after members_init: a member is of its type, or it is an error */
   unsigned n_known;
   const char *known[MEMBERS_MAX]; /* names asked for */
 };
@@ -61,6 +62,8 @@ void members_size (struct members *m, const char *name, uint64_t *value);
 /* One of the N strings of CHOICES; *VALUE is its index. */
 void members_choice (struct members *m, const char *name, const char *const *choices, unsigned n,
                      unsigned *value);
+/* It has to be there. */
+void members_require (struct members *m, const char *name);
 /* Says that something is wrong. */
 void members_fail (struct members *m, const char *fmt, ...) __attribute__ ((format (printf, 2, 3)));
 /* An unknown member is an error as well.  Returns 0 or -EINVAL. */

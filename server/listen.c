@@ -107,11 +107,52 @@ listen_tcp (struct listeners *ls, const char *host, const char *port, struct q_e
   return r;
 }
 
-int
-listen_unix (struct listeners *ls, const char *path, struct q_error *err)
+/* Whether a server is at the other end of ADDR. */
+static bool
+is_served (const struct sockaddr_un *addr)
+{
+  int fd = socket (AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  /* With a full backlog it is EAGAIN. */
+  bool served = fd >= 0 && (connect (fd, (const struct sockaddr *)addr, sizeof *addr) == 0 ||
+                            errno == EAGAIN || errno == EACCES);
+
+  if (fd >= 0)
+    close (fd);
+  return served;
+}
+
+/* Makes way for a socket at ADDR. */
+static int
+remove_old (const struct sockaddr_un *addr, bool private, struct q_error *err)
+{
+  const char *path = addr->sun_path;
+  struct stat st;
+
+  if (lstat (path, &st) < 0)
+    return 0; /* bind will say what is wrong, if anything is */
+  if (!S_ISSOCK (st.st_mode)) {
+    snprintf (err->text, sizeof err->text,
+              "socket path '%s' exists and is not a socket: remove it or use another path", path);
+    return -EEXIST;
+  }
+  if (private && is_served (addr)) {
+    snprintf (err->text, sizeof err->text,
+              "socket path '%s' is in use by another server: use another path", path);
+    return -EADDRINUSE;
+  }
+  if (unlink (path) < 0) {
+    int r = -errno;
+    snprintf (err->text, sizeof err->text, "cannot remove the old socket '%s': %s", path,
+              strerror (-r));
+    return r;
+  }
+  return 0;
+}
+
+static int
+listen_at (struct listeners *ls, const char *path, bool private, struct q_error *err)
 {
   struct sockaddr_un addr = { .sun_family = AF_UNIX };
-  struct stat st;
 
   if (strlen (path) >= sizeof addr.sun_path) {
     snprintf (err->text, sizeof err->text, "socket path '%s' has %zu bytes: the most is %zu", path,
@@ -119,22 +160,15 @@ listen_unix (struct listeners *ls, const char *path, struct q_error *err)
     return -ENAMETOOLONG;
   }
   memcpy (addr.sun_path, path, strlen (path));
-  if (lstat (path, &st) == 0) {
-    if (!S_ISSOCK (st.st_mode)) {
-      snprintf (err->text, sizeof err->text,
-                "socket path '%s' exists and is not a socket: remove it or use another path", path);
-      return -EEXIST;
-    }
-    if (unlink (path) < 0) {
-      int r = -errno;
-      snprintf (err->text, sizeof err->text, "cannot remove the old socket '%s': %s", path,
-                strerror (-r));
-      return r;
-    }
-  }
+  int r = remove_old (&addr, private, err);
+  if (r < 0)
+    return r;
 
   int fd = socket (AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  int r = fd < 0 ? -errno : 0;
+  r = fd < 0 ? -errno : 0;
+  /* bind gives the file the mode that the socket has (less the umask): it is never another one. */
+  if (r == 0 && private && fchmod (fd, 0600) < 0)
+    r = -errno;
   if (r == 0 && (bind (fd, (struct sockaddr *)&addr, sizeof addr) < 0 || listen (fd, BACKLOG) < 0))
     r = -errno;
   if (r < 0)
@@ -145,6 +179,18 @@ listen_unix (struct listeners *ls, const char *path, struct q_error *err)
   if (r < 0 && fd >= 0)
     close (fd);
   return r;
+}
+
+int
+listen_unix (struct listeners *ls, const char *path, struct q_error *err)
+{
+  return listen_at (ls, path, false, err);
+}
+
+int
+listen_private (struct listeners *ls, const char *path, struct q_error *err)
+{
+  return listen_at (ls, path, true, err);
 }
 
 int

@@ -31,6 +31,9 @@ struct listeners {
 int listen_tcp (struct listeners *ls, const char *host, const char *port, struct q_error *err);
 /* A socket that is there already is replaced, anything else is left alone. */
 int listen_unix (struct listeners *ls, const char *path, struct q_error *err);
+/* A socket that only its owner can connect to.  One that is there already is replaced if nobody
+ * answers at it. */
+int listen_private (struct listeners *ls, const char *path, struct q_error *err);
 /* PORT is a number; any context of this host. */
 int listen_vsock (struct listeners *ls, const char *port, struct q_error *err);
 /* The SELinux label of the sockets that are made from here on; NULL: the usual one again. */

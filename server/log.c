@@ -16,7 +16,7 @@ enum destination { TO_FD, TO_SYSLOG, TO_JOURNAL };
 
 /* Written before the first thread is started, read afterwards. */
 static const char *program_name = "nbdcow";
-static enum q_log_level log_level = Q_LOG_WARNING;
+static _Atomic enum q_log_level log_level = Q_LOG_WARNING; /* may change at any time */
 static enum destination destination = TO_FD;
 static int log_fd = STDERR_FILENO;
 static const struct systemd *journal;
@@ -166,6 +166,12 @@ log_set_level (const char *level)
     }
   }
   return false;
+}
+
+const char *
+log_level_name (void)
+{
+  return levels[log_level].name;
 }
 
 bool

@@ -24,6 +24,7 @@ int log_open (const char *destination, struct q_error *err);
 void log_started (void);
 /* error, warning (the default), info or debug. */
 bool log_set_level (const char *level);
+const char *log_level_name (void);
 /* Info is shown. */
 bool log_is_verbose (void);
 /* Messages go to stderr. */

@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "control.h"
 #include "daemon.h"
 #include "device.h"
 #include "keyval.h"
@@ -34,6 +35,7 @@ struct program {
   struct tls *tls;      /* NULL: none */
   struct exports exports;
   struct listeners listeners;
+  struct control *control; /* NULL: none */
   struct identity identity;
   char *private_socket; /* of --run */
   char *device_socket;  /* of --connect */
@@ -131,6 +133,17 @@ listen_all (struct program *p)
   if (r == 0 && opts->selinux_label)
     r = listen_set_label (NULL, &err);
   return complain (r, &err);
+}
+
+static bool
+open_control (struct program *p)
+{
+  struct q_error err = { "" };
+
+  if (!p->opts.control)
+    return true;
+  p->control = control_open (p->opts.control, &err);
+  return complain (p->control ? 0 : -1, &err);
 }
 
 /* ---- secrets --------------------------------------------------------------------------------- */
@@ -334,6 +347,8 @@ drop_privileges (struct program *p)
       if (path && lchown (path, p->identity.uid, p->identity.gid) < 0)
         log_warning ("cannot give socket '%s' to user %s: %m", path, opts->user);
     }
+    if (p->control && control_give (p->control, p->identity.uid, p->identity.gid) < 0)
+      log_warning ("cannot give socket '%s' to user %s: %m", opts->control, opts->user);
     if (r == 0)
       r = identity_assume (&p->identity, &err);
   }
@@ -416,15 +431,18 @@ serve (struct program *p)
   int status = -1;
   /* The pid file first: where it is another server's, that one's socket stays. */
   if (prepare_device (p) && load_secrets (p) && open_tls (p) && open_pid_file (opts) &&
-      listen_all (p) && drop_privileges (p) && open_exports (p) && write_pid_file ()) {
+      listen_all (p) && open_control (p) && drop_privileges (p) && open_exports (p) &&
+      write_pid_file ()) {
     so.attached = p->kernel[0];
     so.tls = p->tls;
+    so.control = p->control;
     forget_key (p);
     announce (p);
     status = server_run (&so, &p->listeners, &p->exports);
     p->kernel[0] = -1;
   }
   listen_close (&p->listeners);
+  control_close (p->control);
   if (exports_close (&p->exports) < 0 && status == 0)
     status = EXIT_FAILURE;
   tls_free (p->tls);

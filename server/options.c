@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "keyval.h"
+#include "log.h"
 #include "option.h"
 #include "server.h"
 
@@ -49,6 +50,7 @@ enum {
   OPT_EXPORT_DIR,
   OPT_CONFIG,
   OPT_VSOCK,
+  OPT_CONTROL,
   OPT_LOG,
   OPT_LOG_LEVEL,
   OPT_USER,
@@ -114,6 +116,7 @@ static const struct option long_options[] = {
   { "export", required_argument, NULL, OPT_EXPORT },
   { "export-dir", required_argument, NULL, OPT_EXPORT_DIR },
   { "config", required_argument, NULL, OPT_CONFIG },
+  { "control", required_argument, NULL, OPT_CONTROL },
   { "vsock", required_argument, NULL, OPT_VSOCK },
   { "log", required_argument, NULL, OPT_LOG },
   { "log-level", required_argument, NULL, OPT_LOG_LEVEL },
@@ -171,6 +174,9 @@ apply (struct options *opts, struct said *said, int c, const char *arg)
   case OPT_VSOCK:
     option_number ("--vsock", arg, 0, INT32_MAX);
     opts->vsock = arg;
+    break;
+  case OPT_CONTROL:
+    opts->control = arg;
     break;
   case OPT_SELINUX_LABEL:
     opts->selinux_label = arg;

@@ -33,7 +33,8 @@ struct options {
   /* Where to listen: the unix socket, else TCP; vsock beside either. */
   const char *socket, *bind, *port;
   bool bind_given, port_given;
-  const char *vsock; /* port; NULL if not wanted */
+  const char *vsock;   /* port; NULL if not wanted */
+  const char *control; /* path of the control socket; NULL: none */
   const char *selinux_label;
   const char *device; /* of --connect and --disconnect */
 

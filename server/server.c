@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "control.h"
 #include "log.h"
 #include "loop.h"
 #include "server.h"
@@ -293,6 +294,32 @@ start_watchdog (struct server *sv)
   }
 }
 
+static unsigned
+count_clients (void *opaque)
+{
+  const struct server *sv = opaque;
+  return sv->clients;
+}
+
+static void
+on_quit (void *opaque)
+{
+  end (opaque, "the command quit");
+}
+
+static bool
+start_control (struct server *sv, struct exports *exports)
+{
+  struct control_context context = {
+    .exports = exports,
+    .clients = count_clients,
+    .quit = on_quit,
+    .opaque = sv,
+  };
+
+  return !sv->options.control || control_start (sv->options.control, sv->ev, &context);
+}
+
 /* Returns when it is over. */
 static void
 serve (struct server *sv)
@@ -315,8 +342,7 @@ serve (struct server *sv)
 }
 
 int
-server_run (const struct server_options *options, struct listeners *ls,
-            const struct exports *exports)
+server_run (const struct server_options *options, struct listeners *ls, struct exports *exports)
 {
   struct server sv = { .options = *options, .listeners = ls };
 
@@ -342,11 +368,13 @@ server_run (const struct server_options *options, struct listeners *ls,
     sv.acceptor[i].data = &sv;
   }
 
-  if (start_threads (&sv, exports))
+  if (start_threads (&sv, exports) && start_control (&sv, exports))
     serve (&sv);
   else
     sv.status = -1;
   sv.ending = true;
+  /* A command may be waiting for the loops. */
+  control_stop (options->control);
   /* Whoever connects from now on is told at once that there is nobody here. */
   listen_close (ls);
   stop_threads (&sv);

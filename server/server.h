@@ -19,16 +19,17 @@
 #define SERVER_MIN_MEMORY (64u << 20)
 
 struct server_options {
-  unsigned loops;         /* threads that serve clients, at most SERVER_MAX_LOOPS */
-  unsigned workers;       /* threads, at most, for what blocks */
-  unsigned max_clients;   /* at once; 0 for any number.  The others wait in the backlog */
-  bool persistent;        /* go on when the last client has disconnected */
-  double handshake_limit; /* seconds; 0 for none */
-  unsigned poll_us;       /* poller.h; 0 for none */
-  double idle_limit;      /* seconds without a request; 0 for none */
-  size_t memory;          /* bytes for requests and replies of all clients */
-  struct tls *tls;        /* NULL for none */
-  int attached;           /* a connected socket, the first client; -1 if there is none */
+  unsigned loops;          /* threads that serve clients, at most SERVER_MAX_LOOPS */
+  unsigned workers;        /* threads, at most, for what blocks */
+  unsigned max_clients;    /* at once; 0 for any number.  The others wait in the backlog */
+  bool persistent;         /* go on when the last client has disconnected */
+  double handshake_limit;  /* seconds; 0 for none */
+  unsigned poll_us;        /* poller.h; 0 for none */
+  double idle_limit;       /* seconds without a request; 0 for none */
+  size_t memory;           /* bytes for requests and replies of all clients */
+  struct tls *tls;         /* NULL for none */
+  struct control *control; /* control.h; NULL: none */
+  int attached;            /* a connected socket, the first client; -1 if there is none */
   /* Clients are being taken in.  Returns the process number of a child to end with, 0 if there is
    * none, or -1: end at once, the reason has been logged. */
   int (*ready) (void *opaque);
@@ -40,6 +41,6 @@ struct server_options {
  * Closes LS.  When it returns, no request is in flight.  Returns 0, or the child's exit status (128
  * + the signal that ended it), or -1 if it could not begin; the reason is logged. */
 int server_run (const struct server_options *options, struct listeners *ls,
-                const struct exports *exports);
+                struct exports *exports);
 
 #endif /* SERVER_H */

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Commands of the control socket about the server as a whole (qapi/control.json,
+ * qapi/run-state.json, and two of our own about the log).
+ */
+
+#include <errno.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include "control.h"
+#include "log.h"
+
+json_t *
+control_version (void)
+{
+  unsigned major = 0, minor = 0, micro = 0;
+
+  (void)sscanf (NBDCOW_VERSION, "%u.%u.%u", &major, &minor, &micro);
+  /* Clients of QMP look for the version under this name. */
+  return json_pack ("{s:{s:i, s:i, s:i}, s:s}", "qemu", "major", major, "minor", minor, "micro",
+                    micro, "package", "nbdcow " NBDCOW_VERSION);
+}
+
+static int
+no_arguments (struct control_call *call, json_t *args, struct control_error *err)
+{
+  struct members m;
+
+  control_arguments (&m, call, args, err);
+  return members_end (&m);
+}
+
+static int
+query_version (struct control_call *call, json_t *args, json_t **ret, struct control_error *err)
+{
+  int r = no_arguments (call, args, err);
+  return r < 0 ? r : control_return (ret, control_version ());
+}
+
+static int
+query_commands (struct control_call *call, json_t *args, json_t **ret, struct control_error *err)
+{
+  int r = no_arguments (call, args, err);
+  return r < 0 ? r : control_return (ret, control_command_names ());
+}
+
+static int
+query_status (struct control_call *call, json_t *args, json_t **ret, struct control_error *err)
+{
+  const struct control_context *context = call->context;
+  int r = no_arguments (call, args, err);
+
+  if (r < 0)
+    return r;
+  return control_return (ret, json_pack ("{s:b, s:s, s:i, s:i}", "running", 1, "status", "running",
+                                         "clients", context->clients (context->opaque), "pid",
+                                         (int)getpid ()));
+}
+
+static int
+quit (struct control_call *call, json_t *args, json_t **ret, struct control_error *err)
+{
+  const struct control_context *context = call->context;
+  int r = no_arguments (call, args, err);
+
+  (void)ret;
+  if (r == 0)
+    context->quit (context->opaque);
+  return r;
+}
+
+static int
+query_log_level (struct control_call *call, json_t *args, json_t **ret, struct control_error *err)
+{
+  int r = no_arguments (call, args, err);
+  return r < 0 ? r : control_return (ret, json_pack ("{s:s}", "level", log_level_name ()));
+}
+
+static int
+set_log_level (struct control_call *call, json_t *args, json_t **ret, struct control_error *err)
+{
+  const char *level = NULL;
+  struct members m;
+
+  (void)ret;
+  control_arguments (&m, call, args, err);
+  members_require (&m, "level");
+  members_string (&m, "level", &level);
+  int r = members_end (&m);
+  if (r == 0 && !log_set_level (level))
+    r = control_fail (err, -EINVAL, "level=%.100s: one of error, warning, info and debug is wanted",
+                      level);
+  return r;
+}
+
+const struct control_command control_server_commands[] = {
+  { "query-version", query_version, false },
+  { "query-commands", query_commands, false },
+  { "query-status", query_status, false },
+  { "query-log-level", query_log_level, false },
+  { "set-log-level", set_log_level, false },
+  { "quit", quit, false },
+  { NULL, NULL, false },
+};
