@@ -11,12 +11,13 @@
 
 #include "image.h"
 
-/* Adds one at *TAIL, and moves *TAIL to its end. */
+/* Adds one at *TAIL, and moves *TAIL to its end.  In memory, too, it has its padding to 8 bytes:
+ * what replaces it in its place may take that up. */
 static int
 append (struct q_extension ***tail, uint32_t type, uint32_t length, uint64_t offset,
         const uint8_t *data)
 {
-  struct q_extension *e = malloc (sizeof *e + length);
+  struct q_extension *e = malloc (sizeof *e + q_round_up ((uint64_t)length, 8));
 
   if (!e)
     return -ENOMEM;
