@@ -53,16 +53,13 @@ compiled_files () {
   done
 }
 
-# Compiles with clang, and checks the style and what clang-tidy knows of.
-check_with_clang () {
-  step "clang: build"
-  configure release -B build-clang -DCMAKE_C_COMPILER=clang -DNBDCOW_WERROR=ON &&
-    cmake --build "$source/build-clang" --parallel "$jobs" || return 1
+# Checks the style, and what clang-tidy knows of.
+lint () {
   step "clang-format"
   c_files | xargs clang-format --dry-run -Werror || return 1
   step "clang-tidy"
-  compiled_files "$source/build-clang" |
-    timeout 900 xargs -n 4 -P "$jobs" clang-tidy --quiet -p "$source/build-clang"
+  compiled_files "$source/build-asan" |
+    timeout 1200 xargs -n 4 -P "$jobs" clang-tidy --quiet -p "$source/build-asan"
 }
 
 # Where run_tests keeps what ctest said.
@@ -73,13 +70,17 @@ log_of () {
   esac
 }
 
+# build PRESET [CMAKE ARGUMENT...]
+build () {
+  step "$1: configure and build"
+  configure "$@" -DNBDCOW_WERROR=ON &&
+    (cd "$source" && cmake --build --preset "$1" --parallel "$jobs")
+}
+
 # run_tests PRESET [CTEST ARGUMENT...]
 run_tests () {
   preset=$1
   shift
-  step "$preset: configure and build"
-  configure "$preset" -DNBDCOW_WERROR=ON
-  (cd "$source" && cmake --build --preset "$preset" --parallel "$jobs")
   step "$preset: test"
   log=$(log_of "$preset")
   (cd "$source" &&
@@ -88,17 +89,21 @@ run_tests () {
 }
 
 presets=release
+build release
+run_tests release "$@"
 if [ -z "$quick" ]; then
-  presets='asan tsan release'
-  check_with_clang || failed="$failed clang"
+  presets='release asan tsan'
+  # The sanitizers' builds are clang's, the optimized one is gcc's: both see every line.
   # Under a sanitizer: the engine, the protocol, the tool, and a front end of our own under load.  Not
   # nbdkit, which hangs at its end with a sanitizer loaded into it, and not what waits for others most
   # of its time.  ctest runs the rest in these builds as well, for who has the time.
+  build asan -DCMAKE_C_COMPILER=clang
+  lint || failed="$failed lint"
   run_tests asan \
     -R '^(unit-.*|model|crash.*|protocol-nbdcow|e2e-(basic|stress)-nbdcow|img-.*|tls|exports|dropin)$' "$@"
+  build tsan -DCMAKE_C_COMPILER=clang
   run_tests tsan -R '^(unit-.*|model|crash-bugs|protocol-nbdcow|e2e-(basic|stress)-nbdcow)$' "$@"
 fi
-run_tests release "$@"
 
 for preset in $presets; do
   step "$preset"
