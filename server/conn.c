@@ -98,6 +98,8 @@ conn_start (struct conn *c)
   l->conns = c;
   enlarge_send_buffer (c->transport.fd);
   session_init (&c->session, &l->shard, notify);
+  c->client = (struct client){ .fd = c->transport.fd, .loop = l, .session = &c->session };
+  clients_add (l->options.clients, &c->client);
   set_limit (c, l->options.handshake_limit);
   c->started = c->active = ev_now (l->ev);
   if (l->options.idle_limit > 0) {
@@ -148,6 +150,7 @@ close_conn (struct conn *c)
     ev_timer_stop (ev, &c->limit);
     ev_timer_stop (ev, &c->pause);
     ev_timer_stop (ev, &c->idle);
+    clients_remove (c->loop->options.clients, &c->client);
     transport_close (&c->transport);
     session_drop (&c->session);
     buf_free (&c->loop->shard.cache, c->held);
@@ -299,6 +302,8 @@ conn_step (struct conn *c)
     close_conn (c);
     return;
   }
+  if (s->transmission && !c->client.export)
+    clients_chose (l->options.clients, &c->client, s->export, s->tls != NULL);
   if (state == SESSION_END && !c->limited)
     set_limit (c, LINGER);
   else if (c->limited && s->transmission && !s->ending && !c->draining)
@@ -455,10 +460,18 @@ on_readable (struct ev_loop *ev, ev_io *w, int revents)
     conn_step (c); /* a send was waiting for it */
 }
 
+bool
+conn_is_to_leave (const struct conn *c)
+{
+  return atomic_load (&c->client.leave) ||
+         (c->session.export && atomic_load (&c->session.export->leaving));
+}
+
 void
 conn_drain (struct conn *c)
 {
   c->draining = true;
+  session_stop (&c->session);
   set_limit (c, LINGER);
   /* Requests that are already here get an answer, if only that we are leaving. */
   if (c->transport.fd >= 0 && ev_is_active (&c->reader))

@@ -8,6 +8,7 @@
 #ifndef CONN_H
 #define CONN_H
 
+#include "clients.h"
 #include "loop.h"
 #include "transport.h"
 
@@ -16,6 +17,7 @@ struct conn {
   struct transport transport; /* closed: waiting for requests in flight */
   char *peer;                 /* for messages; may be NULL */
   struct session session;
+  struct client client;
   struct buf *held; /* received but not taken in yet */
   ev_io reader, writer;
   ev_timer pause;            /* until the export's rate lets it go on */
@@ -35,6 +37,9 @@ void conn_start (struct conn *c);
 void conn_run (struct conn *c);
 /* Sends what can be sent, and finds out what comes next.  C may be gone afterwards. */
 void conn_step (struct conn *c);
+/* Answers what is there, refuses the rest, and closes it. */
 void conn_drain (struct conn *c);
+/* Somebody wants it to be drained. */
+bool conn_is_to_leave (const struct conn *c);
 
 #endif /* CONN_H */

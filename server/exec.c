@@ -70,6 +70,7 @@ run_flush (struct job *job)
       pthread_mutex_lock (&x->flush_lock);
     }
     x->flush_running = false;
+    pthread_cond_broadcast (&x->flush_over);
   }
   pthread_mutex_unlock (&x->flush_lock);
 }

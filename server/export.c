@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -25,25 +26,47 @@ export_free (struct export *x)
   slice_free (x->slice);
   free (x->name);
   free (x->description);
+  free (x->settings);
+  free (x->snapshot);
   pthread_mutex_destroy (&x->flush_lock);
+  pthread_cond_destroy (&x->flush_over);
   free (x);
 }
 
 static struct export *
-export_new (const struct export_options *opts)
+export_new (struct exports *set, const struct export_options *opts)
 {
   struct export *x = calloc (1, sizeof *x);
 
   if (!x)
     return NULL;
   pthread_mutex_init (&x->flush_lock, NULL);
+  pthread_cond_init (&x->flush_over, NULL);
+  x->set = set;
+  x->configured = opts->configured;
   x->name = strdup (opts->name);
   x->description = opts->description ? strdup (opts->description) : NULL;
-  if (!x->name || (opts->description && !x->description)) {
+  x->settings = export_settings (opts);
+  if (!x->name || (opts->description && !x->description) || !x->settings) {
     export_free (x);
     return NULL;
   }
   return x;
+}
+
+/* The last client has gone, but whoever carried its last flush out may still be on the way out of
+ * it. */
+static int
+export_close (struct export *x, struct q_error *err)
+{
+  pthread_mutex_lock (&x->flush_lock);
+  while (x->flush_running)
+    pthread_cond_wait (&x->flush_over, &x->flush_lock);
+  pthread_mutex_unlock (&x->flush_lock);
+  status_close (x);
+  int r = q_close (&x->img, err);
+  export_free (x);
+  return r;
 }
 
 /* ---- what an export is ----------------------------------------------------------------------- */
@@ -104,6 +127,12 @@ choose_part (struct export *x, const struct source *s, struct q_error *err)
 static void
 describe (struct export *x, const struct export_options *opts, const struct source *s)
 {
+  struct stat st;
+
+  if (stat (s->filename, &st) == 0) {
+    x->dev = st.st_dev;
+    x->ino = st.st_ino;
+  }
   x->read_only = s->open.read_only;
   x->multi_conn = opts->multi_conn;
   x->write_through = s->write_through;
@@ -115,7 +144,7 @@ describe (struct export *x, const struct export_options *opts, const struct sour
   x->authz = opts->authz;
   x->resizable = opts->resizable && !x->read_only;
   x->max_connections = opts->max_connections;
-  x->rate.bytes_per_second = opts->rate;
+  atomic_store (&x->rate.bytes_per_second, opts->rate);
   x->min_block = opts->min_block ? opts->min_block : 1;
   /* What is allocated and copied as a whole. */
   x->preferred_block = q_allocation_size (x->img);
@@ -147,66 +176,9 @@ open_image (struct export *x, const struct export_options *opts, struct source *
     if (opts->throw_away)
       unlink (s->filename); /* from here on it lives as long as it is open */
   }
-  free (snapshot);
+  x->snapshot = snapshot;
   x->slice = s->slice;
   s->slice = NULL;
-  return r;
-}
-
-static void
-append (struct exports *set, struct export *x)
-{
-  if (set->last)
-    set->last->next = x;
-  else
-    set->first = x;
-  set->last = x;
-}
-
-/* An export for each snapshot of X's image: called NAME@SNAPSHOT, by the snapshot's name or, where
- * that is empty or not its own, by its number. */
-static int
-add_snapshots (struct exports *set, struct export *x, const struct export_options *opts,
-               struct q_error *err)
-{
-  struct q_snapshot_info info;
-  int r = 0;
-
-  for (unsigned i = 0; r == 0 && q_get_snapshot (x->img, i, &info) == 0; i++) {
-    struct export_options so = *opts;
-    char *name = NULL, *snapshot = NULL;
-    r = source_copy (&so.source, &opts->source);
-    if (r < 0) {
-      snprintf (err->text, sizeof err->text, "export \"%s\": out of memory", x->name);
-      break;
-    }
-    if (asprintf (&snapshot, "snapshot.id=%s", info.id) < 0)
-      snapshot = NULL;
-    if (asprintf (&name, "%s@%s", x->name, *info.name ? info.name : info.id) < 0)
-      name = NULL;
-    if (name && exports_find (set, name, strlen (name))) {
-      free (name);
-      if (asprintf (&name, "%s@%s", x->name, info.id) < 0)
-        name = NULL;
-    }
-    so.name = name;
-    so.snapshot = snapshot;
-    so.snapshots = false;
-    so.n_bitmaps = 0;
-    so.source.open.state_dir = NULL;
-    /* The image is locked already, by us; what a snapshot holds does not change. */
-    so.source.open.lock = Q_LOCK_OFF;
-    if (name && snapshot && strlen (name) <= NBD_MAX_STRING)
-      r = exports_add (set, &so, err);
-    else {
-      snprintf (err->text, sizeof err->text, "export \"%s\": no name for its snapshot %s", x->name,
-                info.id);
-      r = -EINVAL;
-    }
-    free (name);
-    free (snapshot);
-    source_free (&so.source);
-  }
   return r;
 }
 
@@ -237,15 +209,9 @@ open_export (struct export *x, const struct export_options *opts, struct source 
   return 0;
 }
 
-int
-exports_add (struct exports *set, const struct export_options *opts, struct q_error *err)
+static int
+check_options (const struct export_options *opts, struct q_error *err)
 {
-  struct source s = { 0 };
-
-  if (exports_find (set, opts->name, strlen (opts->name))) {
-    snprintf (err->text, sizeof err->text, "export name \"%s\" is used twice", opts->name);
-    return -EEXIST;
-  }
   if (opts->resizable && (opts->source.offset > 0 || opts->source.size != SOURCE_TO_END)) {
     snprintf (err->text, sizeof err->text,
               "export \"%s\": resize=on is for whole disks, without offset and size", opts->name);
@@ -258,31 +224,341 @@ exports_add (struct exports *set, const struct export_options *opts, struct q_er
               opts->name);
     return -EINVAL;
   }
-  struct export *x = export_new (opts);
+  return 0;
+}
+
+/* One export, open and in no list. */
+static int
+make_export (struct exports *set, const struct export_options *opts, struct export **export,
+             struct q_error *err)
+{
+  struct source s = { 0 };
+  int r = check_options (opts, err);
+
+  if (r < 0)
+    return r;
+  struct export *x = export_new (set, opts);
   if (!x || source_copy (&s, &opts->source) < 0) {
     export_free (x);
     snprintf (err->text, sizeof err->text, "export \"%s\": out of memory", opts->name);
     return -ENOMEM;
   }
-  int r = open_export (x, opts, &s, err);
+  r = open_export (x, opts, &s, err);
   source_free (&s);
   if (r < 0) {
     export_free (x);
     return r;
   }
-  append (set, x);
-  return opts->snapshots ? add_snapshots (set, x, opts, err) : 0;
+  *export = x;
+  return 0;
 }
 
-/* ---- use ------------------------------------------------------------------------------------- */
+/* ---- adding ---------------------------------------------------------------------------------- */
 
-struct export *
-exports_find (const struct exports *set, const void *name, size_t len)
+static struct export *
+find (const struct export *list, const void *name, size_t len)
 {
-  for (struct export *x = set->first; x; x = x->next)
+  for (const struct export *x = list; x; x = x->next)
     if (strlen (x->name) == len && (len == 0 || memcmp (x->name, name, len) == 0))
-      return x;
+      return (struct export *)x;
   return NULL;
+}
+
+/* Also by one that is prepared, or leaving. */
+static bool
+is_taken (struct exports *set, const struct export *more, const char *name)
+{
+  pthread_mutex_lock (&set->lock);
+  bool taken = find (set->first, name, strlen (name)) != NULL;
+  pthread_mutex_unlock (&set->lock);
+  return taken || find (more, name, strlen (name));
+}
+
+static int
+name_is_taken (const char *name, struct q_error *err)
+{
+  snprintf (err->text, sizeof err->text, "export name \"%s\" is used twice", name);
+  return -EEXIST;
+}
+
+/* Makes an export for the snapshot INFO of X's image, to stand behind X: called NAME@SNAPSHOT, by
+ * the snapshot's name or, where that is empty or not its own, by its number. */
+static int
+make_snapshot_export (struct export *x, const struct q_snapshot_info *info,
+                      const struct export_options *opts, struct export **export,
+                      struct q_error *err)
+{
+  struct export_options so = *opts;
+  char *name = NULL, *snapshot = NULL;
+
+  int r = source_copy (&so.source, &opts->source);
+  if (r < 0) {
+    snprintf (err->text, sizeof err->text, "export \"%s\": out of memory", x->name);
+    return r;
+  }
+  if (asprintf (&snapshot, "snapshot.id=%s", info->id) < 0)
+    snapshot = NULL;
+  if (asprintf (&name, "%s@%s", x->name, *info->name ? info->name : info->id) < 0)
+    name = NULL;
+  if (name && is_taken (x->set, x, name)) {
+    free (name);
+    if (asprintf (&name, "%s@%s", x->name, info->id) < 0)
+      name = NULL;
+  }
+  so.name = name;
+  so.snapshot = snapshot;
+  so.snapshots = false;
+  so.n_bitmaps = 0;
+  so.source.open.state_dir = NULL;
+  /* The image is locked already, by us; what a snapshot holds does not change. */
+  so.source.open.lock = Q_LOCK_OFF;
+  if (!name || !snapshot || strlen (name) > NBD_MAX_STRING) {
+    snprintf (err->text, sizeof err->text, "export \"%s\": no name for its snapshot %s", x->name,
+              info->id);
+    r = -EINVAL;
+  } else
+    r = make_export (x->set, &so, export, err);
+  free (name);
+  free (snapshot);
+  source_free (&so.source);
+  return r;
+}
+
+/* Closes those in LIST, which nobody else knows. */
+static void
+close_list (struct export *list)
+{
+  while (list) {
+    struct export *x = list;
+    struct q_error err = { "" };
+    list = x->next;
+    if (export_close (x, &err) < 0)
+      log_error ("%s", err.text);
+  }
+}
+
+/* X, and behind it one for each of its snapshots. */
+static int
+make_with_snapshots (struct exports *set, const struct export_options *opts, struct export **export,
+                     struct q_error *err)
+{
+  struct q_snapshot_info info;
+  struct export *x;
+
+  int r = make_export (set, opts, &x, err);
+  if (r < 0)
+    return r;
+  struct export *last = x;
+  for (unsigned i = 0; opts->snapshots && r == 0 && q_get_snapshot (x->img, i, &info) == 0; i++) {
+    r = make_snapshot_export (x, &info, opts, &last->next, err);
+    last = r == 0 ? last->next : last;
+  }
+  if (r < 0)
+    close_list (x);
+  else
+    *export = x;
+  return r;
+}
+
+/* Puts those in LIST, the first of which is the others' parent, at the end of the set. */
+static int
+append (struct exports *set, struct export *list, struct q_error *err)
+{
+  int r = 0;
+
+  pthread_mutex_lock (&set->lock);
+  for (const struct export *x = list; x && r == 0; x = x->next)
+    if (find (set->first, x->name, strlen (x->name)) || find (x->next, x->name, strlen (x->name)))
+      r = name_is_taken (x->name, err);
+  for (struct export *x = list; x && r == 0; x = x->next) {
+    x->id = ++set->last_id;
+    x->parent = x == list ? 0 : list->id;
+    x->state = EXPORT_PREPARED;
+    if (set->last)
+      set->last->next = x;
+    else
+      set->first = x;
+    set->last = x;
+  }
+  pthread_mutex_unlock (&set->lock);
+  return r;
+}
+
+int
+exports_prepare (struct exports *set, const struct export_options *opts, struct export **prepared,
+                 struct q_error *err)
+{
+  struct export *list = NULL;
+
+  if (is_taken (set, NULL, opts->name))
+    return name_is_taken (opts->name, err);
+  /* Nobody deletes a snapshot between its being opened and the export's being in the set. */
+  pthread_mutex_lock (&set->snapshots);
+  int r = make_with_snapshots (set, opts, &list, err);
+  if (r == 0 && (r = append (set, list, err)) < 0)
+    close_list (list);
+  pthread_mutex_unlock (&set->snapshots);
+  *prepared = r < 0 ? NULL : list;
+  return r;
+}
+
+/* Whether X is PARENT or shows a snapshot of it. */
+static bool
+belongs_to (const struct export *x, const struct export *parent)
+{
+  return x == parent || x->parent == parent->id;
+}
+
+void
+exports_commit (struct export *prepared)
+{
+  struct exports *set = prepared->set;
+
+  pthread_mutex_lock (&set->lock);
+  for (struct export *x = prepared; x; x = x->next)
+    if (belongs_to (x, prepared))
+      x->state = EXPORT_SERVED;
+  pthread_mutex_unlock (&set->lock);
+}
+
+int
+exports_add (struct exports *set, const struct export_options *opts, struct q_error *err)
+{
+  struct export *x;
+  int r = exports_prepare (set, opts, &x, err);
+
+  if (r == 0)
+    exports_commit (x);
+  return r;
+}
+
+/* ---- removing -------------------------------------------------------------------------------- */
+
+/* Under the lock: unless it is FORCED, says who is in the way. */
+static int
+check_idle (struct export *parent, struct q_error *err)
+{
+  for (const struct export *x = parent; x; x = x->next)
+    if (belongs_to (x, parent) && x->connections > 0) {
+      snprintf (err->text, sizeof err->text, "export \"%s\" is in use: %u client%s connected",
+                x->name, x->connections, x->connections == 1 ? " is" : "s are");
+      return -EBUSY;
+    }
+  return 0;
+}
+
+/* Under the lock: takes PARENT and what belongs to it out of the list; returns them as a list. */
+static struct export *
+take_out (struct exports *set, const struct export *parent)
+{
+  struct export *out = NULL, **out_tail = &out;
+  uint64_t id = parent->id;
+
+  set->last = NULL;
+  for (struct export **p = &set->first; *p;) {
+    struct export *x = *p;
+    if (x->id == id || x->parent == id) {
+      *p = x->next;
+      x->next = NULL;
+      *out_tail = x;
+      out_tail = &x->next;
+    } else {
+      set->last = x;
+      p = &x->next;
+    }
+  }
+  return out;
+}
+
+/* Under the lock, which is given up meanwhile: PARENT and what belongs to it are found by nobody
+ * any more; when this returns, nobody uses them. */
+static void
+retire (struct exports *set, struct export *parent)
+{
+  unsigned clients = 0;
+
+  for (struct export *x = parent; x; x = x->next)
+    if (belongs_to (x, parent)) {
+      x->state = EXPORT_LEAVING;
+      atomic_store (&x->leaving, true);
+      clients += x->connections;
+    }
+  if (clients > 0 && set->sweep)
+    set->sweep (set->opaque);
+  for (struct export *x = parent; x;) {
+    if (belongs_to (x, parent) && x->refs > 0) {
+      pthread_cond_wait (&set->unused, &set->lock);
+      x = parent;
+    } else
+      x = x->next;
+  }
+}
+
+/* Closes what was taken out. */
+static int
+close_all (struct export *list, struct q_error *err)
+{
+  int first_error = 0;
+
+  while (list) {
+    struct export *x = list;
+    struct q_error one = { "" };
+    list = x->next;
+    int r = export_close (x, &one);
+    if (r < 0 && first_error == 0) {
+      first_error = r;
+      *err = one;
+    }
+  }
+  return first_error;
+}
+
+void
+exports_abandon (struct export *prepared)
+{
+  struct exports *set = prepared->set;
+
+  pthread_mutex_lock (&set->lock);
+  struct export *list = take_out (set, prepared);
+  pthread_mutex_unlock (&set->lock);
+  close_list (list);
+}
+
+int
+exports_remove (struct exports *set, const char *name, bool hard, struct q_error *err)
+{
+  struct export *list = NULL;
+  int r = 0;
+
+  pthread_mutex_lock (&set->lock);
+  struct export *x = find (set->first, name, strlen (name));
+  if (!x || x->state != EXPORT_SERVED) {
+    snprintf (err->text, sizeof err->text, "there is no export \"%s\"", name);
+    r = -ENOENT;
+  } else if (hard || (r = check_idle (x, err)) == 0) {
+    retire (set, x);
+    list = take_out (set, x);
+  }
+  pthread_mutex_unlock (&set->lock);
+  return r < 0 ? r : close_all (list, err);
+}
+
+void
+exports_init (struct exports *set)
+{
+  *set = (struct exports){ .first = NULL };
+  pthread_mutex_init (&set->lock, NULL);
+  pthread_mutex_init (&set->snapshots, NULL);
+  pthread_cond_init (&set->unused, NULL);
+}
+
+void
+exports_set_sweep (struct exports *set, void (*sweep) (void *opaque), void *opaque)
+{
+  pthread_mutex_lock (&set->lock);
+  set->sweep = sweep;
+  set->opaque = opaque;
+  pthread_mutex_unlock (&set->lock);
 }
 
 int
@@ -293,36 +569,212 @@ exports_close (struct exports *set)
   while (set->first) {
     struct export *x = set->first;
     struct q_error err = { "" };
+    assert (x->refs == 0);
     set->first = x->next;
-    status_close (x);
-    int r = q_close (&x->img, &err);
+    int r = export_close (x, &err);
     if (r < 0) {
       log_error ("%s", err.text);
       if (first_error == 0)
         first_error = r;
     }
-    export_free (x);
   }
   set->last = NULL;
+  pthread_cond_destroy (&set->unused);
+  pthread_mutex_destroy (&set->snapshots);
+  pthread_mutex_destroy (&set->lock);
   return first_error;
 }
 
-bool
-export_enter (struct export *x)
-{
-  unsigned n = atomic_fetch_add (&x->connections, 1);
+/* ---- use ------------------------------------------------------------------------------------- */
 
-  if (x->max_connections > 0 && n >= x->max_connections) {
-    atomic_fetch_sub (&x->connections, 1);
-    return false;
-  }
-  return true;
+struct export *
+exports_get (struct exports *set, const void *name, size_t len)
+{
+  pthread_mutex_lock (&set->lock);
+  struct export *x = find (set->first, name, len);
+  if (x && x->state != EXPORT_SERVED)
+    x = NULL;
+  if (x)
+    x->refs++;
+  pthread_mutex_unlock (&set->lock);
+  return x;
+}
+
+struct export *
+exports_next (struct exports *set, struct export *x)
+{
+  pthread_mutex_lock (&set->lock);
+  struct export *next = x ? x->next : set->first; /* with a reference, it is still in the list */
+  while (next && next->state != EXPORT_SERVED)
+    next = next->next;
+  if (next)
+    next->refs++;
+  pthread_mutex_unlock (&set->lock);
+  if (x)
+    export_put (x);
+  return next;
+}
+
+struct export *
+export_ref (struct export *x)
+{
+  pthread_mutex_lock (&x->set->lock);
+  assert (x->refs > 0);
+  x->refs++;
+  pthread_mutex_unlock (&x->set->lock);
+  return x;
+}
+
+void
+export_put (struct export *x)
+{
+  struct exports *set = x->set;
+
+  pthread_mutex_lock (&set->lock);
+  assert (x->refs > 0);
+  if (--x->refs == 0 && x->state == EXPORT_LEAVING)
+    pthread_cond_broadcast (&set->unused);
+  pthread_mutex_unlock (&set->lock);
+}
+
+int
+export_enter (struct export *x, unsigned *max)
+{
+  int r = 0;
+
+  pthread_mutex_lock (&x->set->lock);
+  *max = x->max_connections;
+  if (x->state != EXPORT_SERVED)
+    r = -ESHUTDOWN;
+  else if (*max > 0 && x->connections >= *max)
+    r = -EMFILE;
+  else
+    x->connections++;
+  pthread_mutex_unlock (&x->set->lock);
+  return r;
 }
 
 void
 export_leave (struct export *x)
 {
-  atomic_fetch_sub (&x->connections, 1);
+  pthread_mutex_lock (&x->set->lock);
+  assert (x->connections > 0);
+  x->connections--;
+  pthread_mutex_unlock (&x->set->lock);
+}
+
+unsigned
+export_connections (struct export *x)
+{
+  pthread_mutex_lock (&x->set->lock);
+  unsigned n = x->connections;
+  pthread_mutex_unlock (&x->set->lock);
+  return n;
+}
+
+unsigned
+export_max_connections (struct export *x)
+{
+  pthread_mutex_lock (&x->set->lock);
+  unsigned max = x->max_connections;
+  pthread_mutex_unlock (&x->set->lock);
+  return max;
+}
+
+void
+export_description (const struct export *x, char text[EXPORT_DESCRIPTION_SIZE])
+{
+  pthread_mutex_lock (&x->set->lock);
+  snprintf (text, EXPORT_DESCRIPTION_SIZE, "%s", x->description ? x->description : "");
+  pthread_mutex_unlock (&x->set->lock);
+}
+
+void
+export_admission (const struct export *x, bool *tls_only, struct authz **authz)
+{
+  pthread_mutex_lock (&x->set->lock);
+  *tls_only = x->tls_only;
+  *authz = x->authz;
+  pthread_mutex_unlock (&x->set->lock);
+}
+
+/* ---- changing -------------------------------------------------------------------------------- */
+
+int
+export_change (struct export *x, const struct export_changes *changes)
+{
+  char *description = changes->description ? strdup (changes->description) : NULL;
+
+  if (changes->description && !description)
+    return -ENOMEM;
+  pthread_mutex_lock (&x->set->lock);
+  free (x->description);
+  x->description = description;
+  x->max_connections = changes->max_connections;
+  x->tls_only = changes->tls_only;
+  x->authz = changes->authz;
+  atomic_store (&x->rate.bytes_per_second, changes->rate);
+  pthread_mutex_unlock (&x->set->lock);
+  return 0;
+}
+
+int
+export_snapshot_create (struct export *x, const char *name, char id[Q_SNAPSHOT_ID_SIZE],
+                        struct q_error *err)
+{
+  pthread_mutex_lock (&x->set->snapshots);
+  int r = q_snapshot_create (x->img, name, id, err);
+  pthread_mutex_unlock (&x->set->snapshots);
+  return r;
+}
+
+/* The id of the snapshot that q_snapshot_delete would delete; "" if there is none. */
+static void
+resolve_snapshot (struct q_image *img, const char *name_or_id, char id[Q_SNAPSHOT_ID_SIZE])
+{
+  struct q_snapshot_info info;
+  bool by_name = false;
+
+  *id = '\0';
+  q_pin_t pin = q_pin ();
+  for (unsigned i = 0; !by_name && q_get_snapshot (img, i, &info) == 0; i++) {
+    by_name = strcmp (info.name, name_or_id) == 0;
+    if (by_name || (!*id && strcmp (info.id, name_or_id) == 0))
+      snprintf (id, Q_SNAPSHOT_ID_SIZE, "%s", info.id);
+  }
+  q_unpin (pin);
+}
+
+/* Whether Y shows the snapshot ID of X's image. */
+static bool
+shows_snapshot (const struct export *y, const struct export *x, const char *id)
+{
+  bool same_file = x->ino != 0 && y->dev == x->dev && y->ino == x->ino;
+  return y->snapshot && (y->parent == x->id || same_file) && strcmp (y->snapshot, id) == 0;
+}
+
+int
+export_snapshot_delete (struct export *x, const char *name_or_id, struct q_error *err)
+{
+  struct exports *set = x->set;
+  char id[Q_SNAPSHOT_ID_SIZE];
+  int r = 0;
+
+  pthread_mutex_lock (&set->snapshots);
+  resolve_snapshot (x->img, name_or_id, id);
+  pthread_mutex_lock (&set->lock);
+  for (const struct export *y = set->first; y && r == 0; y = y->next)
+    if (shows_snapshot (y, x, id)) {
+      snprintf (err->text, sizeof err->text,
+                "snapshot \"%s\" is in use by export \"%s\": remove that first", name_or_id,
+                y->name);
+      r = -EBUSY;
+    }
+  pthread_mutex_unlock (&set->lock);
+  if (r == 0)
+    r = q_snapshot_delete (x->img, name_or_id, err);
+  pthread_mutex_unlock (&set->snapshots);
+  return r;
 }
 
 int

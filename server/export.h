@@ -2,8 +2,25 @@
  *
  * Exports: open images under the names that clients ask for, shared by all loops.
  *
- * The set is filled before the first client is let in and emptied after the last one has gone.  In
- * between only the counters in it change, so it is read without a lock.
+ *     exports_init (&set);
+ *     exports_add (&set, &options, &err);             at any time, also while clients are connected
+ *     x = exports_get (&set, name, len);              a reference: x stays until export_put (x)
+ *     export_enter (x) ... export_leave (x)           a client's transmission phase, inside of that
+ *     exports_remove (&set, name, hard, &err);        at any time, but not on a loop's thread
+ *     exports_close (&set);                           after the last client has gone
+ *
+ * Lifetime.  An export is in the set from exports_add to exports_remove.  Whoever uses one holds a
+ * reference: a session from the option that chose it to session_destroy, everybody else for as long
+ * as a call takes.  exports_remove takes the export out of the set, so that nobody finds it any
+ * more, and waits for the references before it flushes and closes the image: inside of a reference
+ * x->img is open.
+ *
+ * Locking.  The set's lock guards the list, the references and connections, and the settings that
+ * can be changed in place (description, max_connections, tls_only, authz); it is taken for moments,
+ * by handshakes and by whoever manages the set, and never for a request.  What requests read does
+ * not change between exports_add and the last export_put, or is atomic (size, rate).  The lock
+ * `snapshots' is taken before it, and is held for as long as it takes to open, make or delete a
+ * snapshot.
  */
 
 #ifndef EXPORT_H
@@ -24,11 +41,29 @@ struct job;
 struct meta_context;
 struct tls;
 
+struct exports;
+
+enum export_state {
+  EXPORT_PREPARED, /* its name is taken, but nobody finds it */
+  EXPORT_SERVED,
+  EXPORT_LEAVING, /* nobody finds it; it is closed when nobody uses it any more */
+};
+
 struct export
 {
   struct export *next;
-  char *name, *description; /* description may be NULL */
+  struct exports *set;
+  uint64_t id;     /* never used again, and growing from one to the next in the list */
+  uint64_t parent; /* the id of the export whose internal snapshot this is; 0 if it is none */
+  char *name;
+  char *description; /* may be NULL; under the set's lock */
+  char *settings;    /* what it was made from, as text, but for what can be changed in place */
+  bool configured;   /* it comes from the command line or its configuration */
+  enum export_state state; /* these two under the set's lock */
+  unsigned refs;
   struct q_image *img;
+  char *snapshot;        /* the id of the internal snapshot that it shows; NULL: none */
+  uint64_t dev, ino;     /* of the image's file; 0 if they are not known */
   uint64_t offset;       /* the part of the image's disk that clients see: where it begins */
   _Atomic uint64_t size; /* ... and how long it is; grows by export_resize */
   bool resizable;        /* clients may do that */
@@ -43,23 +78,31 @@ struct export
   struct meta_context *contexts;       /* status.h */
   unsigned n_contexts;
 
-  bool tls_only;       /* not for clients in plain text */
-  struct authz *authz; /* which clients it is for; NULL: for all that the server lets in */
-
+  /* Under the set's lock: */
+  bool tls_only;            /* not for clients in plain text */
+  struct authz *authz;      /* which clients it is for; NULL: for all that the server lets in */
   unsigned max_connections; /* 0 for any number */
-  atomic_uint connections;  /* in the transmission phase */
+  unsigned connections;     /* in the transmission phase */
+
+  atomic_bool leaving; /* its clients are to be disconnected, and it takes no more */
   struct rate rate;
 
   struct slice *slice; /* what the image's file is opened through; may be NULL */
 
   /* Flushes that wait for the one under way to end: the next flush does for all of them. */
   pthread_mutex_t flush_lock;
+  pthread_cond_t flush_over;
   struct job *flush_waiting;
   bool flush_running;
 };
 
 struct exports {
+  pthread_mutex_t lock, snapshots;
+  pthread_cond_t unused; /* an export that is leaving has no references any more */
   struct export *first, *last;
+  uint64_t last_id;
+  void (*sweep) (void *opaque); /* see exports_set_sweep */
+  void *opaque;
 };
 
 struct export_options {
@@ -79,18 +122,80 @@ struct export_options {
   unsigned max_connections; /* 0 for any number */
   uint64_t rate;            /* bytes per second for all its clients together; 0: no limit */
   uint32_t min_block;       /* 1 or another power of two, at most 64 KiB */
+  bool configured;          /* it is in the command line or its configuration */
 };
 
 /* The most bitmaps of one export. */
 #define MAX_BITMAPS 60
 
-/* Opens the image and adds it (and its snapshots).  -EEXIST if the name is taken; else what q_open
- * says. */
+void exports_init (struct exports *set);
+/* SWEEP makes the loops look for clients of exports that are leaving (NULL: there are none).  It is
+ * called with the set's lock held. */
+void exports_set_sweep (struct exports *set, void (*sweep) (void *opaque), void *opaque);
+
+/* Opens the image and adds it and (all or none) its snapshots.  Blocking; any thread but a loop's.
+ * -EEXIST if the name is taken; else what q_open says. */
 int exports_add (struct exports *set, const struct export_options *opts, struct q_error *err);
-/* The export of that name, or NULL. */
-struct export *exports_find (const struct exports *set, const void *name, size_t len);
-/* Flushes and closes every image; errors go to the log.  Returns the first. */
+
+/* The same in two steps, so that several can be added together or not at all: what is prepared is
+ * open, but nobody sees it. */
+int exports_prepare (struct exports *set, const struct export_options *opts,
+                     struct export **prepared, struct q_error *err);
+void exports_commit (struct export *prepared);
+void exports_abandon (struct export *prepared);
+
+/* Takes the export called NAME out, with those of its snapshots, and closes its image.  Blocking;
+ * any thread but a loop's; no reference of the caller's own may be left.
+ *
+ * Not HARD: -EBUSY while clients are in the transmission phase, and nothing happens.  HARD: no new
+ * client comes to it, requests under way are carried out and answered, those that come after that
+ * are refused with ESHUTDOWN, and the connections end; it returns when that is done, which takes as
+ * long as the slowest request, and a few seconds more where a client does not read its replies.
+ *
+ * -ENOENT; else what q_close says: then it is gone, but what was written since the last flush may
+ * be lost. */
+int exports_remove (struct exports *set, const char *name, bool hard, struct q_error *err);
+
+/* A reference to the export of that name, or NULL. */
+struct export *exports_get (struct exports *set, const void *name, size_t len);
+/* The one after X (the first, if X is NULL), or NULL at the end: a walk sees all that are there
+ * from its beginning to its end.  Takes the caller's reference to X, and gives one. */
+struct export *exports_next (struct exports *set, struct export *x);
+struct export *export_ref (struct export *x);
+void export_put (struct export *x);
+
+/* Flushes and closes every image; errors go to the log.  Returns the first.  There are no
+ * references any more. */
 int exports_close (struct exports *set);
+
+/* What can be changed while clients are connected. */
+struct export_changes {
+  const char *description; /* NULL: none */
+  unsigned max_connections;
+  uint64_t rate;
+  bool tls_only;
+  struct authz *authz;
+};
+/* For those who connect from now on, but the rate, which holds at once.  -ENOMEM. */
+int export_change (struct export *x, const struct export_changes *changes);
+
+/* Internal snapshots of X's image, as q_snapshot_create and q_snapshot_delete have them; one that
+ * an export shows is not deleted underneath it: -EBUSY, with the export's name.  A new one gets
+ * no export of its own.  Blocking; any thread but a loop's; with a reference. */
+int export_snapshot_create (struct export *x, const char *name, char id[Q_SNAPSHOT_ID_SIZE],
+                            struct q_error *err);
+int export_snapshot_delete (struct export *x, const char *name_or_id, struct q_error *err);
+
+/* What an export is made from (export-settings.c), as text: the same for the same settings, but for
+ * keys and for what export_change changes.  To be freed; NULL without memory. */
+char *export_settings (const struct export_options *opts);
+
+/* The description, in memory of the caller's: "" if there is none. */
+#define EXPORT_DESCRIPTION_SIZE (4096 + 1)
+void export_description (const struct export *x, char text[EXPORT_DESCRIPTION_SIZE]);
+
+/* Who may use it: whether TLS is needed, and the list of clients (NULL: all). */
+void export_admission (const struct export *x, bool *tls_only, struct authz **authz);
 
 /* The transmission flags, apart from those that depend on what was negotiated. */
 uint16_t export_flags (const struct export *x);
@@ -99,8 +204,12 @@ uint16_t export_flags (const struct export *x);
  * blocking. */
 int export_resize (struct export *x, uint64_t size);
 
-/* One connection more; false if X has all that it may have.  Any thread. */
-bool export_enter (struct export *x);
+/* One connection more; -EMFILE if X has all that it may have, with *MAX, or -ESHUTDOWN if it is
+ * leaving.  Any thread; with a reference. */
+int export_enter (struct export *x, unsigned *max);
 void export_leave (struct export *x);
+/* How many there are. */
+unsigned export_connections (struct export *x);
+unsigned export_max_connections (struct export *x);
 
 #endif /* EXPORT_H */

@@ -8,6 +8,7 @@
  */
 
 #include <endian.h>
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -141,42 +142,52 @@ refuse (struct session *s, uint32_t type, const char *fmt, ...)
 
 /* ---- exports --------------------------------------------------------------------------------- */
 
-static bool
-needs_tls (const struct session *s, const struct export *x)
-{
-  return x->tls_only && !s->tls;
-}
+enum admission { ADMITTED, NEEDS_TLS, FORBIDDEN };
 
-/* X is for certain clients, and this is none of them. */
-static bool
-is_forbidden (const struct session *s, const struct export *x)
+/* Whether this client may use X. */
+static enum admission
+admission (const struct session *s, const struct export *x)
 {
-  if (!x->authz)
-    return false;
+  bool tls_only;
+  struct authz *authz;
+
+  export_admission (x, &tls_only, &authz);
+  if (tls_only && !s->tls)
+    return NEEDS_TLS;
+  if (!authz)
+    return ADMITTED;
   const char *identity = s->tls ? tls_identity (s->tls) : NULL;
-  return !identity || !authz_allows (x->authz, identity);
+  return identity && authz_allows (authz, identity) ? ADMITTED : FORBIDDEN;
 }
 
-/* The export of that name, if this client may use it.  Otherwise refuses the option. */
+/* A reference to the export of that name, if this client may use it.  Otherwise refuses the option.
+ */
 static struct export *
 find_export (struct session *s, const struct text *name)
 {
-  struct export *x = exports_find (s->shard->exports, name->p, name->len);
+  struct export *x = exports_get (s->shard->exports, name->p, name->len);
   struct printable p;
 
-  if (!x)
+  if (!x) {
     refuse (s, NBD_REP_ERR_UNKNOWN, "there is no export \"%s\"", printable (name, &p));
-  else if (needs_tls (s, x))
+    return NULL;
+  }
+  switch (admission (s, x)) {
+  case ADMITTED:
+    return x;
+  case NEEDS_TLS:
     /* Where TLS is not required for everything, only INFO and GO may say TLS_REQD. */
     refuse (s,
             s->option == NBD_OPT_INFO || s->option == NBD_OPT_GO ? NBD_REP_ERR_TLS_REQD
                                                                  : NBD_REP_ERR_POLICY,
             "export \"%s\" needs TLS", printable (name, &p));
-  else if (is_forbidden (s, x))
+    break;
+  case FORBIDDEN:
     refuse (s, NBD_REP_ERR_POLICY, "this client is not authorised for export \"%s\"",
             printable (name, &p));
-  else
-    return x;
+    break;
+  }
+  export_put (x);
   return NULL;
 }
 
@@ -186,7 +197,7 @@ transmission_flags (const struct session *s, const struct export *x)
   unsigned flags = export_flags (x);
   if (s->mode != MODE_SIMPLE)
     flags |= NBD_FLAG_SEND_DF;
-  if (s->mode == MODE_EXTENDED && s->meta_export == x && s->meta_selected != 0)
+  if (s->mode == MODE_EXTENDED && s->meta_export == x->id && s->meta_selected != 0)
     flags |= NBD_FLAG_BLOCK_STATUS_PAYLOAD;
   return (uint16_t)flags;
 }
@@ -195,14 +206,17 @@ static void
 option_export_name (struct session *s, struct cursor *data)
 {
   struct export *x = NULL;
+  unsigned max;
 
   if (data->left <= NBD_MAX_STRING)
-    x = exports_find (s->shard->exports, data->p, data->left);
-  if (!x || needs_tls (s, x) || is_forbidden (s, x) || s->mode == MODE_EXTENDED ||
-      s->shard->stopping || !export_enter (x)) {
+    x = exports_get (s->shard->exports, data->p, data->left);
+  if (!x || admission (s, x) != ADMITTED || s->mode == MODE_EXTENDED || s->stopping ||
+      export_enter (x, &max) < 0) {
     log_debug (
         "NBD_OPT_EXPORT_NAME refused: no such export, not for this client or not without TLS, "
         "all its connections are taken, or extended headers are in use");
+    if (x)
+      export_put (x);
     session_drop (s); /* this option has no error reply */
     return;
   }
@@ -218,17 +232,21 @@ option_export_name (struct session *s, struct cursor *data)
 static void
 option_list (struct session *s)
 {
-  for (struct export *x = s->shard->exports->first; x; x = x->next) {
+  char description[EXPORT_DESCRIPTION_SIZE];
+
+  for (struct export *x = exports_next (s->shard->exports, NULL); x;
+       x = exports_next (s->shard->exports, x)) {
     uint32_t len = (uint32_t)strlen (x->name);
     uint32_t be_len = htobe32 (len);
     uint8_t entry[sizeof be_len + NBD_MAX_STRING];
 
-    if (needs_tls (s, x) || is_forbidden (s, x))
+    if (admission (s, x) != ADMITTED)
       continue;
     memcpy (entry, &be_len, sizeof be_len);
     memcpy (entry + sizeof be_len, x->name, len);
-    option_reply2 (s, NBD_REP_SERVER, entry, sizeof be_len + len, x->description,
-                   x->description ? strlen (x->description) : 0);
+    export_description (x, description);
+    option_reply2 (s, NBD_REP_SERVER, entry, sizeof be_len + len, description,
+                   strlen (description));
   }
   ack (s);
 }
@@ -237,6 +255,7 @@ static void
 send_info (struct session *s, const struct export *x, uint16_t type)
 {
   uint16_t be_type = htobe16 (type);
+  char description[EXPORT_DESCRIPTION_SIZE];
 
   switch (type) {
   case NBD_INFO_EXPORT: {
@@ -252,9 +271,9 @@ send_info (struct session *s, const struct export *x, uint16_t type)
     option_reply2 (s, NBD_REP_INFO, &be_type, sizeof be_type, x->name, strlen (x->name));
     break;
   case NBD_INFO_DESCRIPTION:
-    if (x->description)
-      option_reply2 (s, NBD_REP_INFO, &be_type, sizeof be_type, x->description,
-                     strlen (x->description));
+    export_description (x, description);
+    if (*description)
+      option_reply2 (s, NBD_REP_INFO, &be_type, sizeof be_type, description, strlen (description));
     break;
   case NBD_INFO_BLOCK_SIZE: {
     struct nbd_info_block_size info = {
@@ -267,6 +286,38 @@ send_info (struct session *s, const struct export *x, uint16_t type)
     break;
   }
   }
+}
+
+/* Answers INFO and GO for X; true if the session now has it. */
+static bool
+answer_info (struct session *s, struct export *x, unsigned wanted)
+{
+  unsigned max;
+  int r;
+
+  /* A client that has not heard of block sizes will not keep to them. */
+  if (x->min_block > 1 && !(wanted & (1u << NBD_INFO_BLOCK_SIZE))) {
+    send_info (s, x, NBD_INFO_BLOCK_SIZE); /* saves it another look */
+    refuse (s, NBD_REP_ERR_BLOCK_SIZE_REQD,
+            "requests must be whole blocks of %u bytes: ask for NBD_INFO_BLOCK_SIZE", x->min_block);
+    return false;
+  }
+  if (s->option == NBD_OPT_GO && (r = export_enter (x, &max)) < 0) {
+    if (r == -EMFILE)
+      refuse (s, NBD_REP_ERR_POLICY, "the export already has its %u connections", max);
+    else
+      refuse (s, NBD_REP_ERR_SHUTDOWN, "the export is no longer served");
+    return false;
+  }
+  for (unsigned i = NBD_INFO_EXPORT; i <= NBD_INFO_BLOCK_SIZE; i++)
+    if (wanted & (1u << i))
+      send_info (s, x, (uint16_t)i);
+  ack (s);
+  if (s->option != NBD_OPT_GO)
+    return false;
+  s->export = x;
+  transmission_begin (s);
+  return true;
 }
 
 /* INFO and GO. */
@@ -286,27 +337,8 @@ option_info (struct session *s, struct cursor *data)
       wanted |= 1u << type;
 
   struct export *x = find_export (s, &name);
-  if (!x)
-    return;
-  /* A client that has not heard of block sizes will not keep to them. */
-  if (x->min_block > 1 && !(wanted & (1u << NBD_INFO_BLOCK_SIZE))) {
-    send_info (s, x, NBD_INFO_BLOCK_SIZE); /* saves it another look */
-    refuse (s, NBD_REP_ERR_BLOCK_SIZE_REQD,
-            "requests must be whole blocks of %u bytes: ask for NBD_INFO_BLOCK_SIZE", x->min_block);
-    return;
-  }
-  if (s->option == NBD_OPT_GO && !export_enter (x)) {
-    refuse (s, NBD_REP_ERR_POLICY, "the export already has its %u connections", x->max_connections);
-    return;
-  }
-  for (unsigned i = NBD_INFO_EXPORT; i <= NBD_INFO_BLOCK_SIZE; i++)
-    if (wanted & (1u << i))
-      send_info (s, x, (uint16_t)i);
-  ack (s);
-  if (s->option == NBD_OPT_GO) {
-    s->export = x;
-    transmission_begin (s);
-  }
+  if (x && !answer_info (s, x, wanted))
+    export_put (x);
 }
 
 /* ---- metadata contexts ----------------------------------------------------------------------- */
@@ -324,30 +356,14 @@ query_matches (const struct text *query, const char *name, bool listing)
          memcmp (query->p, name, query->len) == 0;
 }
 
+/* Answers N queries about X. */
 static void
-option_meta_context (struct session *s, struct cursor *data)
+answer_queries (struct session *s, const struct export *x, struct cursor *data, uint32_t n)
 {
   bool listing = s->option == NBD_OPT_LIST_META_CONTEXT;
-  struct text name, query;
-  uint32_t n;
+  struct text query;
   uint64_t matched = 0;
 
-  if (!listing) {
-    /* Whatever comes of it, what was selected before is no longer. */
-    s->meta_export = NULL;
-    s->meta_selected = 0;
-  }
-  if (s->mode == MODE_SIMPLE) {
-    refuse (s, NBD_REP_ERR_INVALID, "negotiate structured replies or extended headers first");
-    return;
-  }
-  if (!take_string (data, &name) || !take_u32 (data, &n)) {
-    refuse (s, NBD_REP_ERR_INVALID, "malformed export name or number of queries");
-    return;
-  }
-  struct export *x = find_export (s, &name);
-  if (!x)
-    return;
   if (n > MAX_QUERIES) {
     refuse (s, NBD_REP_ERR_TOO_BIG, "%u metadata context queries: the most is %u", n, MAX_QUERIES);
     return;
@@ -377,9 +393,35 @@ option_meta_context (struct session *s, struct cursor *data)
   }
   ack (s);
   if (!listing) {
-    s->meta_export = x;
+    s->meta_export = x->id;
     s->meta_selected = matched;
   }
+}
+
+static void
+option_meta_context (struct session *s, struct cursor *data)
+{
+  struct text name;
+  uint32_t n;
+
+  if (s->option == NBD_OPT_SET_META_CONTEXT) {
+    /* Whatever comes of it, what was selected before is no longer. */
+    s->meta_export = 0;
+    s->meta_selected = 0;
+  }
+  if (s->mode == MODE_SIMPLE) {
+    refuse (s, NBD_REP_ERR_INVALID, "negotiate structured replies or extended headers first");
+    return;
+  }
+  if (!take_string (data, &name) || !take_u32 (data, &n)) {
+    refuse (s, NBD_REP_ERR_INVALID, "malformed export name or number of queries");
+    return;
+  }
+  struct export *x = find_export (s, &name);
+  if (!x)
+    return;
+  answer_queries (s, x, data, n);
+  export_put (x);
 }
 
 /* ---- options --------------------------------------------------------------------------------- */
@@ -418,7 +460,7 @@ answer_option (struct session *s, struct cursor *data)
     session_drop (s); /* plain newstyle has no other option, and no replies */
     return;
   }
-  if (s->shard->stopping && s->option != NBD_OPT_ABORT && s->option != NBD_OPT_EXPORT_NAME) {
+  if (s->stopping && s->option != NBD_OPT_ABORT && s->option != NBD_OPT_EXPORT_NAME) {
     refuse (s, NBD_REP_ERR_SHUTDOWN, "the server is shutting down");
     return;
   }

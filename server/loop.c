@@ -100,23 +100,25 @@ on_async (struct ev_loop *ev, ev_async *w, int revents)
 
   pthread_mutex_lock (&l->lock);
   struct conn *incoming = l->incoming;
-  bool drain = l->drain;
+  bool drain = l->drain, sweep = l->sweep;
   l->incoming = NULL;
+  l->sweep = false;
   pthread_mutex_unlock (&l->lock);
   while (incoming) {
     struct conn *c = incoming;
     incoming = c->next_incoming;
     conn_start (c);
   }
-  if (drain) {
+  if (drain)
     l->shard.stopping = true;
+  if (drain || sweep)
     for (struct conn *c = l->conns, *next; c; c = next) {
       next = c->next;
-      if (!c->draining)
+      if (!c->draining && (drain || conn_is_to_leave (c)))
         conn_drain (c);
     }
+  if (drain)
     loop_conn_gone (l);
-  }
 }
 
 void
@@ -148,6 +150,15 @@ loop_drain (struct loop *l)
 {
   pthread_mutex_lock (&l->lock);
   l->drain = true;
+  pthread_mutex_unlock (&l->lock);
+  ev_async_send (l->ev, &l->async);
+}
+
+void
+loop_sweep (struct loop *l)
+{
+  pthread_mutex_lock (&l->lock);
+  l->sweep = true;
   pthread_mutex_unlock (&l->lock);
   ev_async_send (l->ev, &l->async);
 }

@@ -23,7 +23,8 @@
 struct conn;
 
 struct loop_options {
-  const struct exports *exports;
+  struct exports *exports;
+  struct clients *clients;
   struct tls *tls; /* NULL for none */
   struct pool *pool;
   size_t max_memory;      /* bytes for requests and replies of this loop's clients */
@@ -55,7 +56,7 @@ struct loop {
   ev_async async;       /* the pool, or another thread, has something for us: */
   pthread_mutex_t lock; /* for the rest */
   struct conn *incoming;
-  bool drain;
+  bool drain, sweep;
   atomic_bool pinged; /* and has not been round since */
 };
 
@@ -65,6 +66,8 @@ struct loop *loop_start (const struct loop_options *options);
  * closed. */
 bool loop_add (struct loop *l, int fd, char *peer);
 void loop_drain (struct loop *l);
+/* Any thread: those whose client.leave is set, or whose export is leaving, are drained. */
+void loop_sweep (struct loop *l);
 /* Whether the loop has been round since the last call, and asks it to go round again. */
 bool loop_ping (struct loop *l);
 void loop_join (struct loop *l);

@@ -34,6 +34,7 @@ struct program {
   struct q_secret *key; /* of --key-file and --key-fd */
   struct tls *tls;      /* NULL: none */
   struct exports exports;
+  struct clients clients;
   struct listeners listeners;
   struct control *control; /* NULL: none */
   struct identity identity;
@@ -413,12 +414,15 @@ serve (struct program *p)
     .handshake_limit = opts->handshake_limit,
     .idle_limit = opts->idle_limit,
     .memory = opts->memory ? opts->memory : SERVER_MEMORY,
+    .clients = &p->clients,
     .attached = p->kernel[0],
     .ready = on_ready,
     .opaque = p,
   };
   struct q_error err = { "" };
 
+  exports_init (&p->exports);
+  clients_init (&p->clients);
   raise_descriptor_limit ();
   if (!take_inherited (p))
     return EXIT_FAILURE;
@@ -445,6 +449,7 @@ serve (struct program *p)
   control_close (p->control);
   if (exports_close (&p->exports) < 0 && status == 0)
     status = EXIT_FAILURE;
+  clients_destroy (&p->clients);
   tls_free (p->tls);
   forget_key (p);
   if (opts->pid_file)

@@ -22,9 +22,11 @@ now (void)
 void
 rate_charge (struct rate *r, uint64_t bytes)
 {
-  if (r->bytes_per_second == 0)
+  uint64_t limit = atomic_load_explicit (&r->bytes_per_second, memory_order_relaxed);
+
+  if (limit == 0)
     return;
-  double exact = (double)bytes * (double)SECOND / (double)r->bytes_per_second;
+  double exact = (double)bytes * (double)SECOND / (double)limit;
   int64_t cost = exact < (double)MAX_COST ? (int64_t)exact : MAX_COST;
   int64_t time = now ();
   int64_t due = atomic_load_explicit (&r->due, memory_order_relaxed), next;
@@ -37,7 +39,7 @@ rate_charge (struct rate *r, uint64_t bytes)
 double
 rate_wait (struct rate *r)
 {
-  if (r->bytes_per_second == 0)
+  if (atomic_load_explicit (&r->bytes_per_second, memory_order_relaxed) == 0)
     return 0;
   int64_t wait = atomic_load_explicit (&r->due, memory_order_relaxed) - now ();
   return wait > 0 ? (double)wait / (double)SECOND : 0;

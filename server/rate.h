@@ -11,8 +11,8 @@
 #include <stdint.h>
 
 struct rate {
-  uint64_t bytes_per_second; /* 0: no limit */
-  _Atomic int64_t due;       /* nanoseconds of CLOCK_MONOTONIC */
+  _Atomic uint64_t bytes_per_second; /* 0: no limit.  May be changed at any time */
+  _Atomic int64_t due;               /* nanoseconds of CLOCK_MONOTONIC */
 };
 
 /* BYTES are being moved.  Nothing is done without a limit. */

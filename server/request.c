@@ -58,8 +58,10 @@ acceptable (struct session *s, const struct request *rq)
   bool writes =
       rq->type == NBD_CMD_WRITE || rq->type == NBD_CMD_TRIM || rq->type == NBD_CMD_WRITE_ZEROES;
 
-  if (s->shard->stopping) {
-    reply_error (s, rq, ESHUTDOWN, "the server is shutting down");
+  if (s->stopping) {
+    reply_error (s, rq, ESHUTDOWN,
+                 s->shard->stopping ? "the server is shutting down"
+                                    : "the connection is being ended by the server");
     return false;
   }
   if (rq->type >= N_COMMANDS || (rq->type == NBD_CMD_RESIZE && !rq->export->resizable)) {
@@ -203,15 +205,23 @@ receive (struct session *s, const struct request *rq, size_t n)
 
 /* ---- headers --------------------------------------------------------------------------------- */
 
+/* Only this thread writes to it. */
+static void
+add (_Atomic uint64_t *counter, uint64_t n)
+{
+  atomic_store_explicit (counter, atomic_load_explicit (counter, memory_order_relaxed) + n,
+                         memory_order_relaxed);
+}
+
 /* RQ is going to be carried out. */
 static void
 account (struct session *s, const struct request *rq)
 {
-  s->n_requests++;
+  add (&s->n_requests, 1);
   if (rq->type == NBD_CMD_READ)
-    s->bytes_read += rq->len;
+    add (&s->bytes_read, rq->len);
   else if (rq->type == NBD_CMD_WRITE)
-    s->bytes_written += rq->len;
+    add (&s->bytes_written, rq->len);
   else
     return;
   rate_charge (&rq->export->rate, rq->len);
@@ -257,8 +267,7 @@ static void
 init_request (struct session *s, struct request *rq)
 {
   *rq = (struct request){ .session = s, .export = s->export, .mode = s->mode };
-  /* What was selected counts only for the export that it was selected for. */
-  rq->contexts = s->meta_export == s->export ? s->meta_selected : 0;
+  rq->contexts = s->meta_selected;
 }
 
 static size_t
@@ -331,6 +340,9 @@ void
 transmission_begin (struct session *s)
 {
   s->transmission = true;
+  /* What was selected counts only for the export that it was selected for. */
+  if (s->meta_export != s->export->id)
+    s->meta_selected = 0;
   request_expect_header (s);
   s->on_payload = payload_received;
 }

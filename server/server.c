@@ -233,10 +233,11 @@ on_news (struct ev_loop *ev, ev_async *w, int revents)
 /* ---- life ------------------------------------------------------------------------------------ */
 
 static bool
-start_threads (struct server *sv, const struct exports *exports)
+start_threads (struct server *sv, struct exports *exports)
 {
   struct loop_options lo = {
     .exports = exports,
+    .clients = sv->options.clients,
     .tls = sv->options.tls,
     .max_memory = sv->options.memory / sv->options.loops,
     .handshake_limit = sv->options.handshake_limit,
@@ -259,6 +260,16 @@ start_threads (struct server *sv, const struct exports *exports)
     sv->n_loops++;
   }
   return true;
+}
+
+/* Any thread. */
+static void
+sweep (void *opaque)
+{
+  struct server *sv = opaque;
+
+  for (unsigned i = 0; i < sv->n_loops; i++)
+    loop_sweep (sv->loops[i]);
 }
 
 static void
@@ -368,6 +379,7 @@ server_run (const struct server_options *options, struct listeners *ls, struct e
     sv.acceptor[i].data = &sv;
   }
 
+  exports_set_sweep (exports, sweep, &sv);
   if (start_threads (&sv, exports) && start_control (&sv, exports))
     serve (&sv);
   else
@@ -375,6 +387,7 @@ server_run (const struct server_options *options, struct listeners *ls, struct e
   sv.ending = true;
   /* A command may be waiting for the loops. */
   control_stop (options->control);
+  exports_set_sweep (exports, NULL, NULL);
   /* Whoever connects from now on is told at once that there is nobody here. */
   listen_close (ls);
   stop_threads (&sv);

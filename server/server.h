@@ -7,6 +7,7 @@
 #ifndef SERVER_H
 #define SERVER_H
 
+#include "clients.h"
 #include "export.h"
 #include "listen.h"
 #include "tls.h"
@@ -29,6 +30,7 @@ struct server_options {
   size_t memory;           /* bytes for requests and replies of all clients */
   struct tls *tls;         /* NULL for none */
   struct control *control; /* control.h; NULL: none */
+  struct clients *clients; /* clients.h */
   int attached;            /* a connected socket, the first client; -1 if there is none */
   /* Clients are being taken in.  Returns the process number of a child to end with, 0 if there is
    * none, or -1: end at once, the reason has been logged. */

@@ -28,8 +28,8 @@
 /* ---- shard ----------------------------------------------------------------------------------- */
 
 void
-shard_init (struct shard *shard, const struct exports *exports, struct pool *pool,
-            size_t max_memory, void (*wake) (struct mailbox *))
+shard_init (struct shard *shard, struct exports *exports, struct pool *pool, size_t max_memory,
+            void (*wake) (struct mailbox *))
 {
   *shard = (struct shard){
     .exports = exports,
@@ -290,7 +290,9 @@ session_resume (struct session *s)
 void
 session_init (struct session *s, struct shard *shard, void (*notify) (struct session *))
 {
-  *s = (struct session){ .shard = shard, .notify = notify, .starved = true };
+  *s = (struct session){
+    .shard = shard, .notify = notify, .starved = true, .stopping = shard->stopping
+  };
   s->out.loans = &shard->loans;
   handshake_begin (s);
 }
@@ -317,7 +319,7 @@ session_secured (struct session *s, struct tls_session *tls)
   s->starting_tls = false;
   s->starved = true;
   s->mode = MODE_SIMPLE;
-  s->meta_export = NULL;
+  s->meta_export = 0;
   s->meta_selected = 0;
 }
 
@@ -342,6 +344,12 @@ session_eof (struct session *s)
 }
 
 void
+session_stop (struct session *s)
+{
+  s->stopping = true;
+}
+
+void
 session_drop (struct session *s)
 {
   struct shard *shard = s->shard;
@@ -361,6 +369,8 @@ session_destroy (struct session *s)
 {
   session_drop (s);
   assert (s->inflight == 0 && s->held == 0);
-  if (s->export)
+  if (s->export) {
     export_leave (s->export);
+    export_put (s->export);
+  }
 }

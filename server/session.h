@@ -47,7 +47,7 @@ struct ring;
 
 /* What the sessions of one thread share. */
 struct shard {
-  const struct exports *exports;
+  struct exports *exports;
   struct tls *tls; /* NULL if it is not offered */
   struct pool *pool;
   struct mailbox done; /* requests coming back from the pool */
@@ -58,12 +58,12 @@ struct shard {
   struct loans loans; /* of the session that has its turn */
   size_t max_memory;  /* when that much is out of the cache, each session has to do with little */
   struct job *free_requests;
-  bool stopping; /* the server is shutting down: requests are refused */
+  bool stopping; /* the server is shutting down: so are all sessions */
 };
 
 /* WAKE is called, on any thread, when shard_complete has something to do. */
-void shard_init (struct shard *shard, const struct exports *exports, struct pool *pool,
-                 size_t max_memory, void (*wake) (struct mailbox *));
+void shard_init (struct shard *shard, struct exports *exports, struct pool *pool, size_t max_memory,
+                 void (*wake) (struct mailbox *));
 /* Hands the batch over to the pool, and what is in the ring to the kernel. */
 void shard_submit (struct shard *shard);
 /* Finishes the requests that came back. */
@@ -103,9 +103,10 @@ struct session {
   void (*on_payload) (struct session *, struct buf *b);               /* takes b over */
   struct buf *payload;
   uint64_t payload_left, skip_left;
-  bool starved; /* the last session_input stopped for want of bytes */
-  bool ending;  /* no further input is looked at */
-  bool dropped; /* the client broke the protocol, or is gone: nothing more is sent */
+  bool starved;  /* the last session_input stopped for want of bytes */
+  bool ending;   /* no further input is looked at */
+  bool dropped;  /* the client broke the protocol, or is gone: nothing more is sent */
+  bool stopping; /* requests that come from here on are refused */
 
   /* Handshake. */
   bool transmission; /* the handshake is over */
@@ -114,15 +115,16 @@ struct session {
   struct tls_session *tls; /* NULL as long as everything is plain text */
   unsigned n_options;
   uint32_t option, option_length; /* the option whose data is being received */
-  struct export *export;
-  const struct export *meta_export; /* of the last SET_META_CONTEXT, and what it selected: */
-  uint64_t meta_selected;           /* bit N: context N of that export */
+  struct export *export;          /* chosen: a reference, and one of its connections */
+  uint64_t meta_export;           /* the id of that of the last SET_META_CONTEXT (0: none) ... */
+  uint64_t meta_selected;         /* ... and what it selected; bit N: context N of that export */
 
   /* Transmission. */
   enum reply_mode mode;
-  struct request *receiving;                      /* whose payload is being received */
-  struct request *long_write;                     /* of which more pieces are to come */
-  uint64_t n_requests, bytes_read, bytes_written; /* for the log */
+  struct request *receiving;  /* whose payload is being received */
+  struct request *long_write; /* of which more pieces are to come */
+  /* Written by the shard's thread alone, read by any (clients.c). */
+  _Atomic uint64_t n_requests, bytes_read, bytes_written;
   struct batch parked; /* long reads that wait for their last piece to be sent */
   unsigned inflight;   /* requests at the pool or parked */
   size_t held;         /* bytes of memory that they, and the one being received, hold */
@@ -145,6 +147,8 @@ void session_resume (struct session *s);
 enum session_state session_state (const struct session *s);
 /* The client is gone, or is to be: drops what is queued.  Requests in flight run to their end. */
 void session_drop (struct session *s);
+/* Requests that have not been taken in yet are refused from here on. */
+void session_stop (struct session *s);
 /* The client has closed its side: what is in flight is answered, then it is over. */
 void session_eof (struct session *s);
 void session_destroy (struct session *s);
