@@ -64,8 +64,11 @@ q_alloc_raise (struct q_image *img, uint64_t cluster, uint64_t count)
 {
   uint64_t end = (cluster + count) << img->cluster_bits;
 
-  if (end > atomic_load_explicit (&img->highest, memory_order_relaxed))
-    atomic_store (&img->highest, end);
+  if (end <= atomic_load_explicit (&img->highest, memory_order_relaxed))
+    return;
+  atomic_store (&img->highest, end);
+  if (end > img->watch_above)
+    q_highest_tell (img);
 }
 
 uint64_t

@@ -424,6 +424,7 @@ q_flush_round (struct q_image *img)
 
   if (r < 0)
     return r;
+  ++img->flush_rounds;
   data = atomic_exchange (&img->needs_sync, false);
   round.wrote = atomic_exchange (&img->file_needs_sync, false);
   if (has_data_file (img))
@@ -435,6 +436,7 @@ q_flush_round (struct q_image *img)
       q_limbo_release (img);
     return sync_files (img, &round);
   }
+  ++img->metadata_rounds;
   r = copy_all (img, &round);
   if (r == 0)
     r = write_all (img, &round);

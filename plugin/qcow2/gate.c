@@ -31,12 +31,18 @@
 static _Atomic unsigned threads;
 static _Thread_local unsigned mine; /* the thread's number, from 1; 0: it has none yet */
 
-static _Atomic uint64_t *
-counter (struct q_gate *g)
+unsigned
+q_thread_slot (void)
 {
   if (mine == 0)
     mine = atomic_fetch_add_explicit (&threads, 1, memory_order_relaxed) % Q_GATE_COUNTERS + 1;
-  return &g->inside[mine - 1].count;
+  return mine - 1;
+}
+
+static _Atomic uint64_t *
+counter (struct q_gate *g)
+{
+  return &g->inside[q_thread_slot ()].count;
 }
 
 void

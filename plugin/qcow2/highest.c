@@ -10,7 +10,7 @@
  * writer has cut) counts as not recorded; then the look stops at the first cluster in use, coming
  * from the end.
  *
- * alloc.c raises it; flush.c calls q_highest_persist.
+ * alloc.c raises it, and tells who watches it; flush.c calls q_highest_persist.
  */
 
 #include <errno.h>
@@ -90,4 +90,26 @@ q_highest_persist (struct q_image *img)
   if (r == 0)
     img->highest_recorded = value;
   return r;
+}
+
+void
+q_highest_tell (struct q_image *img)
+{
+  img->watch_above = UINT64_MAX; /* once */
+  img->watch_fn (img->watch_opaque);
+}
+
+int
+q_watch_highest (struct q_image *img, uint64_t threshold, q_highest_fn fn, void *opaque)
+{
+  if (img->format != Q_FORMAT_QCOW2)
+    return -ENOTSUP;
+  q_alloc_lock (img);
+  img->watch_fn = fn;
+  img->watch_opaque = opaque;
+  img->watch_above = fn ? threshold : UINT64_MAX;
+  if (fn && q_highest_offset (img) > threshold)
+    q_highest_tell (img);
+  q_alloc_unlock (img);
+  return 0;
 }

@@ -74,6 +74,7 @@ new_layer (const char *filename)
   pthread_mutex_init (&img->features_lock, NULL);
   pthread_mutex_init (&img->layout_lock, NULL);
   q_gate_init (&img->gate);
+  img->watch_above = UINT64_MAX;
   pthread_mutex_init (&img->raw_lock, NULL);
   pthread_mutex_init (&img->bitmap_lock, NULL);
   pthread_mutex_init (&img->claim_lock, NULL);

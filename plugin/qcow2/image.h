@@ -180,6 +180,10 @@ struct q_gate {
   pthread_cond_t changed;
 };
 
+/* A number below Q_GATE_COUNTERS for the calling thread: its place in what is counted thread by
+ * thread.  Where there are more threads, some share one. */
+unsigned q_thread_slot (void);
+
 void q_gate_init (struct q_gate *g);
 void q_gate_destroy (struct q_gate *g);
 /* Before anything that changes guest data or a mapping; waits while the gate is closed, or -EAGAIN
@@ -190,6 +194,22 @@ void q_gate_leave (struct q_image *img);
  * nobody takes inside. */
 void q_gate_close (struct q_image *img);
 void q_gate_open (struct q_image *img);
+
+/* ---- counting (tally.c) ---------------------------------------------------------------------- */
+
+/* How often an L2 table was found in memory.  Readers that count share no cache line. */
+struct q_tally {
+  struct {
+    _Atomic uint64_t hits;
+    uint8_t line[56];
+  } slot[Q_GATE_COUNTERS];
+};
+
+static inline void
+q_tally_hit (struct q_tally *t)
+{
+  atomic_fetch_add_explicit (&t->slot[q_thread_slot ()].hits, 1, memory_order_relaxed);
+}
 
 /* ---- bitmaps (bitmap.h) --------------------------------------------------------------------- */
 
@@ -266,6 +286,8 @@ struct q_image {
   struct q_table_cache l2_cache_own;
   pthread_mutex_t stripe[Q_TABLE_STRIPES]; /* by L1 index: loading, creating, moving L2 tables */
 
+  struct q_tally tally;        /* L2 tables found in memory ... */
+  _Atomic uint64_t l2_misses;  /* ... and read */
   pthread_mutex_t layout_lock; /* one at a time: resizing, making and dropping snapshots */
   struct q_gate gate;
 
@@ -281,15 +303,19 @@ struct q_image {
   struct q_table **refblock;     /* by refcount table index; NULL: not in memory */
   uint32_t reftable_entries;
   struct q_table_cache refblock_cache;
+  uint64_t refblock_hits, refblock_misses;
   uint64_t free_hint;       /* no free cluster below this index */
   _Atomic uint64_t highest; /* highest allocated offset, bytes, exclusive */
-  uint64_t device_size;     /* of a block device, as last asked */
-  uint64_t hole_from;       /* bytes at and past this that were never allocated read as zeros */
-  struct q_limbo limbo;     /* freed by mapping changes: wait for a flush, then for pins */
-  struct q_limbo dropped;   /* never referenced (aborted plans): wait for pins only */
-  struct q_pack pack;       /* host clusters with room for more compressed data */
-  bool leaked;              /* some counts stay too high: the dirty bit stays set */
-  bool reftable_moved;      /* the header does not point to the table in memory yet */
+  uint64_t watch_above;     /* who wants to know when that is above this; UINT64_MAX: nobody */
+  q_highest_fn watch_fn;
+  void *watch_opaque;
+  uint64_t device_size;   /* of a block device, as last asked */
+  uint64_t hole_from;     /* bytes at and past this that were never allocated read as zeros */
+  struct q_limbo limbo;   /* freed by mapping changes: wait for a flush, then for pins */
+  struct q_limbo dropped; /* never referenced (aborted plans): wait for pins only */
+  struct q_pack pack;     /* host clusters with room for more compressed data */
+  bool leaked;            /* some counts stay too high: the dirty bit stays set */
+  bool reftable_moved;    /* the header does not point to the table in memory yet */
 
   /* dirty metadata and the group commit (table.c, flush.c) */
   pthread_mutex_t dirty_lock;
@@ -303,6 +329,7 @@ struct q_image {
   uint64_t flush_requested, flush_finished;
   int flush_result;
   bool flush_running;
+  _Atomic uint64_t flush_rounds, metadata_rounds;
   uint64_t highest_recorded; /* the value in the header on disk */
 
   pthread_mutex_t bitmap_lock; /* bitmap.h says for what */
@@ -398,6 +425,8 @@ const char *q_feature_name (const struct q_image *img, unsigned type, unsigned b
 
 /* Proves the recorded value against the refcounts (DESIGN section 5). */
 int q_highest_open (struct q_image *img, struct q_error *err);
+/* It lies above what somebody watches.  alloc_lock held. */
+void q_highest_tell (struct q_image *img);
 /* Records the present value in the header if it changed; not synced. */
 int q_highest_persist (struct q_image *img);
 

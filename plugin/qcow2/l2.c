@@ -188,6 +188,7 @@ load (struct q_image *img, struct q_l1 *l1, uint64_t index, uint64_t entry, bool
     *t = NULL;
     return r;
   }
+  atomic_fetch_add_explicit (&img->l2_misses, 1, memory_order_relaxed);
   publish (l1, *t);
   return 0;
 }
@@ -241,6 +242,7 @@ q_l2_get (struct q_image *img, uint64_t index, unsigned flags, struct q_table **
   }
   *t = atomic_load_explicit (&l1->l2[index], memory_order_acquire);
   if (*t) {
+    q_tally_hit (&img->tally);
     /* Look before writing: the line stays shared. */
     if (!atomic_load_explicit (&(*t)->referenced, memory_order_relaxed))
       atomic_store_explicit (&(*t)->referenced, true, memory_order_relaxed);
@@ -343,7 +345,9 @@ q_l2_hold (struct q_image *img, uint64_t index, unsigned flags, struct q_table *
   assert (index < l1->entries);
   *t = atomic_load_explicit (&l1->l2[index], memory_order_acquire);
   entry = q_entry_get (l1->table, (uint32_t)index);
-  if (!*t) {
+  if (*t)
+    q_tally_hit (&img->tally);
+  else {
     if ((entry & Q_OFFSET_MASK) == 0)
       r = create (img, l1, index, flags, t);
     else if (flags & Q_NOWAIT)

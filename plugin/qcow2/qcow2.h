@@ -198,6 +198,15 @@ bool q_can_fast_zero (const struct q_image *img);
  * that of the qcow2 file: the data file's is the size of the disk. */
 uint64_t q_highest_offset (const struct q_image *img);
 
+/* Calls FN, once, when the highest allocated offset has come to lie above THRESHOLD: at once if it
+ * does already.  FN is called on whichever thread allocates, with the allocator's lock held: it
+ * wakes somebody up, and does nothing else.  There is one watch at a time: this one takes the place
+ * of the one before it, which is not called any more once this has returned.  FN NULL: none.
+ * Watching costs nothing but where something is allocated beyond all that was before.  -ENOTSUP for
+ * raw images. */
+typedef void (*q_highest_fn) (void *opaque);
+int q_watch_highest (struct q_image *img, uint64_t threshold, q_highest_fn fn, void *opaque);
+
 /* A feature bit that is set, by name: "" ends a list. */
 struct q_image_info {
   unsigned version; /* 2 or 3; 0 for raw */
@@ -220,6 +229,22 @@ struct q_image_info {
   unsigned nb_bitmaps;
 };
 void q_get_info (const struct q_image *img, struct q_image_info *info);
+
+/* What the engine has done since the image was opened, and what it holds; the layers below IMG are
+ * included where they have any part in it. */
+struct q_stats {
+  uint64_t l2_hits, l2_misses; /* L2 tables that were looked for, and had to be read */
+  uint64_t l2_cache_bytes, l2_cache_max;
+  uint64_t refcount_hits, refcount_misses; /* refcount blocks */
+  uint64_t refcount_cache_bytes, refcount_cache_max;
+  uint64_t dirty_tables;    /* L2 tables and refcount blocks that a flush will write */
+  uint64_t limbo_bytes;     /* of clusters that were let go of and are not free yet */
+  uint64_t flush_requests;  /* calls of q_flush, and what the engine asks for itself */
+  uint64_t flush_rounds;    /* how many group commits they came to ... */
+  uint64_t metadata_rounds; /* ... and those of them that wrote metadata */
+};
+/* Any thread; may wait for an allocation that is under way. */
+void q_get_stats (struct q_image *img, struct q_stats *stats);
 
 /* Whether many clusters that have a refcount take no room on the file system, as after
  * preallocation of metadata alone: then what the mapping calls data may be a hole in the file. */

@@ -172,6 +172,7 @@ get_block (struct q_image *img, uint64_t index, unsigned flags, struct q_table *
     return 0;
   *t = img->refblock[index];
   if (*t) {
+    ++img->refblock_hits;
     atomic_store_explicit (&(*t)->referenced, true, memory_order_relaxed);
     return 0;
   }
@@ -199,6 +200,7 @@ get_block (struct q_image *img, uint64_t index, unsigned flags, struct q_table *
            ull (host), strerror (-r));
     return r;
   }
+  ++img->refblock_misses;
   cache_insert (img, *t);
   return 0;
 }

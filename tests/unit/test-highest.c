@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * The highest allocated offset: kept, recorded, and proven at open whatever was recorded; and how
- * an extension gets into a header that is in use.
+ * The highest allocated offset: kept, recorded, and proven at open whatever was recorded; who
+ * watches it; and how an extension gets into a header that is in use.
  */
 
 #include "unit.h"
@@ -393,6 +393,138 @@ test_every_write (void **state)
     }
 }
 
+static void
+count_call (void *opaque)
+{
+  ++*(unsigned *)opaque;
+}
+
+/* Who watches hears of it once, as soon as the offset lies above what was said, and not before. */
+static void
+test_watched (void **state)
+{
+  struct fixture f;
+  struct q_image *img;
+  unsigned first = 0, second = 0;
+  uint64_t high;
+
+  (void)state;
+  unit_init (&f);
+  unit_create (&f, "disk", 64 * K, NULL);
+  unit_raw (&f, "raw", K, 0);
+  img = unit_open (&f, "disk");
+  unit_writes (img, 0, K, 1);
+  high = q_highest_offset (img);
+
+  assert_int_equal (q_watch_highest (img, high + K, count_call, &first), 0);
+  unit_writes (img, K, K, 1); /* just up to it */
+  assert_int_equal (q_highest_offset (img), high + K);
+  assert_int_equal (first, 0);
+  unit_writes (img, K, K, 2); /* in place */
+  assert_int_equal (first, 0);
+  unit_writes (img, 2 * K, 1, 1);
+  assert_int_equal (first, 1);
+  unit_writes (img, 3 * K, 5 * K, 1);
+  assert_int_equal (first, 1); /* once */
+
+  /* It was above already. */
+  assert_int_equal (q_watch_highest (img, high, count_call, &first), 0);
+  assert_int_equal (first, 2);
+  assert_int_equal (q_watch_highest (img, 0, count_call, &first), 0);
+  assert_int_equal (first, 3);
+
+  /* The next one takes the place of the one before. */
+  high = q_highest_offset (img);
+  assert_int_equal (q_watch_highest (img, high, count_call, &first), 0);
+  assert_int_equal (q_watch_highest (img, high, count_call, &second), 0);
+  unit_writes (img, 20 * K, K, 1);
+  assert_int_equal (first, 3);
+  assert_int_equal (second, 1);
+  high = q_highest_offset (img);
+  assert_int_equal (q_watch_highest (img, high, count_call, &second), 0);
+  assert_int_equal (q_watch_highest (img, 0, NULL, NULL), 0);
+  unit_writes (img, 21 * K, K, 1);
+  assert_int_equal (second, 1);
+  unit_close (img);
+
+  /* What was allocated before a restart counts. */
+  img = unit_open (&f, "disk");
+  assert_int_equal (q_watch_highest (img, high, count_call, &second), 0);
+  assert_int_equal (second, 2);
+  unit_close (img);
+
+  /* Metadata counts like data: with small clusters, a table of counts must grow as well. */
+  unit_create_clusters (&f, "small", 64 << 20, 9);
+  img = unit_open (&f, "small");
+  for (uint64_t at = 0; at < 8 << 20; at += 64 << 10) {
+    unsigned told = 0;
+
+    high = q_highest_offset (img);
+    assert_int_equal (q_watch_highest (img, high, count_call, &told), 0);
+    unit_writes (img, at, 64 << 10, 1);
+    assert_true (q_highest_offset (img) > high);
+    assert_int_equal (told, 1);
+  }
+  unit_close (img);
+
+  f.opts.format = Q_FORMAT_RAW;
+  img = unit_open (&f, "raw");
+  assert_int_equal (q_watch_highest (img, 0, count_call, &first), -ENOTSUP);
+  unit_close (img);
+  unit_done (&f);
+}
+
+/* What the engine counts. */
+static void
+test_stats (void **state)
+{
+  struct fixture f;
+  struct q_image *img;
+  struct q_stats before, after;
+  uint8_t buf[512];
+
+  (void)state;
+  unit_init (&f);
+  unit_create (&f, "disk", 64 * K, NULL);
+  img = unit_open (&f, "disk");
+  unit_writes (img, 0, 8 * K, 1);
+  assert_int_equal (q_flush (img), 0);
+  unit_close (img);
+
+  img = unit_open (&f, "disk");
+  q_get_stats (img, &before);
+  assert_int_equal (before.l2_misses, 0);
+  assert_int_equal (q_pread (img, buf, 0, sizeof buf), 0);
+  q_get_stats (img, &after);
+  assert_int_equal (after.l2_misses, 1);
+  assert_true (after.l2_cache_bytes > before.l2_cache_bytes);
+  assert_true (after.l2_cache_bytes <= after.l2_cache_max);
+  before = after;
+  for (int i = 0; i < 10; ++i)
+    assert_int_equal (q_pread (img, buf, i * 512ull, sizeof buf), 0);
+  q_get_stats (img, &after);
+  assert_int_equal (after.l2_hits, before.l2_hits + 10);
+  assert_int_equal (after.l2_misses, 1);
+
+  before = after;
+  assert_int_equal (q_discard (img, 0, 2 * K), 0);
+  q_get_stats (img, &after);
+  assert_int_equal (after.limbo_bytes, 2 * K);
+  assert_true (after.dirty_tables > 0);
+  assert_int_equal (q_flush (img), 0);
+  q_get_stats (img, &after);
+  assert_int_equal (after.limbo_bytes, 0);
+  assert_int_equal (after.flush_requests, before.flush_requests + 1);
+  assert_int_equal (after.flush_rounds, before.flush_rounds + 1);
+  assert_int_equal (after.metadata_rounds, before.metadata_rounds + 1);
+  assert_int_equal (q_flush (img), 0);
+  q_get_stats (img, &after);
+  assert_int_equal (after.flush_rounds, before.flush_rounds + 2);
+  assert_true (after.refcount_hits + after.refcount_misses > 0);
+  unit_close (img);
+  unit_done (&f);
+}
+
 int
 main (void)
 {
@@ -402,6 +534,7 @@ main (void)
     cmocka_unit_test (test_other_lengths),     cmocka_unit_test (test_append),
     cmocka_unit_test (test_name_in_the_way),   cmocka_unit_test (test_full_header),
     cmocka_unit_test (test_full_cluster),      cmocka_unit_test (test_every_write),
+    cmocka_unit_test (test_watched),           cmocka_unit_test (test_stats),
   };
 
   return cmocka_run_group_tests (tests, NULL, NULL);
