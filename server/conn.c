@@ -152,6 +152,8 @@ close_conn (struct conn *c)
     ev_timer_stop (ev, &c->idle);
     clients_remove (c->loop->options.clients, &c->client);
     transport_close (&c->transport);
+    if (c->session.dropped && !c->session.transmission)
+      atomic_fetch_add (&stats_server.handshake_errors, 1);
     session_drop (&c->session);
     buf_free (&c->loop->shard.cache, c->held);
     c->held = NULL;
@@ -174,6 +176,8 @@ on_limit (struct ev_loop *ev, ev_timer *w, int revents)
     set_limit (c, LINGER);
     return;
   }
+  if (!c->session.transmission)
+    atomic_fetch_add (&stats_server.handshake_timeouts, 1);
   if (c->peer)
     log_info ("%s: %s took too long", c->peer,
               c->session.transmission ? "receiving the last replies" : "the handshake");

@@ -59,8 +59,12 @@ run_flush (struct job *job)
     x->flush_running = true;
     while (x->flush_waiting) {
       struct job *all = x->flush_waiting;
+      unsigned n = 0;
       x->flush_waiting = NULL;
       pthread_mutex_unlock (&x->flush_lock);
+      for (const struct job *j = all; j; j = j->next)
+        n++;
+      stats_flush (x->stats, n);
       int r = q_flush (x->img);
       while (all) {
         struct job *next = all->next;
@@ -277,7 +281,9 @@ detach (struct request *rq)
     copy->heap = true;
     rq = copy;
   }
-  s->inflight++;
+  session_count_inflight (s, 1);
+  if (rq->arrived == 0)
+    rq->arrived = s->arrived;
   return rq;
 }
 
@@ -303,11 +309,37 @@ dispose (struct request *rq)
     request_discard (rq);
 }
 
+/* RQ has been answered.  The pieces of a long WRITE are no requests of their own. */
+static void
+count (const struct request *rq, bool error)
+{
+  static const enum stats_op op[] = {
+    [NBD_CMD_READ] = STATS_READ,     [NBD_CMD_WRITE] = STATS_WRITE,
+    [NBD_CMD_FLUSH] = STATS_FLUSH,   [NBD_CMD_TRIM] = STATS_TRIM,
+    [NBD_CMD_CACHE] = STATS_CACHE,   [NBD_CMD_WRITE_ZEROES] = STATS_ZERO,
+    [NBD_CMD_RESIZE] = STATS_RESIZE, [NBD_CMD_BLOCK_STATUS] = STATS_BLOCK_STATUS,
+  };
+  struct stats_counters *c = rq->session->stats;
+  struct shard *shard = rq->session->shard;
+  uint64_t bytes = rq->type == NBD_CMD_BLOCK_STATUS ? 0 : rq->len;
+
+  if (rq->whole)
+    return;
+  if (rq->arrived == 0) {
+    stats_inline (c, op[rq->type], bytes, error);
+    return;
+  }
+  if (shard->now == 0)
+    shard->now = stats_clock ();
+  stats_done (c, op[rq->type], bytes, error, rq->arrived, shard->now);
+}
+
 static void
 succeed (struct request *rq)
 {
   if (!rq->whole)
     reply_ok (rq->session, rq);
+  count (rq, false);
   dispose (rq);
 }
 
@@ -336,6 +368,7 @@ fail (struct request *rq, int error)
   else
     reply_error (rq->session, rq, code, "%s of %" PRIu64 " bytes at offset %" PRIu64 ": %s",
                  what[rq->type], rq->len, rq->offset, why ? why : "unknown error");
+  count (rq, true);
   dispose (rq);
 }
 
@@ -395,6 +428,7 @@ exec_read (struct request *rq)
       n = read_reply (rq, rq->offset, rq->len, true, true, at, &rq->error_offset);
     if (n >= 0) {
       outq_commit (&s->out, (size_t)n);
+      count (rq, false);
       s->budget -= (int64_t)rq->len;
       return;
     }
@@ -409,7 +443,7 @@ exec_read (struct request *rq)
   if (!detached)
     fail (rq, -ENOMEM);
   else if (!next_piece (detached)) {
-    s->inflight--;
+    session_count_inflight (s, -1);
     fail (detached, -ENOMEM);
   }
 }
@@ -466,7 +500,7 @@ write_by_pool (struct request *rq, const uint8_t *payload, void (*run) (struct j
     /* The receive buffer is needed for what comes next. */
     detached->payload = buf_alloc (&s->shard->cache, rq->len);
     if (!detached->payload) {
-      s->inflight--;
+      session_count_inflight (s, -1);
       fail (detached, -ENOMEM);
       return;
     }
@@ -586,7 +620,7 @@ exec_completed (struct request *rq)
 {
   struct session *s = rq->session;
 
-  s->inflight--;
+  session_count_inflight (s, -1);
   if (s->dropped)
     dispose (rq);
   else if (rq->error < 0)
@@ -600,9 +634,11 @@ exec_completed (struct request *rq)
     rq->out = NULL;
     if (rq->type == NBD_CMD_READ && rq->done < rq->len) {
       batch_add (&s->parked, &rq->job);
-      s->inflight++;
-    } else
+      session_count_inflight (s, 1);
+    } else {
+      count (rq, false);
       dispose (rq);
+    }
   } else
     succeed (rq);
   s->notify (s);
@@ -613,7 +649,7 @@ exec_resume (struct request *rq)
 {
   if (!next_piece (rq)) {
     rq->error_offset = rq->offset + rq->done;
-    rq->session->inflight--;
+    session_count_inflight (rq->session, -1);
     fail (rq, -ENOMEM);
   }
 }

@@ -15,6 +15,7 @@
 #include "nbd.h"
 #include "slice.h"
 #include "snapshot.h"
+#include "stats.h"
 #include "status.h"
 #include "throwaway.h"
 
@@ -24,6 +25,7 @@ export_free (struct export *x)
   if (!x)
     return;
   slice_free (x->slice);
+  stats_free (x->stats);
   free (x->name);
   free (x->description);
   free (x->settings);
@@ -43,11 +45,12 @@ export_new (struct exports *set, const struct export_options *opts)
   pthread_mutex_init (&x->flush_lock, NULL);
   pthread_cond_init (&x->flush_over, NULL);
   x->set = set;
+  x->stats = stats_new ();
   x->configured = opts->configured;
   x->name = strdup (opts->name);
   x->description = opts->description ? strdup (opts->description) : NULL;
   x->settings = export_settings (opts);
-  if (!x->name || (opts->description && !x->description) || !x->settings) {
+  if (!x->stats || !x->name || (opts->description && !x->description) || !x->settings) {
     export_free (x);
     return NULL;
   }
@@ -646,9 +649,10 @@ export_enter (struct export *x, unsigned *max)
   *max = x->max_connections;
   if (x->state != EXPORT_SERVED)
     r = -ESHUTDOWN;
-  else if (*max > 0 && x->connections >= *max)
+  else if (*max > 0 && x->connections >= *max) {
+    atomic_fetch_add (&stats_server.refused, 1);
     r = -EMFILE;
-  else
+  } else
     x->connections++;
   pthread_mutex_unlock (&x->set->lock);
   return r;

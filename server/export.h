@@ -39,6 +39,7 @@
 
 struct job;
 struct meta_context;
+struct stats;
 struct tls;
 
 struct exports;
@@ -86,6 +87,8 @@ struct export
 
   atomic_bool leaving; /* its clients are to be disconnected, and it takes no more */
   struct rate rate;
+
+  struct stats *stats; /* stats.h */
 
   struct slice *slice; /* what the image's file is opened through; may be NULL */
 

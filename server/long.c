@@ -85,6 +85,7 @@ long_write_begin (struct session *s, const struct request *rq)
     return false;
   *whole = *rq;
   whole->heap = true;
+  whole->arrived = s->arrived;
   whole->pieces = 1;
   s->long_write = whole;
   s->header_size = 1;

@@ -50,6 +50,7 @@ merge_flush (struct shard *shard)
     return;
   unsigned n = m->n;
   m->n = 0;
+  stats_merged (m->rq[0].session->stats, n);
   for (unsigned i = 0; i < n; i++)
     iov[i] = (struct iovec){ (void *)m->payload[i], m->rq[i].len };
   int r = q_file_pwritev (m->plan.file, iov, (int)n, m->plan.run[0].host);

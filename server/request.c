@@ -34,6 +34,9 @@ static const uint16_t known_flags[] = {
 #define FILTER_MIN sizeof (uint64_t)
 #define FILTER_MAX (sizeof (uint64_t) + MAX_META_CONTEXTS * sizeof (uint32_t))
 
+/* Answers what is not going to be tried. */
+#define reject(s, rq, ...) (stats_add (&(s)->stats->rejected, 1), reply_error (s, rq, __VA_ARGS__))
+
 /* ---- checks ---------------------------------------------------------------------------------- */
 
 static bool
@@ -59,77 +62,76 @@ acceptable (struct session *s, const struct request *rq)
       rq->type == NBD_CMD_WRITE || rq->type == NBD_CMD_TRIM || rq->type == NBD_CMD_WRITE_ZEROES;
 
   if (s->stopping) {
-    reply_error (s, rq, ESHUTDOWN,
-                 s->shard->stopping ? "the server is shutting down"
-                                    : "the connection is being ended by the server");
+    reject (s, rq, ESHUTDOWN,
+            s->shard->stopping ? "the server is shutting down"
+                               : "the connection is being ended by the server");
     return false;
   }
   if (rq->type >= N_COMMANDS || (rq->type == NBD_CMD_RESIZE && !rq->export->resizable)) {
-    reply_error (s, rq, EINVAL, "unknown command %u", rq->type);
+    reject (s, rq, EINVAL, "unknown command %u", rq->type);
     return false;
   }
   unsigned unknown = rq->flags & ~(known_flags[rq->type] | NBD_CMD_FLAG_FUA);
   if (rq->mode == MODE_SIMPLE)
     unknown |= rq->flags & NBD_CMD_FLAG_DF;
   if (unknown) {
-    reply_error (s, rq, EINVAL, "unknown flags 0x%x for command %u", unknown, rq->type);
+    reject (s, rq, EINVAL, "unknown flags 0x%x for command %u", unknown, rq->type);
     return false;
   }
   if (writes && rq->export->read_only) {
-    reply_error (s, rq, EPERM, "the export is read-only");
+    reject (s, rq, EPERM, "the export is read-only");
     return false;
   }
   if (rq->type == NBD_CMD_FLUSH) {
     if (rq->offset != 0 || rq->len != 0) {
-      reply_error (s, rq, EINVAL, "flush with a nonzero offset or length");
+      reject (s, rq, EINVAL, "flush with a nonzero offset or length");
       return false;
     }
     return true;
   }
   if (rq->type == NBD_CMD_RESIZE) {
     if (rq->offset % RESIZE_UNIT != 0 || rq->len != 0) {
-      reply_error (s, rq, EINVAL, "resize to %" PRIu64 " bytes: a multiple of %u is wanted",
-                   rq->offset, RESIZE_UNIT);
+      reject (s, rq, EINVAL, "resize to %" PRIu64 " bytes: a multiple of %u is wanted", rq->offset,
+              RESIZE_UNIT);
       return false;
     }
     return true;
   }
   if (!aligned (rq)) {
-    reply_error (s, rq, EINVAL,
-                 "%" PRIu64 " bytes at offset %" PRIu64 " are not whole blocks of %u bytes",
-                 rq->len, rq->offset, rq->export->min_block);
+    reject (s, rq, EINVAL,
+            "%" PRIu64 " bytes at offset %" PRIu64 " are not whole blocks of %u bytes", rq->len,
+            rq->offset, rq->export->min_block);
     return false;
   }
   if (past_end (rq)) {
     bool space = rq->type == NBD_CMD_WRITE || rq->type == NBD_CMD_WRITE_ZEROES;
-    reply_error (s, rq, space ? ENOSPC : EINVAL,
-                 "%" PRIu64 " bytes at offset %" PRIu64 " exceed the export's size of %" PRIu64,
-                 rq->len, rq->offset, rq->export->size);
+    reject (s, rq, space ? ENOSPC : EINVAL,
+            "%" PRIu64 " bytes at offset %" PRIu64 " exceed the export's size of %" PRIu64, rq->len,
+            rq->offset, rq->export->size);
     return false;
   }
   if (rq->type == NBD_CMD_READ && rq->len > NBD_MAX_PAYLOAD) {
     if (rq->mode == MODE_SIMPLE) {
-      reply_error (s, rq, EINVAL, "read is longer than the maximum payload");
+      reject (s, rq, EINVAL, "read is longer than the maximum payload");
       return false;
     }
     if (rq->flags & NBD_CMD_FLAG_DF) {
-      reply_error (s, rq, EOVERFLOW, "read of %" PRIu64 " bytes in one piece: the most is %u",
-                   rq->len, NBD_MAX_PAYLOAD);
+      reject (s, rq, EOVERFLOW, "read of %" PRIu64 " bytes in one piece: the most is %u", rq->len,
+              NBD_MAX_PAYLOAD);
       return false;
     }
   }
   if (rq->type == NBD_CMD_WRITE && rq->len > NBD_MAX_PAYLOAD) {
-    reply_error (s, rq, EINVAL, "write of %" PRIu64 " bytes: the most is %u", rq->len,
-                 NBD_MAX_PAYLOAD);
+    reject (s, rq, EINVAL, "write of %" PRIu64 " bytes: the most is %u", rq->len, NBD_MAX_PAYLOAD);
     return false;
   }
   if (rq->type == NBD_CMD_BLOCK_STATUS) {
     if (rq->contexts == 0) {
-      reply_error (s, rq, EINVAL, "block status without a metadata context");
+      reject (s, rq, EINVAL, "block status without a metadata context");
       return false;
     }
     if (rq->len == 0) {
-      reply_error (s, rq, EINVAL, "block status of 0 bytes");
+      reject (s, rq, EINVAL, "block status of 0 bytes");
       return false;
     }
   }
@@ -159,7 +161,7 @@ filter_received (struct session *s, struct request *rq)
   }
   rq->contexts = wanted;
   if (!valid) {
-    reply_error (s, rq, EINVAL, "block status filter names a context twice, or an unknown one");
+    reject (s, rq, EINVAL, "block status filter names a context twice, or an unknown one");
     request_discard (rq);
   } else if (!acceptable (s, rq))
     request_discard (rq);
@@ -190,7 +192,7 @@ receive (struct session *s, const struct request *rq, size_t n)
     return;
   struct request *heap = is_long ? NULL : request_new (s->shard);
   if (!heap || !session_keep (s, n)) {
-    reply_error (s, rq, ENOMEM, "no memory for %zu bytes of payload", n);
+    reject (s, rq, ENOMEM, "no memory for %zu bytes of payload", n);
     if (heap)
       request_free (s->shard, heap);
     session_skip (s, n);
@@ -244,8 +246,7 @@ dispatch (struct session *s, struct request *rq, uint64_t payload, const uint8_t
     return 0;
   }
   if (payload > 0 && rq->type != NBD_CMD_WRITE) {
-    reply_error (s, rq, EINVAL, "command %u with a payload of %" PRIu64 " bytes", rq->type,
-                 payload);
+    reject (s, rq, EINVAL, "command %u with a payload of %" PRIu64 " bytes", rq->type, payload);
     session_skip (s, payload);
     return 0;
   }
@@ -318,7 +319,7 @@ extended_header (struct session *s, const uint8_t *p, size_t n)
       return n;
     }
   } else if (rq.type == NBD_CMD_WRITE && rq.len > 0) {
-    reply_error (s, &rq, EINVAL, "write without the payload length flag");
+    reject (s, &rq, EINVAL, "write without the payload length flag");
     return sizeof *h;
   }
   return sizeof *h + dispatch (s, &rq, payload, p + sizeof *h, n - sizeof *h);
@@ -343,6 +344,9 @@ transmission_begin (struct session *s)
   /* What was selected counts only for the export that it was selected for. */
   if (s->meta_export != s->export->id)
     s->meta_selected = 0;
+  s->stats = stats_counters (s->export->stats, s->shard);
+  if (!s->stats)
+    session_drop (s);
   request_expect_header (s);
   s->on_payload = payload_received;
 }

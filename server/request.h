@@ -24,6 +24,8 @@ struct request {
   uint64_t cookie, offset, len;
   uint64_t contexts; /* BLOCK_STATUS: which to answer for */
 
+  uint64_t arrived; /* stats.h; 0: it is answered in the turn that it came in */
+
   uint64_t done;         /* of len: written inline, or read and queued */
   struct buf *payload;   /* WRITE: the data; BLOCK_STATUS: the filter */
   uint64_t piece;        /* READ: how much of it is in OUT, or about to be */

@@ -14,6 +14,7 @@
 #include "loop.h"
 #include "server.h"
 #include "service.h"
+#include "stats.h"
 
 /* Seconds to wait when there is no descriptor or memory for another connection. */
 #define ACCEPT_PAUSE 0.5
@@ -77,6 +78,7 @@ on_pause_over (struct ev_loop *ev, ev_timer *w, int revents)
 static void
 pause_accepting (struct server *sv, const char *why)
 {
+  atomic_fetch_add (&stats_server.connections_failed, 1);
   if (ev_now (sv->ev) >= sv->next_complaint) {
     log_warning ("cannot take another client in at present (%u are connected): %s", sv->clients,
                  why);
@@ -108,6 +110,7 @@ take_in (struct server *sv, int fd, const char *via)
   }
   sv->next_loop = (sv->next_loop + 1) % sv->n_loops;
   sv->clients++;
+  atomic_fetch_add (&stats_server.connections, 1);
 }
 
 static void

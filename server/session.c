@@ -44,6 +44,7 @@ shard_init (struct shard *shard, struct exports *exports, struct pool *pool, siz
 void
 shard_submit (struct shard *shard)
 {
+  shard->now = 0;
   ring_submit (shard->ring);
   if (shard->batch.first)
     pool_submit (shard->pool, &shard->batch);
@@ -122,6 +123,13 @@ session_blocked (const struct session *s)
          s->held + s->out.memory >= (low ? MAX_HELD_LOW : MAX_HELD);
 }
 
+void
+session_count_inflight (struct session *s, int n)
+{
+  s->inflight += (unsigned)n;
+  stats_add (&s->stats->in_flight, (uint64_t)(int64_t)n);
+}
+
 double
 session_throttle (const struct session *s)
 {
@@ -180,6 +188,14 @@ session_input (struct session *s, const uint8_t *p, size_t n)
   return used;
 }
 
+/* What was answered since the turn, or the slice, began is as good as sent. */
+static void
+settle_stats (struct session *s)
+{
+  if (s->stats && stats_pending (s->stats))
+    stats_settle (s->stats, s->arrived, stats_clock ());
+}
+
 bool
 session_next_slice (struct session *s)
 {
@@ -187,6 +203,7 @@ session_next_slice (struct session *s)
   if (s->slice > 0 || s->budget <= 0 || s->dropped || s->starved)
     return false;
   s->slice = SLICE;
+  settle_stats (s);
   return true;
 }
 
@@ -238,6 +255,9 @@ session_begin_turn (struct session *s, bool may_borrow)
   s->in_turn = true;
   s->may_borrow = may_borrow;
   s->slice = SLICE;
+  /* What is left over from an earlier turn has been waiting since then. */
+  if (s->starved)
+    s->arrived = stats_clock ();
   s->pin = q_pin ();
 }
 
@@ -247,6 +267,7 @@ session_end_turn (struct session *s)
   if (!s->in_turn)
     return;
   session_settle (s);
+  settle_stats (s);
   s->in_turn = false;
   q_unpin (s->pin);
 }
@@ -359,7 +380,7 @@ session_drop (struct session *s)
   abandon_payload (s);
   while (s->parked.first) {
     struct request *rq = (struct request *)batch_take (&s->parked);
-    s->inflight--;
+    session_count_inflight (s, -1);
     request_discard (rq);
   }
 }

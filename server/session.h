@@ -38,6 +38,7 @@
 #include "export.h"
 #include "nbd.h"
 #include "outq.h"
+#include "stats.h"
 #include "tls.h"
 #include "worker.h"
 
@@ -58,6 +59,7 @@ struct shard {
   struct loans loans; /* of the session that has its turn */
   size_t max_memory;  /* when that much is out of the cache, each session has to do with little */
   struct job *free_requests;
+  uint64_t now;  /* stats.h: when this round of completions began; 0: the clock was not read yet */
   bool stopping; /* the server is shutting down: so are all sessions */
 };
 
@@ -91,10 +93,11 @@ struct session {
   void (*notify) (struct session *);
   struct outq out;
   bool in_turn;
-  bool may_borrow; /* s.out may take loans in this turn */
-  q_pin_t pin;     /* of the turn */
-  int64_t budget;  /* bytes; session_input stops when it is used up.  Set by the owner */
-  int slice;       /* calls to the file system; the same */
+  bool may_borrow;  /* s.out may take loans in this turn */
+  q_pin_t pin;      /* of the turn */
+  int64_t budget;   /* bytes; session_input stops when it is used up.  Set by the owner */
+  int slice;        /* calls to the file system; the same */
+  uint64_t arrived; /* stats.h: when the input that is being taken in was received */
 
   /* Input: a header of header_size bytes, then (if the header calls for it) a payload that is
    * either kept, in *payload, or skipped. */
@@ -125,9 +128,10 @@ struct session {
   struct request *long_write; /* of which more pieces are to come */
   /* Written by the shard's thread alone, read by any (clients.c). */
   _Atomic uint64_t n_requests, bytes_read, bytes_written;
-  struct batch parked; /* long reads that wait for their last piece to be sent */
-  unsigned inflight;   /* requests at the pool or parked */
-  size_t held;         /* bytes of memory that they, and the one being received, hold */
+  struct stats_counters *stats; /* of the export, on this shard */
+  struct batch parked;          /* long reads that wait for their last piece to be sent */
+  unsigned inflight;            /* requests at the pool or parked */
+  size_t held;                  /* bytes of memory that they, and the one being received, hold */
 };
 
 void session_init (struct session *s, struct shard *shard, void (*notify) (struct session *));
@@ -164,6 +168,8 @@ bool session_keep (struct session *s, size_t n);
 void session_skip (struct session *s, uint64_t n);
 /* Too much is queued, in flight or held to begin with another request. */
 bool session_blocked (const struct session *s);
+/* N more requests in flight, or fewer. */
+void session_count_inflight (struct session *s, int n);
 /* Queues N bytes; without memory the session is dropped. */
 void session_send (struct session *s, const void *p, size_t n);
 
