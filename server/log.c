@@ -54,6 +54,8 @@ put_line (enum q_log_level level, const char *fmt, va_list args)
   size_t len = (size_t)prefix + (n < 0 ? 0 : (size_t)n);
   if (len > sizeof line - 2)
     len = sizeof line - 2;
+  line[len] = '\0';
+  q_make_printable (line); /* names are what clients ask for, too */
   line[len++] = '\n';
   if (level == Q_LOG_ERROR && !started && !log_is_stderr ())
     put_bytes (STDERR_FILENO, line, len);

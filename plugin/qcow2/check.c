@@ -30,6 +30,7 @@ vline (struct q_check *c, const char *prefix, const char *fmt, va_list ap)
   if (!c->report)
     return;
   vsnprintf (line + n, sizeof line - (size_t)n, fmt, ap);
+  q_make_printable (line);
   c->report (c->opaque, line);
 }
 

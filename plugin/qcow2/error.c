@@ -23,13 +23,23 @@ log_to_stderr (void *opaque, enum q_log_level level, const char *text)
     fprintf (stderr, "%s%s\n", level == Q_LOG_WARNING ? "warning: " : "", text);
 }
 
-/* Names that come from an image may hold anything; a message is one line and drives no terminal. */
-static void
-make_printable (char *text)
+bool
+q_drives_terminal (const char *text, size_t i)
 {
-  for (; *text; ++text)
-    if ((unsigned char)*text < 0x20 || *text == 0x7f)
-      *text = '?';
+  unsigned char c = (unsigned char)text[i], before = i > 0 ? (unsigned char)text[i - 1] : 0;
+
+  if (c < 0x20 || c == 0x7f)
+    return true;
+  /* The second set of control characters: two bytes of UTF-8, or one that is none. */
+  return c >= 0x80 && c < 0xa0 && (before < 0x80 || before == 0xc2);
+}
+
+void
+q_make_printable (char *text)
+{
+  for (size_t i = 0; text[i]; ++i)
+    if (q_drives_terminal (text, i))
+      text[i] = '?';
 }
 
 static q_log_fn log_fn = log_to_stderr;
@@ -51,7 +61,7 @@ q_log (enum q_log_level level, const char *fmt, ...)
   va_start (ap, fmt);
   vsnprintf (text, sizeof text, fmt, ap);
   va_end (ap);
-  make_printable (text);
+  q_make_printable (text);
   log_fn (log_opaque, level, text);
 }
 
@@ -64,7 +74,7 @@ q_fail (struct q_error *err, int code, const char *fmt, ...)
     va_start (ap, fmt);
     vsnprintf (err->text, sizeof err->text, fmt, ap);
     va_end (ap);
-    make_printable (err->text);
+    q_make_printable (err->text);
   }
   return code;
 }
@@ -88,7 +98,7 @@ q_error_prefix (struct q_error *err, const char *fmt, ...)
     old.text[sizeof err->text - n - 3] = '\0'; /* a very long text loses its end */
     memcpy (err->text + n + 2, old.text, strlen (old.text) + 1);
   }
-  make_printable (err->text);
+  q_make_printable (err->text);
 }
 
 int

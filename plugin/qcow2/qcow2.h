@@ -67,6 +67,12 @@ enum q_log_level { Q_LOG_ERROR, Q_LOG_WARNING, Q_LOG_INFO, Q_LOG_DEBUG };
 typedef void (*q_log_fn) (void *opaque, enum q_log_level level, const char *text);
 void q_set_log (q_log_fn fn, void *opaque);
 
+/* Names that come from an image may hold anything.  What is shown to people is one line and drives
+ * no terminal: each byte that would is made a question mark.  Errors and the log are like that. */
+void q_make_printable (char *text);
+/* Whether the byte at TEXT[I] would. */
+bool q_drives_terminal (const char *text, size_t i);
+
 /* ---- open and close ------------------------------------------------------------------------ */
 
 enum q_format {

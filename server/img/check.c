@@ -125,7 +125,7 @@ print_json (const struct checking *c, const struct q_check_result *r)
 {
   json_t *j = json_object ();
 
-  json_object_set_new (j, "filename", json_string (c->spec.name));
+  json_object_set_new (j, "filename", img_json_name (c->spec.name));
   json_object_set_new (j, "format", json_string ("qcow2"));
   json_object_set_new (j, "check-errors", json_integer ((json_int_t)r->check_errors));
   set_nonzero (j, "image-end-offset", r->image_end_offset);

@@ -19,10 +19,15 @@ static void vmessage (const char *prefix, const char *fmt, va_list ap)
 static void
 vmessage (const char *prefix, const char *fmt, va_list ap)
 {
+  char *text;
+
   fflush (stdout);
-  fprintf (stderr, "nbdcow-img: %s", prefix);
-  vfprintf (stderr, fmt, ap);
-  fputc ('\n', stderr);
+  if (vasprintf (&text, fmt, ap) == -1)
+    text = NULL;
+  if (text)
+    q_make_printable (text);
+  fprintf (stderr, "nbdcow-img: %s%s\n", prefix, text ? text : "out of memory");
+  free (text);
 }
 
 int

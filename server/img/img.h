@@ -138,6 +138,8 @@ struct img_spec {
   bool metadata_only;    /* likewise */
   bool repair;           /* likewise */
   const char *state_dir; /* likewise */
+  bool raw_too;          /* with writable: it may as well be a raw disk, so that a format which is
+                          * found out says nothing: no data file is opened by it */
   bool recover;          /* with writable: first take up what a killed server left */
 };
 
@@ -200,6 +202,11 @@ int img_walk (const struct img_layers *l, uint64_t offset, uint64_t len, img_ext
 
 /* Closes it; false, and reported, if what was written may be lost. */
 bool img_close (struct q_image **img);
+/* What opens IMG's backing file, as far as the words in TOP, about the chain that IMG is in, let it
+ * be opened: *BELOW gets its name, which the caller frees, its format, and those words; the rest is
+ * as in a new one.  -ENOENT if there is none; other errors are reported. */
+int img_follow (struct q_image *img, const struct img_spec *top, struct img_spec *below,
+                char **path);
 /* NAME as OVERLAY would find it: relative to the overlay's directory.  NULL, and reported, if it
  * is not a local file.  The caller frees. */
 char *img_backing_path (const char *overlay, const char *name);
@@ -241,6 +248,10 @@ unsigned img_default_threads (void);
 
 /* "976 KiB": three digits of the largest unit.  TEXT has at least 32 bytes. */
 const char *img_size_text (uint64_t bytes, char text[32]);
+/* A name that an image has, for people (q_make_printable); valid until the program ends. */
+const char *img_plain (const char *name);
+/* The same for JSON, which can have all but what is not UTF-8: that is replaced by U+FFFD. */
+json_t *img_json_name (const char *name);
 /* Prints JSON the way qemu-img does and frees it; false if stdout could not be written. */
 bool img_print_json (json_t *json);
 /* Ends output: a full disk or closed pipe is an error like any other.  Returns STATUS or 1. */

@@ -64,7 +64,7 @@ print_human (const struct entry *e)
     return false;
   }
   printf ("%#-16llx%#-16llx%#-16llx%s\n", (unsigned long long)e->start,
-          (unsigned long long)e->length, (unsigned long long)e->offset, e->filename);
+          (unsigned long long)e->length, (unsigned long long)e->offset, img_plain (e->filename));
   return true;
 }
 

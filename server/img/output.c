@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "img.h"
@@ -23,6 +24,59 @@ img_size_text (uint64_t bytes, char text[32])
   }
   snprintf (text, 32, "%.3g %s", value, units[unit]);
   return text;
+}
+
+const char *
+img_plain (const char *name)
+{
+  static struct plain {
+    struct plain *next;
+    char text[];
+  } * all;
+  size_t i = 0, len = strlen (name);
+  struct plain *p;
+
+  while (i < len && !q_drives_terminal (name, i))
+    i++;
+  if (i == len)
+    return name;
+  p = malloc (sizeof *p + len + 1);
+  if (!p)
+    return "?";
+  memcpy (p->text, name, len + 1);
+  q_make_printable (p->text);
+  p->next = all;
+  all = p;
+  return p->text;
+}
+
+json_t *
+img_json_name (const char *name)
+{
+  json_t *j = json_string (name);
+  size_t len = strlen (name), used = 0;
+  char *text = j ? NULL : malloc (3 * len + 1);
+
+  /* Four bytes at a time, or as many of these as are UTF-8, or a replacement for one. */
+  while (text && len > 0) {
+    size_t n = len < 4 ? len : 4;
+    json_t *one = NULL;
+
+    for (; n > 0 && !one; n -= !one)
+      one = json_stringn (name, n);
+    if (one)
+      memcpy (text + used, name, n);
+    else
+      memcpy (text + used, "\xef\xbf\xbd", 3);
+    json_decref (one);
+    used += n ? n : 3;
+    len -= n ? n : 1;
+    name += n ? n : 1;
+  }
+  if (text)
+    j = json_stringn (text, used);
+  free (text);
+  return j;
 }
 
 bool

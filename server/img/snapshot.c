@@ -37,8 +37,8 @@ list (struct q_image *img)
               (unsigned)(s.vm_clock_nsec / 1000000 % 1000));
     if (s.icount != -1)
       snprintf (icount, sizeof icount, "%lld", (long long)s.icount);
-    printf ("%-7s %-16s %8s %19s %15s %10s\n", s.id, s.name, img_size_text (s.vm_state_size, size),
-            date, clock, icount);
+    printf ("%-7s %-16s %8s %19s %15s %10s\n", img_plain (s.id), img_plain (s.name),
+            img_size_text (s.vm_state_size, size), date, clock, icount);
   }
   return 0;
 }
