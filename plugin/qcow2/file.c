@@ -413,6 +413,21 @@ static const struct q_file_ops local_ops = {
   .close = local_close,
 };
 
+/* Whether a file of this MODE may be opened. */
+static int
+check_kind (const char *name, mode_t mode, unsigned flags, struct q_error *err)
+{
+  if (!S_ISREG (mode) && !S_ISBLK (mode))
+    return q_fail (err, -EINVAL, "%s: is a %s, not a regular file or a block device", name,
+                   S_ISDIR (mode)    ? "directory"
+                   : S_ISFIFO (mode) ? "FIFO"
+                   : S_ISSOCK (mode) ? "socket"
+                                     : "character device");
+  if ((flags & Q_FILE_REGULAR) && S_ISBLK (mode))
+    return q_fail (err, -EPERM, "%s: is a block device", name);
+  return 0;
+}
+
 int
 q_file_open_local (void *opaque, const char *name, unsigned flags, struct q_file **file,
                    struct q_error *err)
@@ -437,13 +452,14 @@ q_file_open_local (void *opaque, const char *name, unsigned flags, struct q_file
     r = q_fail (err, -ENOMEM, "%s: out of memory", name);
     goto out;
   }
-  /* Opening a device may do something to it. */
-  if ((flags & Q_FILE_REGULAR) && stat (name, &st) == 0 &&
-      (S_ISBLK (st.st_mode) || S_ISCHR (st.st_mode))) {
-    r = q_fail (err, -EPERM, "%s: is a device", name);
-    goto out;
+  /* Looked at first, since opening may do something: to a device, or whoever waits at a FIFO. */
+  if (stat (name, &st) == 0) {
+    r = check_kind (name, st.st_mode, flags, err);
+    if (r < 0)
+      goto out;
   }
-  /* O_NONBLOCK so that a FIFO in the image's place is an error and not a wait for ever. */
+  /* What is there may have been exchanged: O_NONBLOCK so that a FIFO is an error and not a wait for
+   * ever. */
   lf->fd = open (name,
                  oflags | O_NONBLOCK | (flags & Q_FILE_CREATE ? O_CREAT : 0) |
                      (lf->direct ? O_DIRECT : 0),
@@ -461,18 +477,9 @@ q_file_open_local (void *opaque, const char *name, unsigned flags, struct q_file
     r = q_fail (err, -errno, "%s: %s", name, strerror (errno));
     goto out;
   }
-  if (!S_ISREG (st.st_mode) && !S_ISBLK (st.st_mode)) {
-    r = q_fail (err, -EINVAL, "%s: is a %s, not a regular file or a block device", name,
-                S_ISDIR (st.st_mode)    ? "directory"
-                : S_ISFIFO (st.st_mode) ? "FIFO"
-                : S_ISSOCK (st.st_mode) ? "socket"
-                                        : "special file");
+  r = check_kind (name, st.st_mode, flags, err);
+  if (r < 0)
     goto out;
-  }
-  if ((flags & Q_FILE_REGULAR) && S_ISBLK (st.st_mode)) {
-    r = q_fail (err, -EPERM, "%s: is a block device", name);
-    goto out;
-  }
   lf->base.is_device = S_ISBLK (st.st_mode);
   lf->base.holes_are_zero = S_ISREG (st.st_mode);
   lf->base.dev = lf->base.is_device ? (uint64_t)st.st_rdev : (uint64_t)st.st_dev;

@@ -64,7 +64,7 @@ enum q_file_flags {
   Q_FILE_CREATE = 2, /* create or truncate */
   Q_FILE_DIRECT = 4,
   Q_FILE_LOCK = 8,     /* take QEMU's locks: see lock.h */
-  Q_FILE_REGULAR = 16, /* -EPERM if it is a device, without touching it */
+  Q_FILE_REGULAR = 16, /* -EPERM if it is a block device, without touching it */
 };
 
 struct q_file_opener {

@@ -161,6 +161,7 @@ bench (struct bench *b)
   int status;
 
   b->spec.writable = b->write;
+  b->spec.raw_too = true;
   b->img = img_open_spec (&b->spec);
   if (!b->img)
     return 1;

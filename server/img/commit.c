@@ -63,12 +63,19 @@ open_layers (struct commit *c)
   spec.writable = true;
   spec.discard = true;
   for (;;) {
-    struct q_image *img = c->n < Q_MAX_CHAIN ? img_open_spec (&spec) : NULL;
+    struct q_image *img = img_open_spec (&spec);
+    int r;
 
     free (path);
     path = NULL;
     if (!img)
       return false;
+    if (c->n == Q_MAX_CHAIN) {
+      img_error ("%s: the chain of backing files is a loop, or has more than %u layers",
+                 c->spec.name, Q_MAX_CHAIN);
+      img_close (&img);
+      return false;
+    }
     c->layer[c->n++] = img;
     q_get_info (img, &info);
     if (!info.backing_file) {
@@ -78,27 +85,20 @@ open_layers (struct commit *c)
         img_error ("%s: has no backing file to commit to", c->spec.name);
       return false;
     }
-    path = img_backing_path (q_filename (img), info.backing_file);
-    if (!path)
+    r = img_follow (img, &c->spec, &spec, &path);
+    if (r == -ENOENT)
+      img_error (
+          "%s: backing=none does without the backing file '%s': there is nothing to commit to",
+          q_filename (img), info.backing_file);
+    if (r < 0)
       return false;
-    if (!info.backing_format &&
-        (!c->spec.backing_mode || strcmp (c->spec.backing_mode, "probe") != 0)) {
-      img_error ("%s: the format of its backing file '%s' is not recorded: allow guessing it with "
-                 "--backing-mode=probe, or record it (rebase -u)",
-                 q_filename (img), info.backing_file);
-      free (path);
-      return false;
-    }
     if (is_base (c, &info, path)) {
       c->base_path = path;
       c->base_format = info.backing_format;
       return true;
     }
-    spec = (struct img_spec){ .name = path,
-                              .format = info.backing_format,
-                              .cache = c->spec.cache,
-                              .data_file_policy = c->spec.data_file_policy,
-                              .metadata_only = true };
+    spec.cache = c->spec.cache;
+    spec.metadata_only = true;
   }
 }
 
@@ -110,6 +110,7 @@ open_base (struct commit *c)
                            .cache = c->spec.cache,
                            .backing_mode = c->spec.backing_mode,
                            .data_file_policy = c->spec.data_file_policy,
+                           .untrusted = c->spec.untrusted,
                            .writable = true,
                            .discard = true };
   struct q_error err = { "" };

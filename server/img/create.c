@@ -430,7 +430,7 @@ img_creation_make (struct img_creation *c)
 static int
 create (struct img_creation *c)
 {
-  if (c->opts.backing_file && !c->opts.backing_format && !c->unsafe)
+  if (c->opts.backing_file && !c->opts.backing_format)
     return img_error ("backing file '%s': say what format it has with -F: a format that is guessed "
                       "later lets a guest choose it",
                       c->opts.backing_file);

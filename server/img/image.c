@@ -350,9 +350,18 @@ img_open_spec (const struct img_spec *spec)
   }
   k->next = kept;
   kept = k;
-  if (!img_load_secrets () || !apply (spec, &k->source) || !find_file (spec, &k->source) ||
-      (k->source.open.format == Q_FORMAT_AUTO && !probe (&k->source)))
+  if (!img_load_secrets () || !apply (spec, &k->source) || !find_file (spec, &k->source))
     return NULL;
+
+  const bool guess = k->source.open.format == Q_FORMAT_AUTO;
+  /* The guest of a raw disk can make it begin like qcow2: nobody vouches for such a header. */
+  const bool distrust =
+      guess && spec->writable && spec->raw_too && !spec->data_file && !spec->data_file_policy;
+
+  if (guess && !probe (&k->source))
+    return NULL;
+  if (distrust)
+    k->source.open.data_file_policy = Q_DATA_FILE_NONE;
   if (spec->recover && spec->writable && !spec->image_opts && !img_is_nbd (k->source.filename) &&
       !img_finish_session (spec, ""))
     return NULL;
@@ -361,8 +370,12 @@ img_open_spec (const struct img_spec *spec)
 
   if (k->source.ignore_flush)
     opts.opener = img_unsynced (opts.opener);
-  if (q_open (&img, k->source.filename, &opts, &err) < 0)
-    img_error ("%s", err.text);
+
+  int r = q_open (&img, k->source.filename, &opts, &err);
+
+  if (r < 0)
+    img_error ("%s%s", err.text,
+               r == -EPERM && distrust ? "; -f qcow2 does so as well: the format was guessed" : "");
   k->img = img;
   return img;
 }
@@ -421,6 +434,37 @@ img_close (struct q_image **img)
     return true;
   img_error ("%s", err.text);
   return false;
+}
+
+int
+img_follow (struct q_image *img, const struct img_spec *top, struct img_spec *below, char **path)
+{
+  enum q_backing policy = top->untrusted ? Q_BACKING_REFUSE : Q_BACKING_RECORDED;
+  struct q_image_info info;
+  struct q_error err = { "" };
+  int r;
+
+  *path = NULL;
+  if (top->backing_mode)
+    q_backing_parse (top->backing_mode, &policy);
+  r = q_backing_allowed (img, policy, &err);
+  if (r < 0) {
+    if (r != -ENOENT)
+      img_error ("%s", err.text);
+    return r;
+  }
+  q_get_info (img, &info);
+  *path = strdup (info.backing_path);
+  if (!*path) {
+    img_error ("out of memory");
+    return -ENOMEM;
+  }
+  *below = (struct img_spec){ .name = *path,
+                              .format = info.backing_format,
+                              .backing_mode = top->backing_mode,
+                              .data_file_policy = top->data_file_policy,
+                              .untrusted = top->untrusted };
+  return 0;
 }
 
 char *

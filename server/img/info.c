@@ -30,12 +30,12 @@ snapshots_json (const struct q_image *img)
       json_object_set_new (j, "icount", json_integer (s.icount));
     json_object_set_new (j, "vm-clock-nsec",
                          json_integer ((json_int_t)(s.vm_clock_nsec % 1000000000)));
-    json_object_set_new (j, "name", json_string (s.name));
+    json_object_set_new (j, "name", img_json_name (s.name));
     json_object_set_new (j, "date-sec", json_integer (s.date_sec));
     json_object_set_new (j, "date-nsec", json_integer (s.date_nsec));
     json_object_set_new (j, "vm-clock-sec",
                          json_integer ((json_int_t)(s.vm_clock_nsec / 1000000000)));
-    json_object_set_new (j, "id", json_string (s.id));
+    json_object_set_new (j, "id", img_json_name (s.id));
     json_object_set_new (j, "vm-state-size", json_integer ((json_int_t)s.vm_state_size));
     json_array_append_new (list, j);
   }
@@ -70,8 +70,9 @@ bitmaps_json (struct q_image *img)
     for (unsigned k = 0; k < N_FLAGS; k++)
       if (flags[k].set)
         json_array_append_new (names, json_string (flags[k].name));
-    json_array_append_new (list, json_pack ("{s:o, s:s, s:I}", "flags", names, "name", b.name,
-                                            "granularity", (json_int_t)b.granularity));
+    json_array_append_new (list, json_pack ("{s:o, s:o, s:I}", "flags", names, "name",
+                                            img_json_name (b.name), "granularity",
+                                            (json_int_t)b.granularity));
   }
   return list;
 }
@@ -91,7 +92,7 @@ specific_json (struct q_image *img, const struct q_image_info *info)
     json_object_set_new (data, "corrupt", json_boolean (info->corrupt));
     json_object_set_new (data, "extended-l2", json_boolean (info->extended_l2));
     if (info->data_file) {
-      json_object_set_new (data, "data-file", json_string (info->data_file));
+      json_object_set_new (data, "data-file", img_json_name (info->data_file));
       json_object_set_new (data, "data-file-raw", json_boolean (info->data_file_raw));
     }
   } else
@@ -110,7 +111,7 @@ layer_json (struct q_image *img)
   struct q_image_info info;
 
   q_get_info (img, &info);
-  json_object_set_new (j, "filename", json_string (q_filename (img)));
+  json_object_set_new (j, "filename", img_json_name (q_filename (img)));
   json_object_set_new (j, "format", json_string (img_format_name (q_image_format (img))));
   json_object_set_new (j, "virtual-size", json_integer ((json_int_t)info.virtual_size));
   json_object_set_new (j, "actual-size", json_integer ((json_int_t)info.actual_size));
@@ -124,11 +125,11 @@ layer_json (struct q_image *img)
   if (info.encryption)
     json_object_set_new (j, "encrypted", json_true ());
   if (info.backing_file) {
-    json_object_set_new (j, "backing-filename", json_string (info.backing_file));
+    json_object_set_new (j, "backing-filename", img_json_name (info.backing_file));
     if (info.backing_path)
-      json_object_set_new (j, "full-backing-filename", json_string (info.backing_path));
+      json_object_set_new (j, "full-backing-filename", img_json_name (info.backing_path));
     if (info.backing_format)
-      json_object_set_new (j, "backing-filename-format", json_string (info.backing_format));
+      json_object_set_new (j, "backing-filename-format", img_json_name (info.backing_format));
   }
   if (info.nb_snapshots)
     json_object_set_new (j, "snapshots", snapshots_json (img));
@@ -155,7 +156,7 @@ print_snapshots (const struct q_image *img)
       strftime (when, sizeof when, "%Y-%m-%d %H:%M:%S", &tm);
     if (s.icount != -1)
       snprintf (icount, sizeof icount, "%lld", (long long)s.icount);
-    printf ("%-9s %-16s %8s %19s %02u:%02u:%02u.%03u %10s\n", s.id, s.name,
+    printf ("%-9s %-16s %8s %19s %02u:%02u:%02u.%03u %10s\n", img_plain (s.id), img_plain (s.name),
             img_size_text (s.vm_state_size, size), when, (unsigned)(clock / 3600),
             (unsigned)(clock / 60 % 60), (unsigned)(clock % 60),
             (unsigned)(s.vm_clock_nsec / 1000000 % 1000), icount);
@@ -183,7 +184,7 @@ print_bitmaps (struct q_image *img)
     for (unsigned k = 0; k < N_FLAGS; k++)
       if (flags[k].set)
         printf ("                [%u]: %s\n", n++, flags[k].name);
-    printf ("            name: %s\n            granularity: %llu\n", b.name,
+    printf ("            name: %s\n            granularity: %llu\n", img_plain (b.name),
             (unsigned long long)b.granularity);
   }
 }
@@ -205,7 +206,7 @@ print_specific (struct q_image *img, const struct q_image_info *info)
   if (info->version >= 3)
     printf ("    corrupt: %s\n", yes_no (info->corrupt));
   if (info->data_file)
-    printf ("    data file: %s\n    data file raw: %s\n", info->data_file,
+    printf ("    data file: %s\n    data file raw: %s\n", img_plain (info->data_file),
             yes_no (info->data_file_raw));
   if (info->version >= 3)
     printf ("    extended l2: %s\n", yes_no (info->extended_l2));
@@ -219,7 +220,7 @@ print_layer (struct q_image *img)
   char text[32];
 
   q_get_info (img, &info);
-  printf ("image: %s\n", q_filename (img));
+  printf ("image: %s\n", img_plain (q_filename (img)));
   printf ("file format: %s\n", img_format_name (q_image_format (img)));
   printf ("virtual size: %s (%llu bytes)\n", img_size_text (info.virtual_size, text),
           (unsigned long long)info.virtual_size);
@@ -232,12 +233,12 @@ print_layer (struct q_image *img)
   if (info.dirty)
     printf ("cleanly shut down: no\n");
   if (info.backing_file) {
-    printf ("backing file: %s", info.backing_file);
+    printf ("backing file: %s", img_plain (info.backing_file));
     if (info.backing_path && strcmp (info.backing_file, info.backing_path) != 0)
-      printf (" (actual path: %s)", info.backing_path);
+      printf (" (actual path: %s)", img_plain (info.backing_path));
     putchar ('\n');
     if (info.backing_format)
-      printf ("backing file format: %s\n", info.backing_format);
+      printf ("backing file format: %s\n", img_plain (info.backing_format));
   }
   if (info.nb_snapshots)
     print_snapshots (img);
@@ -306,24 +307,11 @@ show (struct chain *chain, const struct img_spec *spec, enum q_format *format, c
   }
   q_get_info (img, &info);
   if (chain->whole && info.backing_file) {
-    struct q_error err;
-    /* Only its metadata is looked at, so that a format that is not recorded may be found out. */
-    enum q_backing policy = spec->untrusted       ? Q_BACKING_REFUSE
-                            : info.backing_format ? Q_BACKING_RECORDED
-                                                  : Q_BACKING_PROBE;
-    int r;
+    struct img_spec below;
+    int r = img_follow (img, spec, &below, next);
 
-    if (spec->backing_mode)
-      q_backing_parse (spec->backing_mode, &policy);
-    r = q_backing_allowed (img, policy, &err);
-    if (r < 0 && r != -ENOENT)
-      ok = img_error ("%s", err.text) == 0;
     *format = Q_FORMAT_AUTO;
-    if (r == 0)
-      ok = !info.backing_format || img_parse_format (info.backing_format, format);
-    if (r == 0 && ok)
-      *next = img_backing_path (q_filename (img), info.backing_file);
-    ok = ok && (r < 0 || *next);
+    ok = r == -ENOENT || (r == 0 && (!below.format || img_parse_format (below.format, format)));
   }
   return img_close (&img) && ok;
 }

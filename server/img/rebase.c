@@ -188,19 +188,14 @@ same_file (const char *a, const char *b)
 static bool
 open_old (struct rebase *b)
 {
-  struct img_spec spec = { .cache = b->backing_cache,
-                           .backing_mode = b->spec.backing_mode,
-                           .data_file_policy = b->spec.data_file_policy };
-  struct q_image_info info;
+  struct img_spec spec;
   char *path;
+  int r = img_follow (b->top, &b->spec, &spec, &path);
 
-  q_get_info (b->top, &info);
-  if (!info.backing_file)
-    return true;
-  path = img_backing_path (q_filename (b->top), info.backing_file);
-  spec.name = path;
-  spec.format = info.backing_format;
-  b->old = path ? img_open_spec (&spec) : NULL;
+  if (r < 0)
+    return r == -ENOENT; /* zeros */
+  spec.cache = b->backing_cache;
+  b->old = img_open_spec (&spec);
   free (path);
   return b->old;
 }
@@ -211,7 +206,8 @@ open_new (struct rebase *b)
   struct img_spec spec = { .format = b->backing_format,
                            .cache = b->backing_cache,
                            .backing_mode = b->spec.backing_mode,
-                           .data_file_policy = b->spec.data_file_policy };
+                           .data_file_policy = b->spec.data_file_policy,
+                           .untrusted = b->spec.untrusted };
 
   if (!b->backing[0])
     return true;
@@ -352,6 +348,12 @@ run (int argc, char **argv)
     return img_error ("rebase: one file name is needed, %d were given", argc - optind);
   if (!b.backing)
     return img_error ("rebase: say with -b what the backing file is to be (-b '' for none)");
+  if (b.backing[0] && !b.backing_format &&
+      (!b.spec.backing_mode || strcmp (b.spec.backing_mode, "probe") != 0))
+    return img_error (
+        "rebase: say with -F what format '%s' has (--backing-mode=probe finds it out): "
+        "a format that is guessed lets a guest choose it",
+        b.backing);
   if (b.spec.force_share)
     return img_error ("rebase: -U is not possible: the image is written");
   if (b.compress && b.unsafe)
@@ -371,7 +373,7 @@ const struct img_command img_rebase_command = {
           "  -t, --cache=MODE              writeback (default), writethrough, none, directsync, "
           "unsafe\n"
           "  -b, --backing=FILE            the new backing file; '' for none\n"
-          "  -B, -F, --backing-format=FORMAT  its format (default: what it begins with)\n"
+          "  -B, -F, --backing-format=FORMAT  its format\n"
           "  -T, --backing-cache=MODE      for the backing files\n"
           "  -u, --backing-unsafe          only change the name: they have the same contents\n"
           "  -c, --compress                compress what is copied\n"

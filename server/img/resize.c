@@ -104,6 +104,7 @@ resize (struct resizing *z)
   int status;
 
   z->spec.writable = true;
+  z->spec.raw_too = true;
   z->spec.discard = true; /* what is cut off is given back to the file system */
   img = img_open_spec (&z->spec);
   if (!img)
