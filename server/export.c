@@ -220,7 +220,7 @@ check_options (const struct export_options *opts, struct q_error *err)
               "export \"%s\": resize=on is for whole disks, without offset and size", opts->name);
     return -EINVAL;
   }
-  if (opts->throw_away && opts->snapshot) {
+  if (opts->throw_away && (opts->snapshot || opts->snapshots)) {
     snprintf (err->text, sizeof err->text,
               "export \"%s\": an internal snapshot is read-only: it cannot be loaded under a "
               "temporary overlay",
@@ -284,47 +284,86 @@ name_is_taken (const char *name, struct q_error *err)
   return -EEXIST;
 }
 
-/* Makes an export for the snapshot INFO of X's image, to stand behind X: called NAME@SNAPSHOT, by
- * the snapshot's name or, where that is empty or not its own, by its number. */
+/* The name of the snapshot's export: NAME@SNAPSHOT, by its name or, where that is empty, too long
+ * or another export's, by its id.  NULL: there is none, or no memory. */
+static char *
+name_snapshot (struct export *x, const struct q_snapshot_info *info)
+{
+  const char *const words[] = { info->name, info->id };
+
+  for (size_t i = 0; i < 2; i++) {
+    char *name;
+    if (*words[i] == '\0')
+      continue;
+    if (asprintf (&name, "%s@%s", x->name, words[i]) < 0)
+      return NULL;
+    if (strlen (name) <= NBD_MAX_STRING && !is_taken (x->set, x, name))
+      return name;
+    free (name);
+  }
+  return NULL;
+}
+
+/* Makes an export for the snapshot INFO of X's image, to stand behind X and others. */
 static int
 make_snapshot_export (struct export *x, const struct q_snapshot_info *info,
                       const struct export_options *opts, struct export **export,
                       struct q_error *err)
 {
   struct export_options so = *opts;
-  char *name = NULL, *snapshot = NULL;
 
+  for (const struct export *other = x->next; other; other = other->next)
+    if (other->snapshot && strcmp (other->snapshot, info->id) == 0)
+      return -EEXIST; /* the id stands for that one */
+  so.name = name_snapshot (x, info);
+  if (!so.name)
+    return -EEXIST;
   int r = source_copy (&so.source, &opts->source);
-  if (r < 0) {
-    snprintf (err->text, sizeof err->text, "export \"%s\": out of memory", x->name);
-    return r;
-  }
-  if (asprintf (&snapshot, "snapshot.id=%s", info->id) < 0)
-    snapshot = NULL;
-  if (asprintf (&name, "%s@%s", x->name, *info->name ? info->name : info->id) < 0)
-    name = NULL;
-  if (name && is_taken (x->set, x, name)) {
-    free (name);
-    if (asprintf (&name, "%s@%s", x->name, info->id) < 0)
-      name = NULL;
-  }
-  so.name = name;
-  so.snapshot = snapshot;
-  so.snapshots = false;
-  so.n_bitmaps = 0;
-  so.source.open.state_dir = NULL;
-  /* The image is locked already, by us; what a snapshot holds does not change. */
-  so.source.open.lock = Q_LOCK_OFF;
-  if (!name || !snapshot || strlen (name) > NBD_MAX_STRING) {
-    snprintf (err->text, sizeof err->text, "export \"%s\": no name for its snapshot %s", x->name,
-              info->id);
-    r = -EINVAL;
-  } else
+  if (r == 0) {
+    so.snapshot = info->id;
+    so.snapshots = false;
+    so.n_bitmaps = 0;
+    so.source.open.state_dir = NULL;
+    /* The image is locked already, by us; what a snapshot holds does not change. */
+    so.source.open.lock = Q_LOCK_OFF;
     r = make_export (x->set, &so, export, err);
-  free (name);
-  free (snapshot);
-  source_free (&so.source);
+    source_free (&so.source);
+  }
+  free ((char *)so.name);
   return r;
+}
+
+/* Each opens the image anew, with its list of all the snapshots. */
+#define MAX_SNAPSHOT_EXPORTS 256
+
+/* Makes one for each snapshot of X's image, to stand behind X.  What the image says of them must
+ * not keep it from being served: those that cannot be are left out, with a warning. */
+static void
+make_snapshot_exports (struct export *x, const struct export_options *opts)
+{
+  struct export *last = x;
+  struct q_snapshot_info info;
+  struct q_image_info image;
+
+  q_get_info (x->img, &image);
+  if (image.nb_snapshots > MAX_SNAPSHOT_EXPORTS) {
+    log_warning (
+        "export \"%s\": snapshots=on: the image has %u snapshots, and of more than %d none "
+        "is served: load-snapshot serves one",
+        x->name, image.nb_snapshots, MAX_SNAPSHOT_EXPORTS);
+    return;
+  }
+  for (unsigned i = 0; q_get_snapshot (x->img, i, &info) == 0; i++) {
+    struct q_error why = { "" };
+    int r = make_snapshot_export (x, &info, opts, &last->next, &why);
+    if (r == 0)
+      last = last->next;
+    else
+      log_warning ("export \"%s\": snapshot %u of its image is not served: %s", x->name, i + 1,
+                   why.text[0]    ? why.text
+                   : r == -EEXIST ? "its name, or its id, is that of another"
+                                  : strerror (-r));
+  }
 }
 
 /* Closes those in LIST, which nobody else knows. */
@@ -338,29 +377,6 @@ close_list (struct export *list)
     if (export_close (x, &err) < 0)
       log_error ("%s", err.text);
   }
-}
-
-/* X, and behind it one for each of its snapshots. */
-static int
-make_with_snapshots (struct exports *set, const struct export_options *opts, struct export **export,
-                     struct q_error *err)
-{
-  struct q_snapshot_info info;
-  struct export *x;
-
-  int r = make_export (set, opts, &x, err);
-  if (r < 0)
-    return r;
-  struct export *last = x;
-  for (unsigned i = 0; opts->snapshots && r == 0 && q_get_snapshot (x->img, i, &info) == 0; i++) {
-    r = make_snapshot_export (x, &info, opts, &last->next, err);
-    last = r == 0 ? last->next : last;
-  }
-  if (r < 0)
-    close_list (x);
-  else
-    *export = x;
-  return r;
 }
 
 /* Puts those in LIST, the first of which is the others' parent, at the end of the set. */
@@ -397,7 +413,9 @@ exports_prepare (struct exports *set, const struct export_options *opts, struct 
     return name_is_taken (opts->name, err);
   /* Nobody deletes a snapshot between its being opened and the export's being in the set. */
   pthread_mutex_lock (&set->snapshots);
-  int r = make_with_snapshots (set, opts, &list, err);
+  int r = make_export (set, opts, &list, err);
+  if (r == 0 && opts->snapshots)
+    make_snapshot_exports (list, opts);
   if (r == 0 && (r = append (set, list, err)) < 0)
     close_list (list);
   pthread_mutex_unlock (&set->snapshots);

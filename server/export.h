@@ -136,8 +136,8 @@ void exports_init (struct exports *set);
  * called with the set's lock held. */
 void exports_set_sweep (struct exports *set, void (*sweep) (void *opaque), void *opaque);
 
-/* Opens the image and adds it and (all or none) its snapshots.  Blocking; any thread but a loop's.
- * -EEXIST if the name is taken; else what q_open says. */
+/* Opens the image and adds it and its snapshots, but for those that cannot be opened or named.
+ * Blocking; any thread but a loop's. -EEXIST if the name is taken; else what q_open says. */
 int exports_add (struct exports *set, const struct export_options *opts, struct q_error *err);
 
 /* The same in two steps, so that several can be added together or not at all: what is prepared is
