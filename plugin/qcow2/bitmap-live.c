@@ -218,20 +218,27 @@ q_bitmaps_resize_abort (struct q_bitmaps_resize *z)
   free_resize (z);
 }
 
-/* Bits for B on a disk of SIZE bytes. */
+/* Bits for B on a disk of SIZE bytes, beside *TOTAL bytes of others, to which they are added. */
 static int
-prepare_one (struct q_image *img, struct q_bitmap *b, uint64_t size, struct q_bits **bits,
-             struct q_error *err)
+prepare_one (struct q_image *img, struct q_bitmap *b, uint64_t size, uint64_t *total,
+             struct q_bits **bits, struct q_error *err)
 {
+  const uint64_t bytes = q_bits_bytes (size, b->granularity_bits);
   int r;
 
   if (b->unusable)
     return q_fail (err, -ENOTSUP, "%s: bitmap '%s' cannot be resized with the disk: %s",
                    img->filename, b->name, b->unusable);
-  if (q_bits_bytes (size, b->granularity_bits) > Q_BITMAP_MAX_BYTES)
+  if (bytes > Q_BITMAP_MAX_BYTES)
     return q_fail (err, -EFBIG,
                    "%s: bitmap '%s' would have more than %llu MiB of bits for a disk of %llu bytes",
                    img->filename, b->name, ull (Q_BITMAP_MAX_BYTES >> 20), ull (size));
+  if (bytes > Q_BITMAP_MAX_TOTAL - *total)
+    return q_fail (err, -EFBIG,
+                   "%s: all bitmaps together would have more than %llu MiB of bits for a disk of "
+                   "%llu bytes",
+                   img->filename, ull (Q_BITMAP_MAX_TOTAL >> 20), ull (size));
+  *total += bytes;
   r = q_bitmap_read_bits (b, err);
   if (r < 0)
     return r;
@@ -249,6 +256,7 @@ q_bitmaps_resize_prepare (struct q_image *img, uint64_t size, struct q_bitmaps_r
   struct q_bitmaps *l = &img->bitmaps;
   struct q_bitmaps_resize *z;
   struct q_bitmap **b = NULL;
+  uint64_t total = 0;
   unsigned n = 0;
   int r = 0;
 
@@ -265,7 +273,7 @@ q_bitmaps_resize_prepare (struct q_image *img, uint64_t size, struct q_bitmaps_r
   z->img = img;
   for (unsigned i = 0; r == 0 && i < l->n; ++i)
     if (!l->bitmap[i]->inconsistent) {
-      r = prepare_one (img, l->bitmap[i], size, &z->bits[i], err);
+      r = prepare_one (img, l->bitmap[i], size, &total, &z->bits[i], err);
       b[n++] = l->bitmap[i];
     }
   if (r == 0) {
