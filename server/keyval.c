@@ -160,6 +160,8 @@ keyval_parse (const char *text, const char *implied, struct q_error *err)
       r = put (object, key, v, key, err);
     else
       say (err, "%s: its value is not UTF-8, or memory is short", part ? key : "settings");
+    if (part)
+      explicit_bzero (part, strlen (part) + (equals ? strlen (value) + 1 : 0)); /* of a secret? */
     free (part);
     if (r < 0) {
       json_decref (object);
@@ -199,6 +201,16 @@ keyval_nest (json_t *object, const char *what, struct q_error *err)
   return nest (object, what, 0, err);
 }
 
+const char *
+keyval_json_error (json_error_t *e)
+{
+  char *shown = strstr (e->text, " near '");
+
+  if (shown)
+    *shown = '\0';
+  return e->text;
+}
+
 json_t *
 keyval_parse_json (const char *text, const char *what, struct q_error *err)
 {
@@ -206,7 +218,7 @@ keyval_parse_json (const char *text, const char *what, struct q_error *err)
   json_t *object = json_loads (text, JSON_REJECT_DUPLICATES, &e), *nested = NULL;
 
   if (!object)
-    say (err, "%s: not valid JSON: %s, at column %d", what, e.text, e.column);
+    say (err, "%s: not valid JSON: %s, at column %d", what, keyval_json_error (&e), e.column);
   else if (!json_is_object (object))
     say (err, "%s: a JSON object is wanted: {\"driver\": ...}", what);
   else
@@ -266,7 +278,10 @@ static void
 fail_value (struct members *m, const char *name, const json_t *value, const char *wanted)
 {
   char *text = json_dumps (value, JSON_COMPACT | JSON_ENCODE_ANY);
-  const char *shown = json_is_string (value) ? json_string_value (value) : text ? text : "?";
+  const char *shown = m->secret                ? "(not shown)"
+                      : json_is_string (value) ? json_string_value (value)
+                      : text                   ? text
+                                               : "?";
 
   members_fail (m, "%s=%.200s: %s is wanted", name, shown, wanted);
   free (text);
@@ -356,7 +371,7 @@ members_choice (struct members *m, const char *name, const char *const *choices,
                            : ",",
               choices[i]);
   }
-  members_fail (m, "%s=%.200s: %s is wanted", name, text, wanted);
+  members_fail (m, "%s=%.200s: %s is wanted", name, m->secret ? "(not shown)" : text, wanted);
 }
 
 void
@@ -383,7 +398,13 @@ members_end (struct members *m)
         size_t len = strlen (list);
         snprintf (list + len, sizeof list - len, "%s%s", i ? ", " : "", m->known[i]);
       }
-      members_fail (m, "unknown setting '%.100s'; there are %s", key, list);
+      if (m->secret)
+        members_fail (m,
+                      "unknown setting (not shown, for it may be a piece of the secret: a comma in "
+                      "one is written twice); there are %s",
+                      list);
+      else
+        members_fail (m, "unknown setting '%.100s'; there are %s", key, list);
     }
   }
   return m->failed ? -EINVAL : 0;

@@ -31,6 +31,8 @@
 json_t *keyval_parse (const char *text, const char *implied, struct q_error *err);
 /* The same from JSON text, whose members' names may have dots too. */
 json_t *keyval_parse_json (const char *text, const char *what, struct q_error *err);
+/* What is wrong with a text that is no JSON, without the piece of it that jansson shows. */
+const char *keyval_json_error (json_error_t *e);
 /* Turns {"a.b": 1} into {"a": {"b": 1}}, all the way down.  OBJECT is left alone. */
 json_t *keyval_nest (json_t *object, const char *what, struct q_error *err);
 
@@ -43,6 +45,7 @@ struct members {
   struct q_error *err;
   bool failed;
   bool strict; /* to be set after members_init: a member is of its type, or it is an error */
+  bool secret; /* set it after members_init: messages show neither values nor unknown names */
   unsigned n_known;
   const char *known[MEMBERS_MAX]; /* names asked for */
 };

@@ -7,6 +7,7 @@
 
 #include "keyval.h"
 #include "objects.h"
+#include "path.h"
 #include "secret.h"
 
 #define MAX_RULES 1024
@@ -164,11 +165,24 @@ object_free (struct object *o)
   free (o);
 }
 
+/* The settings in TEXT.  What is wrong with those of a secret is told without showing any. */
+static json_t *
+parse_settings (const char *text, struct q_error *err)
+{
+  if (*text == '{')
+    return keyval_parse_json (text, "--object", err);
+  json_t *settings = keyval_parse (text, "qom-type", err);
+  if (!settings && (strncmp (text, "secret,", 7) == 0 || strstr (text, "qom-type=secret")))
+    snprintf (err->text, sizeof err->text,
+              "--object secret: NAME=VALUE,... is wanted, each NAME once (they are not shown, for "
+              "they may be pieces of the secret: a comma in one is written twice)");
+  return settings;
+}
+
 int
 objects_add (struct objects *set, const char *text, struct q_error *err)
 {
-  json_t *settings = *text == '{' ? keyval_parse_json (text, "--object", err)
-                                  : keyval_parse (text, "qom-type", err);
+  json_t *settings = parse_settings (text, err);
   struct object *o = settings ? calloc (1, sizeof *o) : NULL;
   struct members m;
   unsigned type = N_TYPES;
@@ -189,6 +203,7 @@ objects_add (struct objects *set, const char *text, struct q_error *err)
     members_fail (&m, "id=%.100s is used twice", o->id);
   else {
     o->type = (enum object_type)type;
+    m.secret = o->type == OBJECT_SECRET;
     take_properties (o, &m, err);
   }
   if (members_end (&m) < 0) {
@@ -282,6 +297,9 @@ load_secret (struct objects *set, struct object *o, struct q_error *err)
                                    : secret_from_text (o->secret.data, what, err);
   if (!o->secret.value)
     return -EINVAL;
+  /* From here on it is in locked memory alone. */
+  if (o->secret.data)
+    explicit_bzero ((char *)o->secret.data, strlen (o->secret.data));
   if (o->secret.base64)
     r = secret_decode_base64 (o->secret.value, what, err);
   if (r == 0 && key)
@@ -314,6 +332,30 @@ objects_find_secret (const struct objects *set, const char *option, const char *
   const struct object *o = find (set, option, id, OBJECT_SECRET, OBJECT_SECRET, err);
 
   return o ? o->secret.value : NULL;
+}
+
+int
+objects_make_absolute (struct objects *set, struct q_error *err)
+{
+  for (struct object *o = set->first; o; o = o->next) {
+    bool tls = o->type >= OBJECT_TLS_X509 && o->type <= OBJECT_TLS_ANON;
+    const char *member = tls ? "dir" : "filename";
+    const char **name = tls                                 ? &o->tls.dir
+                        : o->type == OBJECT_AUTHZ_LIST_FILE ? &o->authz.filename
+                                                            : NULL;
+    if (!name || !*name)
+      continue;
+    char *path = path_absolute (*name);
+    json_t *value = path ? json_string (path) : NULL;
+    free (path);
+    if (!value || json_object_set_new (o->settings, member, value) < 0) {
+      snprintf (err->text, sizeof err->text, "--object id=%.100s: %s=%.200s: out of memory", o->id,
+                member, *name);
+      return -ENOMEM;
+    }
+    *name = json_string_value (value);
+  }
+  return 0;
 }
 
 void

@@ -81,6 +81,9 @@ const struct object *objects_find_tls (const struct objects *set, const char *id
 /* The list of --tls-authz: of one of the authz types. */
 const struct object *objects_find_authz (const struct objects *set, const char *id,
                                          struct q_error *err);
+/* The files that they name are looked for again when they are read anew: from here on, also under
+ * another working directory. */
+int objects_make_absolute (struct objects *set, struct q_error *err);
 void objects_free (struct objects *set);
 
 #endif /* OBJECTS_H */

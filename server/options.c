@@ -423,7 +423,7 @@ apply_config (struct options *opts, struct said *said, const char *filename)
   const char *name;
 
   if (!root && e.line > 0)
-    option_fail ("--config=%s: line %d: %s", filename, e.line, e.text);
+    option_fail ("--config=%s: line %d: %s", filename, e.line, keyval_json_error (&e));
   if (!root)
     option_fail ("--config=%s: %s", filename, e.text);
   if (!json_is_object (root))
