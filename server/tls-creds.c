@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 #include <errno.h>
+#include <fcntl.h>
 #include <gnutls/x509.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -17,6 +18,8 @@
 #define MAX_FILE  (1024 * 1024)
 #define MAX_CERTS 64
 #define MAX_USERS 10000
+/* Certificates beside server-cert.pem: as many as QEMU takes. */
+#define MAX_MORE_PAIRS 4
 
 /* TLS 1.2 and later.  A priority= of the user's replaces all of it. */
 #define PRIORITY "NORMAL:-VERS-TLS1.0:-VERS-TLS1.1"
@@ -69,12 +72,15 @@ fail_gnutls (struct loading *l, const char *what, int r)
 
 /* ---- files ----------------------------------------------------------------------------------- */
 
+/* Without a buffer of stdio's, which would keep a copy. */
 static int
-read_whole (FILE *f, gnutls_datum_t *data)
+read_whole (int fd, gnutls_datum_t *data)
 {
   struct stat st;
+  size_t n = 0;
+  ssize_t got = 1;
 
-  if (fstat (fileno (f), &st) < 0)
+  if (fstat (fd, &st) < 0)
     return -errno;
   if (!S_ISREG (st.st_mode))
     return -EINVAL;
@@ -83,10 +89,16 @@ read_whole (FILE *f, gnutls_datum_t *data)
   data->data = gnutls_malloc ((size_t)st.st_size + 1);
   if (!data->data)
     return -ENOMEM;
-  size_t n = fread (data->data, 1, (size_t)st.st_size, f);
+  while (n < (size_t)st.st_size && got != 0) {
+    got = read (fd, data->data + n, (size_t)st.st_size - n);
+    if (got > 0)
+      n += (size_t)got;
+    else if (got < 0 && errno != EINTR)
+      break;
+  }
   data->data[n] = '\0';
   data->size = (unsigned)n;
-  return ferror (f) ? -EIO : 0;
+  return got < 0 ? -errno : 0;
 }
 
 /* Keys have been in it. */
@@ -110,14 +122,14 @@ read_file (struct loading *l, const char *name, bool required, gnutls_datum_t *d
   *data = (gnutls_datum_t){ NULL, 0 };
   if ((size_t)snprintf (path, path_size, "%s/%s", l->object->tls.dir, name) >= path_size)
     return fail (l, -ENAMETOOLONG, "dir: the name of the directory is too long");
-  FILE *f = fopen (path, "re");
-  if (!f && errno == ENOENT && !required)
+  int fd = open (path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+  if (fd < 0 && errno == ENOENT && !required)
     return 0;
-  if (!f)
+  if (fd < 0)
     r = -errno;
   else {
-    r = read_whole (f, data);
-    fclose (f);
+    r = read_whole (fd, data);
+    close (fd);
   }
   if (r == 0)
     return 1;
@@ -125,47 +137,22 @@ read_file (struct loading *l, const char *name, bool required, gnutls_datum_t *d
   return fail (l, r, "%s: %s", path, strerror (-r));
 }
 
-/* The password that the private key is encrypted with. */
+/* The password that the private keys are encrypted with; NULL without one. */
 static int
-read_password (struct loading *l, gnutls_datum_t *password)
+find_password (struct loading *l, const char **password)
 {
   const char *id = l->object->tls.passwordid;
-  const struct object *s = objects_find (l->secrets, id);
-  int r = 0;
+  struct q_error why = { "" };
 
-  if (!s || s->type != OBJECT_SECRET)
-    return fail (l, -EINVAL, "passwordid=%.100s: no --object secret has that id", id);
-  if (s->secret.keyid || s->secret.iv)
-    return fail (l, -ENOTSUP,
-                 "passwordid=%.100s: keyid and iv: encrypted secrets are not supported", id);
-  if (s->secret.file) {
-    FILE *f = fopen (s->secret.file, "re");
-    r = f ? read_whole (f, password) : -errno;
-    if (f)
-      fclose (f);
-  } else {
-    password->size = (unsigned)strlen (s->secret.data);
-    password->data = (unsigned char *)gnutls_strdup (s->secret.data);
-    if (!password->data)
-      r = -ENOMEM;
-  }
-  if (r < 0)
-    return fail (l, r, "passwordid=%.100s: %s", id, strerror (-r));
-  if (s->secret.base64) {
-    gnutls_datum_t decoded = { NULL, 0 };
-    int e = gnutls_base64_decode2 (password, &decoded);
-    forget (password);
-    if (e < 0)
-      return fail_gnutls (l, "passwordid: base64", e);
-    /* GnuTLS wants passwords to end with a null character. */
-    password->data = gnutls_calloc (1, decoded.size + 1u);
-    password->size = decoded.size;
-    if (password->data)
-      memcpy (password->data, decoded.data, decoded.size);
-    forget (&decoded);
-    if (!password->data)
-      return fail (l, -ENOMEM, "out of memory");
-  }
+  *password = NULL;
+  if (!id)
+    return 0;
+  const struct q_secret *s = objects_find_secret (l->secrets, "passwordid", id, &why);
+  if (!s)
+    return fail (l, -EINVAL, "%s", *why.text ? why.text : "passwordid: that secret is not loaded");
+  if (strlen (s->data) != s->len)
+    return fail (l, -EINVAL, "passwordid=%.100s: a password has no null character in it", id);
+  *password = s->data;
   return 0;
 }
 
@@ -293,33 +280,69 @@ load_authority (struct loading *l, struct certs *cas)
 }
 
 static int
-load_own (struct loading *l, const struct certs *cas)
+use_pair (struct loading *l, const struct certs *cas, const char *path, const gnutls_datum_t *cert,
+          const char *key_path, const gnutls_datum_t *key)
 {
-  gnutls_datum_t cert, key, password = { NULL, 0 };
   struct certs own = { NULL, 0 };
-  char path[4096], key_path[4096];
+  const char *password;
 
-  int r = read_file (l, "server-cert.pem", true, &cert, path, sizeof path);
-  if (r < 0)
-    return r;
-  r = read_file (l, "server-key.pem", true, &key, key_path, sizeof key_path);
-  if (r > 0 && l->object->tls.passwordid)
-    r = read_password (l, &password);
-  if (r >= 0)
-    r = import_certs (l, path, &cert, &own);
+  int r = find_password (l, &password);
+  if (r == 0)
+    r = import_certs (l, path, cert, &own);
   if (r == 0 && l->object->tls.sanity_check)
     r = check_chain (l, path, &own, cas);
   if (r == 0) {
-    int e = gnutls_certificate_set_x509_key_mem2 (l->creds->x509, &cert, &key, GNUTLS_X509_FMT_PEM,
-                                                  (char *)password.data, 0);
+    int e = gnutls_certificate_set_x509_key_mem2 (l->creds->x509, cert, key, GNUTLS_X509_FMT_PEM,
+                                                  password, 0);
     if (e < 0)
       r = fail (l, -EINVAL, "%s and %s: %s", path, key_path, gnutls_strerror (e));
   }
   free_certs (&own);
-  forget (&password);
+  return r;
+}
+
+/* A certificate and its key, from two files.  Returns 1, 0 if neither is there, or -errno. */
+static int
+load_pair (struct loading *l, const struct certs *cas, const char *cert_name, const char *key_name)
+{
+  gnutls_datum_t cert = { NULL, 0 }, key = { NULL, 0 };
+  char path[4096], key_path[4096];
+
+  int has_cert = read_file (l, cert_name, false, &cert, path, sizeof path);
+  int has_key = has_cert < 0 ? 0 : read_file (l, key_name, false, &key, key_path, sizeof key_path);
+  int r = has_cert < 0 ? has_cert : has_key;
+  if (r >= 0 && has_cert != has_key)
+    r = fail (l, -ENOENT, "%s: %s, whose %s it is, is missing", has_cert ? path : key_path,
+              has_cert ? key_name : cert_name, has_cert ? "certificate" : "key");
+  else if (r > 0)
+    r = use_pair (l, cas, path, &cert, key_path, &key);
+  if (r == 0 && has_key > 0)
+    r = 1;
   forget (&key);
   forget (&cert);
   return r;
+}
+
+/* The server's certificates, of which each client gets one that it understands: server-cert.pem and
+ * then server-cert-0.pem and so on, up to the first that is not there. */
+static int
+load_own (struct loading *l, const struct certs *cas)
+{
+  int r = load_pair (l, cas, "server-cert.pem", "server-key.pem");
+  int n = r;
+
+  for (int i = 0; r >= 0 && i < MAX_MORE_PAIRS; i++) {
+    char cert_name[32], key_name[32];
+    snprintf (cert_name, sizeof cert_name, "server-cert-%d.pem", i);
+    snprintf (key_name, sizeof key_name, "server-key-%d.pem", i);
+    r = load_pair (l, cas, cert_name, key_name);
+    if (r == 0)
+      break;
+    n += r;
+  }
+  if (r >= 0 && n == 0)
+    r = fail (l, -ENOENT, "%s/server-cert.pem: %s", l->object->tls.dir, strerror (ENOENT));
+  return r < 0 ? r : 0;
 }
 
 static int

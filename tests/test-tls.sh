@@ -380,19 +380,25 @@ while True:
             sys.exit()
         (b if s is a else a).sendall(data)
 END
-# gnutls_speaks PRIORITY EXPECTED
-gnutls_speaks ()
+# gnutls_connect OPTION...: gnutls-cli's report on the server, in gnutls.log.
+gnutls_connect ()
 {
   rm -f port
   timeout 90 "$PYTHON" relay.py "$SOCK" port &
   _relay=$!
   track $_relay
   wait_for 20 test -s port || fail "no relay"
-  timeout 60 gnutls-cli --priority "$1" --x509cafile alice/ca-cert.pem --no-ca-verification \
+  timeout 60 gnutls-cli "$@" --x509cafile alice/ca-cert.pem --no-ca-verification \
     --x509certfile alice/client-cert.pem --x509keyfile alice/client-key.pem \
     --port "$(cat port)" 127.0.0.1 </dev/null >gnutls.log 2>&1 || :
   kill $_relay 2>/dev/null || :
   wait $_relay 2>/dev/null || :
+}
+
+# gnutls_speaks PRIORITY EXPECTED
+gnutls_speaks ()
+{
+  gnutls_connect --priority "$1"
   if [ "$2" = none ]; then
     ! grep -q 'Handshake was completed' gnutls.log || fail "$1 was accepted"
   else
@@ -443,7 +449,7 @@ start_server disk.qcow2 "arg=$x509" arg=--tls-creds=tls0 arg=--tls-authz=who \
   "arg=--object=authz-simple,id=who,identity=$name"
 admitted alice
 denied bob
-grep -q 'not authorised' "$SERVER_LOG" || fail "the log does not say who was refused"
+grep -q 'client (unix, pid .*not authorised' "$SERVER_LOG" || fail "the log does not say who was refused"
 stop_server
 start_server disk.qcow2 "arg=$x509" arg=--tls-creds=tls0 arg=--tls-authz=who \
   "arg=--object=authz-list,id=who,policy=deny,rules.0.match=*CN=bo?*,rules.0.policy=allow,rules.0.format=glob"
@@ -568,6 +574,38 @@ must_refuse disk.qcow2 "arg=$x509" arg=--tls-creds=tls0 arg=--tls-authz=who \
 must_refuse disk.qcow2 "arg=$x509" arg=--tls-creds=tls0 arg=--tls-authz=who \
   arg=--object=authz-pam,id=who,service=nbd -- authz-pam
 
+echo "== several certificates: the one that the client asks for by name"
+cp -r server several
+for n in 0 1; do
+  certificate "more$n" ours server "more $n" "dns_name = more$n.example" 'expiration_days = 30'
+  sed -i 's/localhost/nobody.example/' cert.tmpl
+  certtool --generate-certificate --load-ca-certificate ours/ca-cert.pem --load-ca-privkey ours.key \
+    --load-privkey "more$n/server-key.pem" --template cert.tmpl --outfile "more$n/server-cert.pem" 2>/dev/null
+  cp "more$n/server-cert.pem" "several/server-cert-$n.pem"
+  cp "more$n/server-key.pem" "several/server-key-$n.pem"
+done
+start_server disk.qcow2 "arg=--object=tls-creds-x509,id=tls0,endpoint=server,dir=$tmp/several" arg=--tls-creds=tls0
+# by_name NAME CN: a client that asks for NAME gets the certificate of CN.
+by_name ()
+{
+  gnutls_connect --sni-hostname "$1"
+  grep -q "subject .*CN=$2" gnutls.log || { cat gnutls.log >&2; fail "$1 got another certificate than $2"; }
+}
+by_name localhost disks.example.com
+by_name more0.example 'more 0'
+by_name more1.example 'more 1'
+stop_server
+# Without server-cert.pem the numbered ones do, the first gap ends them, and a pair is a pair.
+rm several/server-cert.pem several/server-key.pem
+mv several/server-cert-1.pem several/server-cert-2.pem
+mv several/server-key-1.pem several/server-key-2.pem
+start_server disk.qcow2 "arg=--object=tls-creds-x509,id=tls0,endpoint=server,dir=$tmp/several" arg=--tls-creds=tls0
+by_name more0.example 'more 0'
+by_name more1.example 'more 0' # what comes after a gap does not count
+stop_server
+rm several/server-key-0.pem
+refuse "tls-creds-x509,id=tls0,endpoint=server,dir=$tmp/several" server-cert-0.pem server-key-0.pem missing
+
 echo "== a private key with a password"
 certificate locked ours server locked
 certtool --to-p8 --load-privkey locked/server-key.pem --password=hunter2 --pkcs-cipher=aes-256 \
@@ -581,4 +619,20 @@ for secret in data=hunter2 data=aHVudGVyMg==,format=base64 "file=$tmp/password";
   admitted alice
   stop_server
 done
+# The password may itself be encrypted, as QEMU has it.
+key=000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f
+iv=202122232425262728292a2b2c2d2e2f
+if command -v openssl >/dev/null 2>&1 && "$NBDCOW" --object secret,id=k,format=base64,data=AAAA --help >/dev/null; then
+  encrypted=$(printf hunter2 | openssl enc -aes-256-cbc -K $key -iv $iv -base64 -A)
+  start_server disk.qcow2 \
+    "arg=--object=secret,id=master,format=base64,data=$(printf $key | xxd -r -p | base64)" \
+    "arg=--object=secret,id=pw,format=base64,keyid=master,iv=$(printf $iv | xxd -r -p | base64),data=$encrypted" \
+    arg=--tls-creds=tls0 "arg=--object=tls-creds-x509,id=tls0,endpoint=server,dir=$tmp/locked,passwordid=pw"
+  admitted alice
+  # It is there when the credentials are read again.
+  kill -HUP "$SERVER_PID"
+  admitted alice
+  stop_server
+fi
+refuse "tls-creds-x509,id=tls0,endpoint=server,dir=$tmp/locked,passwordid=nonesuch" passwordid=nonesuch
 check_image disk.qcow2
