@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 
 #include "conn.h"
+#include "listen.h"
 #include "log.h"
 
 /* What one turn may cost, in the units of session.budget: some hundred microseconds. */
@@ -109,19 +110,24 @@ conn_start (struct conn *c)
   conn_step (c);
 }
 
-/* Frees C if it is closed and nothing refers to it any more. */
+/* Frees C if it is closed and nothing refers to it any more: not before that is it gone for those
+ * who count clients, for its requests are still at work on the image. */
 static void
 free_if_done (struct conn *c)
 {
+  struct loop *l = c->loop;
+
   if (c->transport.fd >= 0 || c->session.inflight > 0 || c->is_dirty || c->is_runnable)
     return;
+  bool negotiated = c->session.transmission;
   session_destroy (&c->session);
   *c->prev = c->next;
   if (c->next)
     c->next->prev = c->prev;
-  loop_conn_gone (c->loop);
   free (c->peer);
   free (c);
+  l->options.closed (l->options.opaque, negotiated);
+  loop_conn_gone (l);
 }
 
 /* Who, which export, how much, how long. */
@@ -159,7 +165,6 @@ close_conn (struct conn *c)
     c->held = NULL;
     if (c->peer)
       log_summary (c);
-    c->loop->options.closed (c->loop->options.opaque, c->session.transmission);
   }
   free_if_done (c);
 }
@@ -230,6 +235,9 @@ go_on_later (struct conn *c)
 static void
 start_tls (struct conn *c)
 {
+  /* Refusals and failures are told with a name, also where connections are not. */
+  if (!c->peer)
+    c->peer = peer_name (c->transport.fd);
   struct tls_session *tls = c->held ? NULL : tls_start (c->loop->shard.tls, &c->transport, c->peer);
 
   if (tls) {

@@ -6,14 +6,18 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "daemon.h"
 #include "log.h"
+#include "path.h"
+#include "signals.h"
 
 static int ready_fd = -1;
 static int pid_fd = -1;
+static char *pid_path; /* absolute; NULL without memory */
 
 static void
 redirect (int fd, int flags)
@@ -35,6 +39,7 @@ daemon_fork (void)
     log_error ("cannot create a pipe: %s", strerror (errno));
     exit (EXIT_FAILURE);
   }
+  signals_block (true);
   pid_t pid = fork ();
   if (pid < 0) {
     log_error ("cannot fork: %s", strerror (errno));
@@ -43,18 +48,23 @@ daemon_fork (void)
   if (pid == 0) {
     close (pipe_fd[0]);
     ready_fd = pipe_fd[1];
+    signals_block (false);
     setsid ();
     redirect (STDIN_FILENO, O_RDONLY);
     return;
   }
 
   close (pipe_fd[1]);
+  /* Whoever ends this process means the server. */
+  signals_pass_to (pid);
+  signals_block (false);
   ssize_t n;
   while ((n = read (pipe_fd[0], &byte, 1)) < 0 && errno == EINTR)
     ;
   if (n == 1)
     _exit (EXIT_SUCCESS);
-  waitpid (pid, NULL, 0);
+  while (waitpid (pid, NULL, 0) < 0 && errno == EINTR)
+    ;
   _exit (EXIT_FAILURE);
 }
 
@@ -78,6 +88,7 @@ pid_file_open (const char *path, struct q_error *err)
   pid_fd = open (path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
   int r = pid_fd < 0 ? -errno : 0;
 
+  pid_path = path_absolute (path);
   if (r == 0 && flock (pid_fd, LOCK_EX | LOCK_NB) < 0) {
     r = -errno;
     if (r == -EWOULDBLOCK) {
@@ -106,11 +117,18 @@ pid_file_write (struct q_error *err)
 }
 
 void
-pid_file_remove (const char *path)
+pid_file_remove (void)
 {
-  if (pid_fd < 0)
-    return;
-  unlink (path);
-  close (pid_fd);
+  struct stat ours, there;
+
+  /* Where it cannot be removed, it names nobody any more; and another server's stays. */
+  if (pid_fd >= 0 && fstat (pid_fd, &ours) == 0 && pid_path && lstat (pid_path, &there) == 0 &&
+      ours.st_dev == there.st_dev && ours.st_ino == there.st_ino && unlink (pid_path) < 0 &&
+      ftruncate (pid_fd, 0) < 0)
+    log_warning ("cannot remove pid file '%s': %s", pid_path, strerror (errno));
+  if (pid_fd >= 0)
+    close (pid_fd);
   pid_fd = -1;
+  free (pid_path);
+  pid_path = NULL;
 }

@@ -11,8 +11,8 @@
 #include "qcow2.h"
 
 /* Forks.  Returns in the child alone; the parent stays until the child calls daemon_ready (then it
- * exits with status 0) or ends without (status 1, after the child's messages on stderr).  Call it
- * before there are threads and open images. */
+ * exits with status 0) or ends without (status 1, after the child's messages on stderr).  Signals
+ * that would end the parent go to the child.  Call it before there are threads and open images. */
 void daemon_fork (void);
 /* Lets the parent go, and stdout and (unless KEEP_STDERR) stderr with it.  Without daemon_fork,
  * does nothing. */
@@ -22,6 +22,7 @@ void daemon_ready (bool keep_stderr);
 int pid_file_open (const char *path, struct q_error *err);
 /* Without pid_file_open, does nothing. */
 int pid_file_write (struct q_error *err);
-void pid_file_remove (const char *path);
+/* Only the one that this process has opened; under whatever directory it works now. */
+void pid_file_remove (void);
 
 #endif /* DAEMON_H */

@@ -227,6 +227,13 @@ check_options (const struct export_options *opts, struct q_error *err)
               opts->name);
     return -EINVAL;
   }
+  if (opts->throw_away && opts->snapshots) {
+    snprintf (err->text, sizeof err->text,
+              "export \"%s\": snapshots=on cannot be used with a temporary overlay, which has no "
+              "internal snapshots: give them to an export without snapshot=on (or --snapshot)",
+              opts->name);
+    return -EINVAL;
+  }
   return 0;
 }
 

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <stdio.h>
@@ -18,6 +19,7 @@
 #endif
 
 #include "listen.h"
+#include "path.h"
 
 #define BACKLOG 1024
 
@@ -35,7 +37,7 @@ add (struct listeners *ls, int fd, const char *unix_path, struct q_error *err)
               MAX_LISTENERS);
     return -E2BIG;
   }
-  if (unix_path && !(path = strdup (unix_path))) {
+  if (unix_path && !(path = path_absolute (unix_path))) {
     snprintf (err->text, sizeof err->text, "out of memory");
     return -ENOMEM;
   }
@@ -375,8 +377,11 @@ listener_uri (const struct listener *l, const char *export_name, bool tls)
     return NULL;
   }
   if (addr.any.sa_family == AF_UNIX) {
-    char path[sizeof addr.un.sun_path + 1] = "";
-    memcpy (path, addr.un.sun_path, sizeof addr.un.sun_path);
+    char path[PATH_MAX] = "";
+    if (l->unix_path)
+      snprintf (path, sizeof path, "%s", l->unix_path);
+    else
+      memcpy (path, addr.un.sun_path, sizeof addr.un.sun_path);
     char *absolute = realpath (path, NULL);
     char *socket = escape (absolute ? absolute : path, "/:@");
     if (!socket || asprintf (&uri, "%s+unix:///%s?socket=%s", scheme, name, socket) < 0)

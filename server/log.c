@@ -2,6 +2,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -32,12 +34,45 @@ static const struct {
   [Q_LOG_DEBUG] = { "debug", "", LOG_DEBUG },
 };
 
+/* Lines go out one at a time: with room for one looked for before, it does not block. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static unsigned lost; /* lines for which there was no room; under the lock */
+
+/* Whether a line can be written at once.  Clients are not to wait for a reader of messages that has
+ * gone to sleep; before there are any, nothing is lost. */
+static bool
+has_room (int fd)
+{
+  struct pollfd p = { .fd = fd, .events = POLLOUT };
+
+  return !started || poll (&p, 1, 0) != 0;
+}
+
 static void
 put_bytes (int fd, const char *p, size_t n)
 {
   /* There is nobody to tell if this fails. */
   ssize_t written = write (fd, p, n);
   (void)written;
+}
+
+static void
+put_to_fd (int fd, const char *p, size_t n)
+{
+  char note[80];
+
+  pthread_mutex_lock (&lock);
+  if (lost > 0 && has_room (fd)) {
+    int len = snprintf (note, sizeof note, "%s: warning: %u messages were lost here\n",
+                        program_name, lost);
+    put_bytes (fd, note, (size_t)len);
+    lost = 0;
+  }
+  if (has_room (fd))
+    put_bytes (fd, p, n);
+  else
+    lost++;
+  pthread_mutex_unlock (&lock);
 }
 
 /* One write a line, so that the lines of several threads (or of several servers that share a
@@ -58,13 +93,13 @@ put_line (enum q_log_level level, const char *fmt, va_list args)
   q_make_printable (line); /* names are what clients ask for, too */
   line[len++] = '\n';
   if (level == Q_LOG_ERROR && !started && !log_is_stderr ())
-    put_bytes (STDERR_FILENO, line, len);
+    put_to_fd (STDERR_FILENO, line, len);
 
   const char *text = line + prefix;
   int text_len = (int)len - prefix - 1;
   switch (destination) {
   case TO_FD:
-    put_bytes (log_fd, line, len);
+    put_to_fd (log_fd, line, len);
     break;
   case TO_SYSLOG:
     syslog (levels[level].priority, "%.*s", text_len, text);

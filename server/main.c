@@ -3,6 +3,7 @@
  * nbdcow: from the command line to a running server, and back.
  */
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +11,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "attach.h"
 #include "control.h"
 #include "daemon.h"
 #include "device.h"
@@ -23,6 +25,7 @@
 #include "serve.h"
 #include "server.h"
 #include "service.h"
+#include "signals.h"
 #include "stdfds.h"
 #include "tls.h"
 
@@ -40,8 +43,8 @@ struct program {
   struct identity identity;
   char *private_socket; /* of --run */
   char *device_socket;  /* of --connect */
-  int device;           /* number of the kernel's device, or -1 */
-  int kernel[2];        /* sockets: ours, the kernel's */
+  struct attach attach; /* connects the kernel's device ... */
+  int kernel;           /* ... to this socket of ours, or -1 */
   char *uri;            /* of the first export at the first socket; may be NULL */
 };
 
@@ -51,6 +54,19 @@ complain (int r, const struct q_error *err)
   if (r < 0)
     log_error ("%s", err->text);
   return r >= 0;
+}
+
+/* Whoever ends the server while it starts does not wait for all of that. */
+static bool
+interrupted (const struct program *p)
+{
+  int signum = signals_noted ();
+
+  /* With something that is read again when it comes, SIGHUP asks for what is being done. */
+  if (signum == 0 || (signum == SIGHUP && p->tls))
+    return false;
+  log_error ("%s: the server ends before it is running", strsignal (signum));
+  return true;
 }
 
 /* A connection is a descriptor, and the soft limit is made for programs that use select. */
@@ -261,12 +277,13 @@ open_exports (struct program *p)
   defaults.source.open.format = Q_FORMAT_AUTO;
   json_array_foreach (opts->exports, i, tree)
   {
-    if (!complain (serve_export (&p->exports, tree, "--export", &defaults, &err), &err))
+    if (interrupted (p) ||
+        !complain (serve_export (&p->exports, tree, "--export", &defaults, &err), &err))
       return false;
   }
   json_array_foreach (opts->directories, i, tree)
   {
-    if (!complain (serve_directory (&p->exports, tree, &defaults, &err), &err))
+    if (interrupted (p) || !complain (serve_directory (&p->exports, tree, &defaults, &err), &err))
       return false;
   }
   if (!p->exports.first) {
@@ -282,17 +299,18 @@ static bool
 prepare_device (struct program *p)
 {
   struct q_error err = { "" };
+  int index, pair[2];
 
   if (!p->opts.device)
     return true;
-  if (!complain (device_index (p->opts.device, &p->device, &err), &err))
+  if (!complain (device_index (p->opts.device, &index, &err), &err))
     return false;
-  if (socketpair (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, p->kernel) < 0) {
+  if (socketpair (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) {
     log_error ("cannot make a pair of sockets for %s: %m", p->opts.device);
-    p->kernel[0] = p->kernel[1] = -1;
     return false;
   }
-  return true;
+  p->kernel = pair[0];
+  return complain (attach_start (&p->attach, p->opts.device, index, pair[1], pair[0], &err), &err);
 }
 
 static bool
@@ -302,10 +320,42 @@ connect_device (struct program *p)
 
   if (!p->opts.device)
     return true;
-  int r = device_connect (p->device, p->kernel[1], p->exports.first->name, &err);
-  close (p->kernel[1]); /* the kernel has its own reference */
-  p->kernel[1] = -1;
+  int r = attach_connect (&p->attach, p->exports.first->name, &err);
+  attach_end (&p->attach);
   return complain (r, &err);
+}
+
+/* ---- the background -------------------------------------------------------------------------- */
+
+static bool
+in_background (const struct options *opts)
+{
+  /* As qemu-nbd does: a device is served in the background. */
+  return opts->fork || (opts->device && !opts->verbose);
+}
+
+static bool
+go_to_background (struct program *p)
+{
+  pid_t before = getpid ();
+  struct q_error err = { "" };
+
+  if (!in_background (&p->opts))
+    return true;
+  daemon_fork ();
+  service_forked (before);
+  /* What is read again later is found under another directory, too. */
+  return complain (objects_make_absolute (&p->opts.objects, &err), &err);
+}
+
+/* Lets go of the file system that the server was started in.  What is read again later may name
+ * files relative to where it was. */
+static void
+leave_directory (const struct options *opts)
+{
+  if (in_background (opts) && json_array_size (opts->configs) == 0 && !opts->control &&
+      chdir ("/") < 0)
+    log_warning ("cannot change to the root directory: %m");
 }
 
 /* ---- running --------------------------------------------------------------------------------- */
@@ -387,7 +437,7 @@ on_ready (void *opaque)
   struct q_error err = { "" };
   int child = 0;
 
-  if (!connect_device (p))
+  if (interrupted (p) || !connect_device (p))
     return -1;
   if (p->opts.run) {
     child = run_command (p->opts.run, p->uri ? p->uri : "", p->exports.first->name,
@@ -395,10 +445,24 @@ on_ready (void *opaque)
     if (!complain (child, &err))
       return -1;
   }
+  leave_directory (&p->opts);
   service_ready (p->uri ? p->uri : "serving");
   log_started ();
   daemon_ready (p->opts.verbose && log_is_stderr ());
   return child;
+}
+
+/* Everything that there is to have before clients are let in. */
+static bool
+prepare (struct program *p)
+{
+  if (!prepare_device (p) || !load_secrets (p) || !open_tls (p))
+    return false;
+  /* From here on there is something to remove again.  The pid file first: where it is another
+   * server's, that one's socket stays. */
+  signals_note ();
+  return open_pid_file (&p->opts) && listen_all (p) && open_control (p) && drop_privileges (p) &&
+         open_exports (p) && !interrupted (p) && write_pid_file ();
 }
 
 static int
@@ -415,7 +479,6 @@ serve (struct program *p)
     .idle_limit = opts->idle_limit,
     .memory = opts->memory ? opts->memory : SERVER_MEMORY,
     .clients = &p->clients,
-    .attached = p->kernel[0],
     .ready = on_ready,
     .opaque = p,
   };
@@ -423,28 +486,24 @@ serve (struct program *p)
 
   exports_init (&p->exports);
   clients_init (&p->clients);
+  signal (SIGPIPE, SIG_IGN);
   raise_descriptor_limit ();
-  if (!take_inherited (p))
+  if (!take_inherited (p) || !go_to_background (p))
     return EXIT_FAILURE;
-  /* As qemu-nbd does: a device is served in the background. */
-  if (opts->fork || (opts->device && !opts->verbose))
-    daemon_fork ();
   if (opts->log && !complain (log_open (opts->log, &err), &err))
     return EXIT_FAILURE;
 
   int status = -1;
-  /* The pid file first: where it is another server's, that one's socket stays. */
-  if (prepare_device (p) && load_secrets (p) && open_tls (p) && open_pid_file (opts) &&
-      listen_all (p) && open_control (p) && drop_privileges (p) && open_exports (p) &&
-      write_pid_file ()) {
-    so.attached = p->kernel[0];
+  if (prepare (p)) {
+    so.attached = p->kernel;
     so.tls = p->tls;
     so.control = p->control;
     forget_key (p);
     announce (p);
     status = server_run (&so, &p->listeners, &p->exports);
-    p->kernel[0] = -1;
+    p->kernel = -1;
   }
+  attach_end (&p->attach);
   listen_close (&p->listeners);
   control_close (p->control);
   if (exports_close (&p->exports) < 0 && status == 0)
@@ -452,11 +511,9 @@ serve (struct program *p)
   clients_destroy (&p->clients);
   tls_free (p->tls);
   forget_key (p);
-  if (opts->pid_file)
-    pid_file_remove (opts->pid_file);
-  for (int i = 0; i < 2; i++)
-    if (p->kernel[i] >= 0)
-      close (p->kernel[i]);
+  pid_file_remove ();
+  if (p->kernel >= 0)
+    close (p->kernel);
   return status < 0 ? EXIT_FAILURE : status;
 }
 
@@ -499,7 +556,7 @@ list (const struct options *opts)
 int
 main (int argc, char **argv)
 {
-  struct program p = { .device = -1, .kernel = { -1, -1 } };
+  struct program p = { .attach = { .control = -1 }, .kernel = -1 };
   int status = EXIT_FAILURE;
 
   stdfds_open ();

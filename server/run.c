@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +14,55 @@
 
 extern char **environ;
 
+/* Variables that the command finds beside those that we have; a change of our own environment would
+ * be one under the feet of other threads. */
+struct variable {
+  const char *name, *value; /* NULL: it is not to be there */
+};
+
+static void
+environment_free (char **env)
+{
+  for (size_t i = 0; env && env[i]; i++)
+    free (env[i]);
+  free (env);
+}
+
+static bool
+is_one_of (const char *entry, const struct variable *v, size_t n)
+{
+  for (size_t i = 0; i < n; i++) {
+    size_t len = strlen (v[i].name);
+    if (strncmp (entry, v[i].name, len) == 0 && entry[len] == '=')
+      return true;
+  }
+  return false;
+}
+
+/* NULL without memory. */
+static char **
+environment_with (const struct variable *v, size_t n)
+{
+  size_t count = 0, at = 0;
+  bool complete = true;
+
+  while (environ && environ[count])
+    count++;
+  char **env = calloc (count + n + 1, sizeof *env);
+  for (size_t i = 0; env && complete && i < count; i++)
+    if (!is_one_of (environ[i], v, n))
+      complete = (env[at++] = strdup (environ[i])) != NULL;
+  for (size_t i = 0; env && complete && i < n; i++)
+    if (v[i].value)
+      complete = asprintf (&env[at++], "%s=%s", v[i].name, v[i].value) >= 0;
+  if (complete)
+    return env;
+  if (at > 0)
+    env[at - 1] = NULL;
+  environment_free (env);
+  return NULL;
+}
+
 int
 run_command (const char *command, const char *uri, const char *export_name, const char *unix_socket,
              struct q_error *err)
@@ -22,13 +72,17 @@ run_command (const char *command, const char *uri, const char *export_name, cons
   sigset_t none, all;
   pid_t pid;
 
-  setenv ("uri", uri, 1);
-  setenv ("exportname", export_name, 1);
-  if (unix_socket)
-    setenv ("unixsocket", unix_socket, 1);
-  else
-    unsetenv ("unixsocket");
+  const struct variable variables[] = {
+    { "uri", uri },
+    { "exportname", export_name },
+    { "unixsocket", unix_socket },
+  };
+  char **env = environment_with (variables, sizeof variables / sizeof variables[0]);
 
+  if (!env) {
+    snprintf (err->text, sizeof err->text, "--run: out of memory");
+    return -ENOMEM;
+  }
   /* Signals are to mean to it what they meant to us in the beginning. */
   sigemptyset (&none);
   sigfillset (&all);
@@ -36,8 +90,9 @@ run_command (const char *command, const char *uri, const char *export_name, cons
   posix_spawnattr_setsigmask (&attr, &none);
   posix_spawnattr_setsigdefault (&attr, &all);
   posix_spawnattr_setflags (&attr, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-  int r = posix_spawn (&pid, "/bin/sh", NULL, &attr, argv, environ);
+  int r = posix_spawn (&pid, "/bin/sh", NULL, &attr, argv, env);
   posix_spawnattr_destroy (&attr);
+  environment_free (env);
   if (r != 0) {
     snprintf (err->text, sizeof err->text, "--run: cannot start /bin/sh: %s", strerror (r));
     return -r;

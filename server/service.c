@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "log.h"
@@ -33,6 +34,18 @@ notify (const char *state)
 
   if (s)
     s->notify (0, state);
+}
+
+void
+service_forked (pid_t before)
+{
+  const char *watched = getenv ("WATCHDOG_PID");
+  char pid[24], self[24];
+
+  snprintf (pid, sizeof pid, "%d", (int)before);
+  snprintf (self, sizeof self, "%d", (int)getpid ());
+  if (watched && strcmp (watched, pid) == 0)
+    setenv ("WATCHDOG_PID", self, 1);
 }
 
 void

@@ -7,7 +7,11 @@
 #define SERVICE_H
 
 #include <stdbool.h>
+#include <sys/types.h>
 
+/* The process BEFORE, which the manager started, has forked this one, which serves in its place.
+ * Before there are threads. */
+void service_forked (pid_t before);
 /* Clients can connect.  STATUS is a line for people. */
 void service_ready (const char *status);
 void service_stopping (void);
