@@ -13,6 +13,9 @@
 
 static const struct control_command *const tables[] = {
   control_server_commands,
+  control_export_commands,
+  control_client_commands,
+  control_node_commands,
 };
 
 static void __attribute__ ((format (printf, 3, 0)))
@@ -61,6 +64,16 @@ control_arguments (struct members *m, const struct control_call *call, json_t *a
 {
   members_init (m, args, call->name, &err->q);
   m->strict = true;
+}
+
+struct export *
+control_find_export (const struct control_call *call, const char *name, struct control_error *err)
+{
+  struct export *x = exports_get (call->context->exports, name, strlen (name));
+
+  if (!x)
+    control_no_device (err, "there is no export \"%.500s\"", name);
+  return x;
 }
 
 int

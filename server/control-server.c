@@ -5,7 +5,6 @@
  */
 
 #include <errno.h>
-#include <stdio.h>
 #include <unistd.h>
 
 #include "control.h"
@@ -14,12 +13,9 @@
 json_t *
 control_version (void)
 {
-  unsigned major = 0, minor = 0, micro = 0;
-
-  (void)sscanf (NBDCOW_VERSION, "%u.%u.%u", &major, &minor, &micro);
   /* Clients of QMP look for the version under this name. */
-  return json_pack ("{s:{s:i, s:i, s:i}, s:s}", "qemu", "major", major, "minor", minor, "micro",
-                    micro, "package", "nbdcow " NBDCOW_VERSION);
+  return json_pack ("{s:{s:i, s:i, s:i}, s:s}", "qemu", "major", VERSION_MAJOR, "minor",
+                    VERSION_MINOR, "micro", VERSION_MICRO, "package", "nbdcow " NBDCOW_VERSION);
 }
 
 static int
@@ -54,7 +50,7 @@ query_status (struct control_call *call, json_t *args, json_t **ret, struct cont
   if (r < 0)
     return r;
   return control_return (ret, json_pack ("{s:b, s:s, s:i, s:i}", "running", 1, "status", "running",
-                                         "clients", context->clients (context->opaque), "pid",
+                                         "clients", context->count_clients (context->opaque), "pid",
                                          (int)getpid ()));
 }
 

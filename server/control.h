@@ -34,10 +34,12 @@
 
 struct control;
 
-/* What the commands are about.  CLIENTS and QUIT are called on the thread of the event loop. */
+/* What the commands are about.  COUNT_CLIENTS and QUIT are called on the thread of the event loop.
+ */
 struct control_context {
   struct exports *exports;
-  unsigned (*clients) (void *opaque);
+  struct clients *clients;
+  unsigned (*count_clients) (void *opaque);
   void (*quit) (void *opaque); /* returns, and then it ends */
   void *opaque;
 };
@@ -66,6 +68,9 @@ struct control_command {
 
 /* A table that ends with a command without a name. */
 extern const struct control_command control_server_commands[];
+extern const struct control_command control_export_commands[];
+extern const struct control_command control_client_commands[];
+extern const struct control_command control_node_commands[];
 
 /* A socket at PATH, of which nobody else may be at the other end.  NULL on error. */
 struct control *control_open (const char *path, struct q_error *err);
@@ -93,6 +98,9 @@ int control_fail (struct control_error *err, int r, const char *fmt, ...)
 /* The same for something that is not there. */
 int control_no_device (struct control_error *err, const char *fmt, ...)
     __attribute__ ((format (printf, 2, 3)));
+/* A reference to the export of that name; NULL: there is none, and ERR says so. */
+struct export *control_find_export (const struct control_call *call, const char *name,
+                                    struct control_error *err);
 /* *RET is VALUE, which is taken over; -ENOMEM if it is NULL. */
 int control_return (json_t **ret, json_t *value);
 /* The same for a command. */

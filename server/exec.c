@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "file.h"
+#include "log.h"
 #include "merge.h"
 #include "request.h"
 #include "spread.h"
@@ -210,7 +211,12 @@ static void
 run_resize (struct job *job)
 {
   struct request *rq = (struct request *)job;
-  finish (rq, export_resize (rq->export, rq->offset));
+  struct q_error err = { "" };
+  int r = export_resize (rq->export, rq->offset, &err);
+
+  if (r < 0 && r != -EPERM)
+    log_warning ("%s", err.text);
+  finish (rq, r);
 }
 
 /* ---- on the loop ----------------------------------------------------------------------------- */

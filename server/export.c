@@ -10,6 +10,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "control.h"
 #include "export.h"
 #include "log.h"
 #include "nbd.h"
@@ -112,6 +113,7 @@ choose_part (struct export *x, const struct source *s, struct q_error *err)
     return -EINVAL;
   }
   x->offset = s->offset;
+  x->is_part = s->offset > 0 || s->size != SOURCE_TO_END;
   uint64_t size = disk - s->offset;
   if (s->size != SOURCE_TO_END) {
     if (s->size > size) {
@@ -531,8 +533,10 @@ close_all (struct export *list, struct q_error *err)
   while (list) {
     struct export *x = list;
     struct q_error one = { "" };
+    json_t *data = json_pack ("{s:o}", "id", control_text (x->name));
     list = x->next;
     int r = export_close (x, &one);
+    control_event ("BLOCK_EXPORT_DELETED", data);
     if (r < 0 && first_error == 0) {
       first_error = r;
       *err = one;
@@ -807,17 +811,25 @@ export_snapshot_delete (struct export *x, const char *name_or_id, struct q_error
 }
 
 int
-export_resize (struct export *x, uint64_t size)
+export_resize (struct export *x, uint64_t size, struct q_error *err)
 {
-  struct q_error err = { "" };
-
-  if (size < x->size)
-    return -EPERM;
-  int r = q_resize (x->img, size, &err);
-  if (r < 0) {
-    log_warning ("%s", err.text);
-    return r;
+  if (x->is_part) {
+    snprintf (err->text, sizeof err->text,
+              "export \"%s\" is a part of a disk, from byte %" PRIu64 " on, of %" PRIu64
+              " bytes: it cannot be resized",
+              x->name, x->offset, x->size);
+    return -ENOTSUP;
   }
+  if (size < x->size) {
+    snprintf (err->text, sizeof err->text,
+              "export \"%s\" has %" PRIu64 " bytes: it can be made larger, but not %" PRIu64
+              " bytes while it is served",
+              x->name, x->size, size);
+    return -EPERM;
+  }
+  int r = q_resize (x->img, size, err);
+  if (r < 0)
+    return r;
   /* Of two at the same time the larger one holds. */
   uint64_t old = x->size;
   while (old < size && !atomic_compare_exchange_weak (&x->size, &old, size))

@@ -67,6 +67,7 @@ struct export
   uint64_t dev, ino;     /* of the image's file; 0 if they are not known */
   uint64_t offset;       /* the part of the image's disk that clients see: where it begins */
   _Atomic uint64_t size; /* ... and how long it is; grows by export_resize */
+  bool is_part;          /* so it is not resized */
   bool resizable;        /* clients may do that */
   bool read_only;
   bool multi_conn;    /* more than one client may connect */
@@ -203,9 +204,9 @@ void export_admission (const struct export *x, bool *tls_only, struct authz **au
 /* The transmission flags, apart from those that depend on what was negotiated. */
 uint16_t export_flags (const struct export *x);
 
-/* Makes the disk SIZE bytes.  -EPERM for less than there is; else what q_resize says.  Any thread;
- * blocking. */
-int export_resize (struct export *x, uint64_t size);
+/* Makes the disk SIZE bytes.  -EPERM for less than there is, -ENOTSUP for a part of a disk; else
+ * what q_resize says.  Any thread; blocking. */
+int export_resize (struct export *x, uint64_t size, struct q_error *err);
 
 /* One connection more; -EMFILE if X has all that it may have, with *MAX, or -ESHUTDOWN if it is
  * leaving.  Any thread; with a reference. */

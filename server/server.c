@@ -326,7 +326,8 @@ start_control (struct server *sv, struct exports *exports)
 {
   struct control_context context = {
     .exports = exports,
-    .clients = count_clients,
+    .clients = sv->options.clients,
+    .count_clients = count_clients,
     .quit = on_quit,
     .opaque = sv,
   };

@@ -186,3 +186,101 @@ if [ "$(id -u)" = 0 ]; then
   wait_server_exit
   [ "$SERVER_STATUS" = 0 ] || fail "the server ended with status $SERVER_STATUS after quit"
 fi
+
+# ---- exports and clients -----------------------------------------------------------------------
+
+# Starts nbdcow with the options given, and a control socket; nbdcow's own functions need an image.
+serve ()
+{
+  server_count=$((server_count + 1))
+  SOCK=$tmp/sock-$server_count
+  PIDFILE=$tmp/pid-$server_count
+  SERVER_LOG=$tmp/server-$server_count.log
+  "$NBDCOW" -t -e 0 -k "$SOCK" --pid-file="$PIDFILE" --state-dir="$STATE_DIR" \
+    --control="$tmp/control" "$@" >"$SERVER_LOG" 2>&1 </dev/null &
+  SERVER_PID=$!
+  track "$SERVER_PID"
+  wait_for 30 server_ready_or_dead || fail "nbdcow was not ready after 30 seconds"
+  process_alive "$SERVER_PID" || fail "nbdcow $*: $(cat "$SERVER_LOG")"
+}
+
+qemu-img create -q -f qcow2 b.qcow2 4M
+truncate -s 8M c.raw
+serve --export name=a,file=a.qcow2,description='the first' --export name=b,file=b.qcow2,read-only=on \
+  --export name=part,file=c.raw,format=raw,offset=1M,size=1M
+"$PYTHON" - "$tmp/control" "$SOCK" <<'END'
+import nbd, qmp, sys, time
+
+control, sock = sys.argv[1:]
+
+def connect(name):
+    h = nbd.NBD()
+    h.connect_uri("nbd+unix:///%s?socket=%s" % (name, sock))
+    return h
+
+def ended(h):
+    try:
+        for i in range(10000):
+            h.pread(512, 0)
+            time.sleep(.01)
+    except nbd.Error:
+        return True
+
+c, watcher = qmp.Client(control), qmp.Client(control)
+exports = {x["id"]: x for x in c.execute("query-block-exports")}
+assert set(exports) == {"a", "b", "part"}
+for name, x in exports.items():
+    assert x["type"] == "nbd" and x["node-name"] == name and x["shutting-down"] is False, x
+assert exports["a"]["writable"] and not exports["b"]["writable"], exports
+assert exports["a"]["description"] == "the first" and exports["a"]["size"] == 8 << 20
+
+# Who is there.
+h, i = connect("a"), connect("a")
+h.pwrite(b"x" * 4096, 0)
+h.pread(512, 0)
+clients = c.execute("query-clients")
+assert [x["export"] for x in clients] == ["a", "a"] and c.execute("query-status")["clients"] == 2
+first = clients[1]
+assert first["requests"] == 2 and first["bytes-written"] == 4096 and first["bytes-read"] == 512
+assert not first["tls"] and abs(first["since"] - time.time()) < 300 and first["peer"]
+assert c.refuses("client-disconnect", id=12345)[0] == "DeviceNotFound"
+assert c.refuses("client-disconnect", id=-1)[0] == "GenericError"
+c.execute("client-disconnect", id=first["id"])
+assert ended(h)
+i.pread(512, 0)
+
+# Growing.
+for who in {"device": "a"}, {"node-name": "a"}:
+    assert c.refuses("block_resize", who, size=4 << 20)[0] == "GenericError"
+    assert c.refuses("block_resize", who, size=(4 << 20) + 1)[0] == "GenericError"
+    assert c.refuses("block_resize", who, size="16M")[0] == "GenericError"
+    assert c.refuses("block_resize", who)[0] == "GenericError"
+assert c.refuses("block_resize", size=1 << 30)[0] == "GenericError"
+assert c.refuses("block_resize", device="a", node_name="a", size=1 << 30)[0] == "GenericError"
+assert c.refuses("block_resize", device="x", size=1 << 30)[0] == "DeviceNotFound"
+assert "part" in c.refuses("block_resize", device="part", size=16 << 20)[1]
+assert c.refuses("block_resize", device="b", size=16 << 20)[0] == "GenericError"
+assert c.execute("block_resize", device="a", size=16 << 20) == {}
+i.set_strict_mode(0)
+i.pwrite(b"y" * 512, (16 << 20) - 512)
+assert connect("a").get_size() == 16 << 20
+
+# Leaving.
+assert c.refuses("block-export-del", id="x")
+assert c.refuses("block-export-del", id="a", mode="soft")[0] == "GenericError"
+assert "in use" in c.refuses("block-export-del", id="a")[1]
+i.pread(512, 0)
+assert c.execute("block-export-del", id="b") == {}
+assert watcher.wait_event("BLOCK_EXPORT_DELETED") == {"id": "b"}
+assert c.execute("block-export-del", id="a", mode="hard") == {}
+assert ended(i)
+assert watcher.wait_event("BLOCK_EXPORT_DELETED") == {"id": "a"}
+assert [x["id"] for x in c.execute("query-block-exports")] == ["part"]
+try:
+    connect("a")
+    raise AssertionError("it is still served")
+except nbd.Error:
+    pass
+END
+stop_server
+check_image a.qcow2
