@@ -9,8 +9,10 @@
  * It is no server to use: a file that is cut short kills it, requests for anything but read, write
  * and flush fail, and one client can keep it busy.
  *
- *     nbdcow-bench-bareloop --unix SOCKET FILE
- *     nbdcow-bench-bareloop --tcp PORT FILE          (on 127.0.0.1)
+ *     nbdcow-bench-bareloop [--spin] --unix SOCKET FILE
+ *     nbdcow-bench-bareloop [--spin] --tcp PORT FILE          (on 127.0.0.1)
+ *
+ * With --spin it never sleeps: what is left of the latency then is the socket's and the client's.
  */
 
 #include "util.h"
@@ -352,7 +354,7 @@ wake (int ep, struct conn *c)
 }
 
 static void
-loop (int listener)
+loop (int listener, bool spin)
 {
   struct epoll_event ev = { .events = EPOLLIN }, events[64];
   int ep, n, i;
@@ -361,7 +363,7 @@ loop (int listener)
   if (ep < 0 || epoll_ctl (ep, EPOLL_CTL_ADD, listener, &ev) < 0)
     fatal ("epoll: %s", strerror (errno));
   for (;;) {
-    n = epoll_wait (ep, events, 64, -1);
+    n = epoll_wait (ep, events, 64, spin ? 0 : -1);
     for (i = 0; i < n; i++)
       if (events[i].data.ptr)
         wake (ep, events[i].data.ptr);
@@ -421,11 +423,13 @@ main (int argc, char *argv[])
   static const struct option longopts[] = {
     { "unix", required_argument, NULL, 'u' },
     { "tcp", required_argument, NULL, 'T' },
+    { "spin", no_argument, NULL, 's' },
     { NULL, 0, NULL, 0 },
   };
+  bool spin = false;
   int c, listener = -1;
 
-  while ((c = getopt_long (argc, argv, "u:T:", longopts, NULL)) != -1)
+  while ((c = getopt_long (argc, argv, "u:T:s", longopts, NULL)) != -1)
     switch (c) {
     case 'u':
       listener = listen_unix (optarg);
@@ -433,12 +437,15 @@ main (int argc, char *argv[])
     case 'T':
       listener = listen_tcp (optarg);
       break;
+    case 's':
+      spin = true;
+      break;
     default:
       return EXIT_FAILURE;
     }
   if (listener < 0 || optind + 1 != argc)
-    fatal ("usage: --unix SOCKET | --tcp PORT, and the file to serve");
+    fatal ("usage: [--spin] --unix SOCKET | --tcp PORT, and the file to serve");
   map_disk (argv[optind]);
   signal (SIGPIPE, SIG_IGN);
-  loop (listener);
+  loop (listener, spin);
 }

@@ -25,7 +25,8 @@ struct idle_result {
 };
 
 /* Opens N connections, reads BLOCK bytes once on each (a connection that was never used may not
- * own its buffers yet), and looks at what process PID has become. */
+ * own its buffers yet), and looks at what process PID has become.  All read the same bytes: a
+ * server that maps the image would else count its page cache as the connections' memory. */
 void idle_run (const struct target *t, unsigned n, uint32_t block, pid_t pid,
                struct idle_result *r);
 

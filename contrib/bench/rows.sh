@@ -25,13 +25,14 @@ row_read4k_d1 ()
     measure read4k-d1 "$all" writeback unix data $timed
 }
 
+# The bare loop takes part without ever sleeping: nobody can be faster with this client.
 row_read4k_d1_poll ()
 {
     image data && warm_cache data
     saved=$NBDCOW_OPTS
-    NBDCOW_OPTS="$NBDCOW_OPTS $NBDCOW_POLL_OPTS"
-    measure read4k-d1-poll "nbdcow qemu" writeback unix data $timed
-    NBDCOW_OPTS=$saved
+    NBDCOW_OPTS="$NBDCOW_OPTS $NBDCOW_POLL_OPTS" BARE_OPTS=--spin
+    measure read4k-d1-poll "nbdcow qemu bare" writeback unix data $timed
+    NBDCOW_OPTS=$saved BARE_OPTS=
 }
 
 # In place: every cluster is allocated.  A part of the image is enough, and is written back to the
@@ -124,16 +125,25 @@ row_status1t ()
     measure status1t "$qcow2" writeback unix sparse1t --op status --count 1
 }
 
+# qcow2dec can only read, so nbdkit opens the image for reading with our plugin, too: for writing,
+# the plugin marks the image as in use, durably, which is most of what its opening takes.
+open_image ()
+{
+    image "$2"
+    saved=$NBDKIT_OPTS
+    NBDKIT_OPTS="$NBDKIT_OPTS -r"
+    measure "$1" "$qcow2" writeback unix "$2" --open 5
+    NBDKIT_OPTS=$saved
+}
+
 row_open64t ()
 {
-    image empty64t
-    measure open64t "$qcow2" writeback unix empty64t --open 5
+    open_image open64t empty64t
 }
 
 row_open1g ()
 {
-    image empty1g
-    measure open1g "$qcow2" writeback unix empty1g --open 5
+    open_image open1g empty1g
 }
 
 row_rss1t ()

@@ -9,6 +9,7 @@
 # inside PEER_ROOT does.  Without PEER_ROOT both are the same.
 
 port=${BENCH_PORT:-10909}
+BARE_OPTS=
 
 # found COMMAND...: can it be run?
 found ()
@@ -145,7 +146,7 @@ set_command ()
         cmd="$NBDKIT -f -r $at_nbdkit $NBDKIT_OPTS --filter=qcow2dec file $inside/$5.qcow2"
         ;;
     bare)
-        cmd="$bareloop $at_bare $work/$5.raw"
+        cmd="$bareloop $BARE_OPTS $at_bare $work/$5.raw"
         ;;
     esac
 }
