@@ -12,10 +12,8 @@
 #include "control.h"
 
 static const struct control_command *const tables[] = {
-  control_server_commands,
-  control_export_commands,
-  control_client_commands,
-  control_node_commands,
+  control_server_commands, control_export_commands, control_client_commands,
+  control_node_commands,   control_reload_commands,
 };
 
 static void __attribute__ ((format (printf, 3, 0)))

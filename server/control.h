@@ -40,6 +40,7 @@ struct control_context {
   struct exports *exports;
   struct clients *clients;
   unsigned (*count_clients) (void *opaque);
+  struct reload *reload;       /* reload.h; NULL: there is no configuration file */
   void (*quit) (void *opaque); /* returns, and then it ends */
   void *opaque;
 };
@@ -71,6 +72,7 @@ extern const struct control_command control_server_commands[];
 extern const struct control_command control_export_commands[];
 extern const struct control_command control_client_commands[];
 extern const struct control_command control_node_commands[];
+extern const struct control_command control_reload_commands[];
 
 /* A socket at PATH, of which nobody else may be at the other end.  NULL on error. */
 struct control *control_open (const char *path, struct q_error *err);

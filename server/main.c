@@ -3,6 +3,7 @@
  * nbdcow: from the command line to a running server, and back.
  */
 
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +21,7 @@
 #include "log.h"
 #include "options.h"
 #include "privileges.h"
+#include "reload.h"
 #include "run.h"
 #include "secret.h"
 #include "serve.h"
@@ -33,11 +35,14 @@
 #define DEVICE_SOCKET "/var/lock/qemu-nbd-%s"
 
 struct program {
+  int argc;
+  char **argv;
   struct options opts;
   struct q_secret *key; /* of --key-file and --key-fd */
   struct tls *tls;      /* NULL: none */
   struct exports exports;
   struct clients clients;
+  struct reload *reload; /* NULL: there is no configuration file */
   struct listeners listeners;
   struct control *control; /* NULL: none */
   struct identity identity;
@@ -63,7 +68,7 @@ interrupted (const struct program *p)
   int signum = signals_noted ();
 
   /* With something that is read again when it comes, SIGHUP asks for what is being done. */
-  if (signum == 0 || (signum == SIGHUP && p->tls))
+  if (signum == 0 || (signum == SIGHUP && (p->tls || p->opts.has_config)))
     return false;
   log_error ("%s: the server ends before it is running", strsignal (signum));
   return true;
@@ -222,70 +227,26 @@ open_tls (struct program *p)
 
 /* ---- exports --------------------------------------------------------------------------------- */
 
-static bool
-open_file_export (struct program *p)
+/* An image may take its time to be opened; whoever has no use for the server any more need not wait
+ * for the others. */
+static int
+add_export (void *opaque, const struct export_options *opts, struct q_error *err)
 {
-  struct options *opts = &p->opts;
-  struct export_options xo = opts->export;
-  struct q_error err = { "" };
-  uint64_t offset = xo.source.offset;
-  int r;
+  struct program *p = opaque;
 
-  xo.source.offset = 0;
-  if (opts->image_opts) {
-    json_t *tree = keyval_parse (opts->filename, NULL, &err);
-    r = tree ? source_from_tree (&xo.source, tree, "--image-opts", &err) : -1;
-    json_decref (tree);
-  } else
-    r = source_from_name (&xo.source, opts->filename, &err);
-  /* --offset counts in the disk that FILE describes, of which that may be a part already. */
-  if (r == 0 && offset > 0) {
-    if (xo.source.size != SOURCE_TO_END && offset > xo.source.size) {
-      snprintf (err.text, sizeof err.text,
-                "--offset=%llu: the part that %s describes has %llu bytes",
-                (unsigned long long)offset, opts->filename, (unsigned long long)xo.source.size);
-      r = -1;
-    } else {
-      if (xo.source.size != SOURCE_TO_END)
-        xo.source.size -= offset;
-      xo.source.offset += offset;
-    }
-  }
-  if (r == 0)
-    r = exports_add (&p->exports, &xo, &err);
-  source_free (&xo.source);
-  return complain (r, &err);
+  if (interrupted (p))
+    return -EINTR;
+  return exports_add (&p->exports, opts, err);
 }
 
 static bool
 open_exports (struct program *p)
 {
-  const struct options *opts = &p->opts;
-  /* What is about FILE alone is not a default for the others. */
-  struct export_options defaults = opts->export;
   struct q_error err = { "" };
-  json_t *tree;
-  size_t i;
 
-  p->opts.export.tls = defaults.tls = p->tls;
-  if (opts->filename && !open_file_export (p))
+  int r = serve_all (&p->opts, p->tls, add_export, p, &err);
+  if ((r == -EINTR && !*err.text) || !complain (r, &err))
     return false;
-  defaults.name = "";
-  defaults.description = defaults.snapshot = NULL;
-  defaults.n_bitmaps = 0;
-  defaults.source.offset = 0;
-  defaults.source.open.format = Q_FORMAT_AUTO;
-  json_array_foreach (opts->exports, i, tree)
-  {
-    if (interrupted (p) ||
-        !complain (serve_export (&p->exports, tree, "--export", &defaults, &err), &err))
-      return false;
-  }
-  json_array_foreach (opts->directories, i, tree)
-  {
-    if (interrupted (p) || !complain (serve_directory (&p->exports, tree, &defaults, &err), &err))
-      return false;
-  }
   if (!p->exports.first) {
     log_error ("there is nothing to serve: no directory has an image");
     return false;
@@ -452,6 +413,25 @@ on_ready (void *opaque)
   return child;
 }
 
+static bool
+prepare_reload (struct program *p)
+{
+  struct reload_context context = {
+    .argc = p->argc,
+    .argv = p->argv,
+    .options = &p->opts,
+    .exports = &p->exports,
+    .tls = p->tls,
+  };
+
+  if (!p->opts.has_config)
+    return true;
+  p->reload = reload_new (&context);
+  if (!p->reload)
+    log_error ("out of memory");
+  return p->reload;
+}
+
 /* Everything that there is to have before clients are let in. */
 static bool
 prepare (struct program *p)
@@ -462,7 +442,7 @@ prepare (struct program *p)
    * server's, that one's socket stays. */
   signals_note ();
   return open_pid_file (&p->opts) && listen_all (p) && open_control (p) && drop_privileges (p) &&
-         open_exports (p) && !interrupted (p) && write_pid_file ();
+         open_exports (p) && prepare_reload (p) && !interrupted (p) && write_pid_file ();
 }
 
 static int
@@ -497,6 +477,7 @@ serve (struct program *p)
   if (prepare (p)) {
     so.attached = p->kernel;
     so.tls = p->tls;
+    so.reload = p->reload;
     so.control = p->control;
     forget_key (p);
     announce (p);
@@ -506,6 +487,7 @@ serve (struct program *p)
   attach_end (&p->attach);
   listen_close (&p->listeners);
   control_close (p->control);
+  reload_free (p->reload);
   if (exports_close (&p->exports) < 0 && status == 0)
     status = EXIT_FAILURE;
   clients_destroy (&p->clients);
@@ -556,7 +538,7 @@ list (const struct options *opts)
 int
 main (int argc, char **argv)
 {
-  struct program p = { .attach = { .control = -1 }, .kernel = -1 };
+  struct program p = { .argc = argc, .argv = argv, .attach = { .control = -1 }, .kernel = -1 };
   int status = EXIT_FAILURE;
 
   stdfds_open ();

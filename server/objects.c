@@ -325,6 +325,29 @@ objects_load_secrets (struct objects *set, const char **visible, struct q_error 
   return r;
 }
 
+int
+objects_carry_over (struct objects *set, const struct objects *old, struct q_error *err)
+{
+  for (struct object *o = set->first; o; o = o->next) {
+    const struct object *before = objects_find (old, o->id);
+    bool same = before && json_equal (o->settings, before->settings);
+
+    if (o->type != OBJECT_SECRET && !same) {
+      snprintf (err->text, sizeof err->text,
+                "--object %s,id=%.100s: only secrets can be added and changed while the server "
+                "runs",
+                type_names[o->type], o->id);
+      return -ENOTSUP;
+    }
+    if (o->type != OBJECT_SECRET || !same || !before->secret.value)
+      continue;
+    o->secret.value = secret_copy (before->secret.value, "--object secret", err);
+    if (!o->secret.value)
+      return -ENOMEM;
+  }
+  return 0;
+}
+
 const struct q_secret *
 objects_find_secret (const struct objects *set, const char *option, const char *id,
                      struct q_error *err)

@@ -68,9 +68,13 @@ struct objects {
 /* TEXT is the value of --object.  Returns 0 or -errno. */
 int objects_add (struct objects *set, const char *text, struct q_error *err);
 const struct object *objects_find (const struct objects *set, const char *id);
-/* Reads all secrets: before privileges are dropped, and after the last fork, which unlocks memory.
- * *VISIBLE (may be NULL) is set to the id of one that is on the command line for all to see, if
- * there is one. */
+/* For SET, read from a configuration that is to take the place of the one that OLD, loaded, is
+ * from: gives secrets of the same settings their values.  Everything else than secrets has to be
+ * the same in both: -ENOTSUP if not. */
+int objects_carry_over (struct objects *set, const struct objects *old, struct q_error *err);
+/* Reads all secrets that have no value yet: before privileges are dropped, and after the last fork,
+ * which unlocks memory. *VISIBLE (may be NULL) is set to the id of one that is on the command line
+ * for all to see, if there is one. */
 int objects_load_secrets (struct objects *set, const char **visible, struct q_error *err);
 /* The secret with that id, loaded; OPTION names it. */
 const struct q_secret *objects_find_secret (const struct objects *set, const char *option,

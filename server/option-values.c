@@ -12,6 +12,25 @@
 #include "option.h"
 #include "server.h"
 
+/* While options are parsed again: where a failure goes. */
+static struct {
+  jmp_buf *env;
+  struct q_error *err;
+} again;
+
+void
+option_failures_go (jmp_buf *env, struct q_error *err)
+{
+  again.env = env;
+  again.err = err;
+}
+
+bool
+option_is_again (void)
+{
+  return again.env != NULL;
+}
+
 void
 option_fail (const char *fmt, ...)
 {
@@ -21,6 +40,10 @@ option_fail (const char *fmt, ...)
   va_start (args, fmt);
   vsnprintf (text, sizeof text, fmt, args);
   va_end (args);
+  if (again.env) {
+    snprintf (again.err->text, sizeof again.err->text, "%s", text);
+    longjmp (*again.env, 1);
+  }
   log_error ("%s", text);
   exit (EXIT_FAILURE);
 }

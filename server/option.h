@@ -9,6 +9,8 @@
 #ifndef OPTION_H
 #define OPTION_H
 
+#include <setjmp.h>
+
 #include "options.h"
 
 /* What was said, beyond what it means: for the rules between options. */
@@ -19,6 +21,10 @@ struct said {
 };
 
 void option_fail (const char *fmt, ...) __attribute__ ((noreturn, format (printf, 1, 2)));
+/* Until ENV is NULL again, failures end with longjmp, with their line in ERR: there is a server to
+ * go on with (options_parse_again). */
+void option_failures_go (jmp_buf *env, struct q_error *err);
+bool option_is_again (void);
 
 /* ---- option-values.c: what ARG means, for the option that the function is named after ---------
  */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
+#include <errno.h>
 #include <getopt.h>
 #include <sched.h>
 #include <stdio.h>
@@ -155,10 +156,13 @@ apply (struct options *opts, struct said *said, int c, const char *arg)
 
   switch (c) {
   case 'h':
-    usage_print ();
-    exit (EXIT_SUCCESS);
   case 'V':
-    printf ("nbdcow %s\n", NBDCOW_VERSION);
+    if (option_is_again ())
+      option_fail ("help and version are for the command line");
+    if (c == 'h')
+      usage_print ();
+    else
+      printf ("nbdcow %s\n", NBDCOW_VERSION);
     exit (EXIT_SUCCESS);
 
   case 'k':
@@ -426,10 +430,11 @@ apply_config (struct options *opts, struct said *said, const char *filename)
     option_fail ("--config=%s: line %d: %s", filename, e.line, keyval_json_error (&e));
   if (!root)
     option_fail ("--config=%s: %s", filename, e.text);
-  if (!json_is_object (root))
-    option_fail ("--config=%s: an object is wanted: {\"option\": value, ...}", filename);
   if (json_array_append_new (opts->configs, root) < 0)
     option_fail ("--config=%s: out of memory", filename);
+  if (!json_is_object (root))
+    option_fail ("--config=%s: an object is wanted: {\"option\": value, ...}", filename);
+  opts->has_config = true;
   if (++said->config_depth > MAX_CONFIG_DEPTH)
     option_fail ("--config=%s: more than %d configuration files in each other", filename,
                  MAX_CONFIG_DEPTH);
@@ -506,6 +511,25 @@ options_parse (struct options *opts, int argc, char **argv)
   opts->export.source.open.state_dir = opts->state_dir;
   opts->export.source.objects = &opts->objects;
   opts->export.multi_conn = opts->shared != 1;
+}
+
+int
+options_parse_again (struct options *opts, int argc, char **argv, struct q_error *err)
+{
+  const char *level = log_level_name ();
+  jmp_buf env;
+
+  optind = 0; /* getopt_long begins anew */
+  if (setjmp (env) == 0) {
+    option_failures_go (&env, err);
+    options_parse (opts, argc, argv);
+    option_failures_go (NULL, NULL);
+    return 0;
+  }
+  option_failures_go (NULL, NULL);
+  log_set_level (level);
+  options_free (opts);
+  return -EINVAL;
 }
 
 void

@@ -54,12 +54,16 @@ struct options {
   unsigned threads, workers;
   unsigned poll_us; /* the longest that a loop polls before it sleeps */
 
+  bool has_config; /* of --config */
   json_t *configs; /* what strings of configuration files point into */
 };
 
 /* Fills OPTS from the command line.  Prints help and version and ends the process (status 0) if
  * asked to; on an error says what is wrong and ends it with status 1. */
 void options_parse (struct options *opts, int argc, char **argv);
+/* The same while the server runs: on an error, it is in ERR, and OPTS are empty.  The log's level
+ * is what they say afterwards, or stays what it was.  One thread at a time. */
+int options_parse_again (struct options *opts, int argc, char **argv, struct q_error *err);
 void options_free (struct options *opts);
 
 /* usage.c */

@@ -53,6 +53,18 @@ bytes (const struct q_secret *s)
   return (uint8_t *)s->data;
 }
 
+struct q_secret *
+secret_copy (const struct q_secret *s, const char *what, struct q_error *err)
+{
+  struct q_secret *copy = secret_new (what, err);
+
+  if (copy) {
+    memcpy (bytes (copy), bytes (s), s->len);
+    copy->len = s->len;
+  }
+  return copy;
+}
+
 void
 secret_free (struct q_secret *s)
 {

@@ -26,6 +26,7 @@ struct q_secret *secret_from_key_file (const char *path, const char *what, struc
 /* The same from a descriptor, which is read to its end and closed. */
 struct q_secret *secret_from_fd (int fd, const char *what, struct q_error *err);
 
+struct q_secret *secret_copy (const struct q_secret *s, const char *what, struct q_error *err);
 /* As many bytes, which nobody can guess. */
 struct q_secret *secret_random (size_t len, const char *what, struct q_error *err);
 

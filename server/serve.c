@@ -137,9 +137,9 @@ take_tls (struct members *m, struct export_options *xo)
   xo->tls_only = mode || authz;
 }
 
-int
-serve_export (struct exports *set, json_t *settings, const char *what,
-              const struct export_options *defaults, struct q_error *err)
+static int
+take_export (json_t *settings, const char *what, const struct export_options *defaults,
+             serve_fn serve, void *opaque, struct q_error *err)
 {
   struct export_options xo = *defaults;
   const char *bitmaps[MAX_BITMAPS];
@@ -184,9 +184,22 @@ serve_export (struct exports *set, json_t *settings, const char *what,
   r = json_is_string (file) ? source_from_name (&xo.source, json_string_value (file), err)
                             : source_from_tree (&xo.source, file, what, err);
   if (r == 0)
-    r = exports_add (set, &xo, err);
+    r = serve (opaque, &xo, err);
   source_free (&xo.source);
   return r;
+}
+
+static int
+add (void *opaque, const struct export_options *opts, struct q_error *err)
+{
+  return exports_add (opaque, opts, err);
+}
+
+int
+serve_export (struct exports *set, json_t *settings, const char *what,
+              const struct export_options *defaults, struct q_error *err)
+{
+  return take_export (settings, what, defaults, add, set, err);
 }
 
 /* ---- a directory ----------------------------------------------------------------------------- */
@@ -213,8 +226,9 @@ format_by_name (const char *name)
 
 /* The export of the file NAME in DIR; nothing if it is no image. */
 static int
-serve_entry (struct exports *set, const char *dir, const char *name, const json_t *settings,
-             const struct export_options *defaults, struct q_error *err)
+take_entry (const char *dir, const char *name, const json_t *settings,
+            const struct export_options *defaults, serve_fn serve, void *opaque,
+            struct q_error *err)
 {
   const char *format = format_by_name (name);
   char *path = NULL;
@@ -241,15 +255,15 @@ serve_entry (struct exports *set, const char *dir, const char *name, const json_
     r = -EINVAL;
   }
   if (r == 0)
-    r = serve_export (set, one, "--export-dir", defaults, err);
+    r = take_export (one, "--export-dir", defaults, serve, opaque, err);
   json_decref (one);
   free (path);
   return r;
 }
 
-int
-serve_directory (struct exports *set, json_t *settings, const struct export_options *defaults,
-                 struct q_error *err)
+static int
+take_directory (const json_t *settings, const struct export_options *defaults, serve_fn serve,
+                void *opaque, struct q_error *err)
 {
   const char *dir = json_string_value (json_object_get (settings, "dir"));
   struct dirent **entries;
@@ -273,10 +287,86 @@ serve_directory (struct exports *set, json_t *settings, const struct export_opti
   }
   for (int i = 0; i < n; i++) {
     if (r == 0)
-      r = serve_entry (set, dir, entries[i]->d_name, rest, defaults, err);
+      r = take_entry (dir, entries[i]->d_name, rest, defaults, serve, opaque, err);
     free (entries[i]);
   }
   free (entries);
   json_decref (rest);
+  return r;
+}
+
+/* ---- all that a command line asks for -------------------------------------------------------- */
+
+/* FILE. */
+static int
+take_file (const struct options *opts, const struct export_options *settings, serve_fn serve,
+           void *opaque, struct q_error *err)
+{
+  struct export_options xo = *settings;
+  uint64_t offset = xo.source.offset;
+  int r;
+
+  xo.source.offset = 0;
+  if (opts->image_opts) {
+    json_t *tree = keyval_parse (opts->filename, NULL, err);
+    r = tree ? source_from_tree (&xo.source, tree, "--image-opts", err) : -EINVAL;
+    json_decref (tree);
+  } else
+    r = source_from_name (&xo.source, opts->filename, err);
+  /* --offset counts in the disk that FILE describes, of which that may be a part already. */
+  if (r == 0 && offset > 0) {
+    if (xo.source.size != SOURCE_TO_END && offset > xo.source.size) {
+      snprintf (err->text, sizeof err->text,
+                "--offset=%llu: the part that %s describes has %llu bytes",
+                (unsigned long long)offset, opts->filename, (unsigned long long)xo.source.size);
+      r = -EINVAL;
+    } else {
+      if (xo.source.size != SOURCE_TO_END)
+        xo.source.size -= offset;
+      xo.source.offset += offset;
+    }
+  }
+  if (r == 0)
+    r = serve (opaque, &xo, err);
+  source_free (&xo.source);
+  return r;
+}
+
+void
+serve_defaults (const struct options *opts, struct tls *tls, struct export_options *defaults)
+{
+  *defaults = opts->export;
+  defaults->tls = tls;
+  defaults->name = "";
+  defaults->description = defaults->snapshot = NULL;
+  defaults->n_bitmaps = 0;
+  defaults->source.offset = 0;
+  defaults->source.open.format = Q_FORMAT_AUTO;
+}
+
+int
+serve_all (const struct options *opts, struct tls *tls, serve_fn serve, void *opaque,
+           struct q_error *err)
+{
+  struct export_options file = opts->export, defaults;
+  json_t *tree;
+  size_t i;
+  int r = 0;
+
+  serve_defaults (opts, tls, &defaults);
+  file.tls = tls;
+  file.configured = defaults.configured = true;
+  if (opts->filename)
+    r = take_file (opts, &file, serve, opaque, err);
+  json_array_foreach (opts->exports, i, tree)
+  {
+    if (r == 0)
+      r = take_export (tree, "--export", &defaults, serve, opaque, err);
+  }
+  json_array_foreach (opts->directories, i, tree)
+  {
+    if (r == 0)
+      r = take_directory (tree, &defaults, serve, opaque, err);
+  }
   return r;
 }

@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * From what the command line says about exports to open ones.
+ * From settings to exports: FILE, --export and --export-dir, of a command line or a configuration
+ * file.
+ *
+ * Errors are one line in ERR; all return 0 or -errno.
  */
 
 #ifndef SERVE_H
@@ -8,15 +11,22 @@
 
 #include <jansson.h>
 
-#include "export.h"
+#include "options.h"
 
-/* Adds the export that SETTINGS (a tree, see keyval.h) describe; WHAT is where they come from.
- * DEFAULTS holds for what they leave out. */
+/* What is to be done with an export.  OPTS and what it points to are good during the call. */
+typedef int (*serve_fn) (void *opaque, const struct export_options *opts, struct q_error *err);
+
+/* Calls SERVE for each export that OPTS ask for, in their order, until it returns an error. */
+int serve_all (const struct options *opts, struct tls *tls, serve_fn serve, void *opaque,
+               struct q_error *err);
+
+/* What holds for an export of which nothing is said: what is about FILE alone is not a default for
+ * the others. */
+void serve_defaults (const struct options *opts, struct tls *tls, struct export_options *defaults);
+
+/* Adds the export that SETTINGS describe over DEFAULTS, in the words of --export; WHAT is where
+ * they come from, for messages. */
 int serve_export (struct exports *set, json_t *settings, const char *what,
                   const struct export_options *defaults, struct q_error *err);
-/* The same for each image in the directory SETTINGS.dir, under its file name: FILE.qcow2, FILE.raw
- * and FILE.img (raw), or, if SETTINGS have a format, every file. */
-int serve_directory (struct exports *set, json_t *settings, const struct export_options *defaults,
-                     struct q_error *err);
 
 #endif /* SERVE_H */

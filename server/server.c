@@ -12,6 +12,7 @@
 #include "control.h"
 #include "log.h"
 #include "loop.h"
+#include "reload.h"
 #include "server.h"
 #include "service.h"
 #include "stats.h"
@@ -168,7 +169,9 @@ on_sighup (struct ev_loop *ev, ev_signal *w, int revents)
 
   if (sv->options.tls)
     tls_reload (sv->options.tls);
-  else
+  if (sv->options.reload)
+    reload_begin (sv->options.reload);
+  if (!sv->options.tls && !sv->options.reload)
     on_signal (ev, w, revents);
 }
 
@@ -328,6 +331,7 @@ start_control (struct server *sv, struct exports *exports)
     .exports = exports,
     .clients = sv->options.clients,
     .count_clients = count_clients,
+    .reload = sv->options.reload,
     .quit = on_quit,
     .opaque = sv,
   };

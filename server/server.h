@@ -31,6 +31,7 @@ struct server_options {
   struct tls *tls;         /* NULL for none */
   struct control *control; /* control.h; NULL: none */
   struct clients *clients; /* clients.h */
+  struct reload *reload;   /* reload.h; NULL: there is no configuration file */
   int attached;            /* a connected socket, the first client; -1 if there is none */
   /* Clients are being taken in.  Returns the process number of a child to end with, 0 if there is
    * none, or -1: end at once, the reason has been logged. */
@@ -38,7 +39,7 @@ struct server_options {
   void *opaque;
 };
 
-/* Serves until SIGTERM, SIGINT or (without TLS, whose files it reads again) SIGHUP, until the child
+/* Serves until SIGTERM, SIGINT or (if there is nothing to be read again) SIGHUP, until the child
  * has ended, or (unless persistent, and there is no child) until the last client has disconnected.
  * Closes LS.  When it returns, no request is in flight.  Returns 0, or the child's exit status (128
  * + the signal that ended it), or -1 if it could not begin; the reason is logged. */

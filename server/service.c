@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "log.h"
@@ -62,6 +63,25 @@ void
 service_stopping (void)
 {
   notify ("STOPPING=1");
+}
+
+void
+service_reloading (void)
+{
+  struct timespec now;
+  char state[128];
+
+  /* The manager compares the time with that of the signal that it sent. */
+  clock_gettime (CLOCK_MONOTONIC, &now);
+  snprintf (state, sizeof state, "RELOADING=1\nMONOTONIC_USEC=%lld",
+            (long long)now.tv_sec * 1000000 + now.tv_nsec / 1000);
+  notify (state);
+}
+
+void
+service_reloaded (void)
+{
+  notify ("READY=1");
 }
 
 double

@@ -15,6 +15,9 @@ void service_forked (pid_t before);
 /* Clients can connect.  STATUS is a line for people. */
 void service_ready (const char *status);
 void service_stopping (void);
+/* The configuration is being read again, and has been. */
+void service_reloading (void);
+void service_reloaded (void);
 /* Seconds between two calls of service_alive that the manager is to see; 0: it does not watch. */
 double service_watchdog (void);
 void service_alive (void);

@@ -29,6 +29,7 @@ struct tls {
   pthread_mutex_t lock;
   struct tls_creds *creds; /* for the next connection; changed under the lock */
   struct authz *authz;     /* who may connect; may be NULL */
+  pthread_mutex_t manage;  /* held while the rest is looked up or read again: */
   struct authz **known;    /* all that were asked for */
   unsigned n_known;
 };
@@ -460,8 +461,8 @@ proves_names (const struct object *o)
   return o->type == OBJECT_TLS_PSK || (o->type == OBJECT_TLS_X509 && o->tls.verify_peer);
 }
 
-struct authz *
-tls_authz (struct tls *tls, const char *id, struct q_error *err)
+static struct authz *
+find_authz (struct tls *tls, const char *id, struct q_error *err)
 {
   const struct object *o = objects_find_authz (tls->options.objects, id, err);
 
@@ -491,6 +492,15 @@ tls_authz (struct tls *tls, const char *id, struct q_error *err)
   return a;
 }
 
+struct authz *
+tls_authz (struct tls *tls, const char *id, struct q_error *err)
+{
+  pthread_mutex_lock (&tls->manage);
+  struct authz *a = find_authz (tls, id, err);
+  pthread_mutex_unlock (&tls->manage);
+  return a;
+}
+
 struct tls *
 tls_open (const struct tls_options *options, struct q_error *err)
 {
@@ -505,6 +515,7 @@ tls_open (const struct tls_options *options, struct q_error *err)
   }
   tls->options = *options;
   pthread_mutex_init (&tls->lock, NULL);
+  pthread_mutex_init (&tls->manage, NULL);
   if (!o->tls.server)
     snprintf (err->text, sizeof err->text,
               "--tls-creds=%s: these credentials are a client's: endpoint=server is wanted",
@@ -541,9 +552,11 @@ tls_reload (struct tls *tls)
     log_info ("--tls-creds=%s: read again", tls->options.creds);
   } else
     log_error ("%s; the credentials in use stay", err.text);
+  pthread_mutex_lock (&tls->manage);
   for (unsigned i = 0; i < tls->n_known; i++)
     if (authz_reload (tls->known[i], &err) < 0)
       log_error ("%s; the rules in use stay", err.text);
+  pthread_mutex_unlock (&tls->manage);
 }
 
 void
@@ -563,5 +576,6 @@ tls_free (struct tls *tls)
   free (tls->known);
   tls_creds_unref (tls->creds);
   pthread_mutex_destroy (&tls->lock);
+  pthread_mutex_destroy (&tls->manage);
   free (tls);
 }

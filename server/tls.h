@@ -13,7 +13,7 @@
  * over that has nothing to give.  transport_close says goodbye to the client and frees the session.
  *
  * Only one thread uses a session at a time; the calls about struct tls may be made from any thread,
- * but tls_open, tls_authz, tls_reload and tls_free, which are the main thread's.
+ * but tls_open, tls_watch, tls_reload and tls_free, which are the main thread's.
  */
 
 #ifndef TLS_H

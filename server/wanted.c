@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "wanted.h"
+
+static void
+free_one (struct wanted *w)
+{
+  struct export_options *o = &w->options;
+
+  free ((char *)o->name);
+  free ((char *)o->description);
+  free ((char *)o->snapshot);
+  for (unsigned i = 0; o->bitmaps && i < o->n_bitmaps; i++)
+    free ((char *)o->bitmaps[i]);
+  free (o->bitmaps);
+  source_free (&o->source);
+  free (w->settings);
+  free (w);
+}
+
+/* True unless there was a string and no memory for it. */
+static bool
+copy_string (const char **to, const char *from)
+{
+  *to = from ? strdup (from) : NULL;
+  return *to || !from;
+}
+
+static bool
+copy (struct export_options *to, const struct export_options *from)
+{
+  *to = *from;
+  to->source = (struct source){ .filename = NULL };
+  bool ok = copy_string (&to->name, from->name);
+  ok &= copy_string (&to->description, from->description);
+  ok &= copy_string (&to->snapshot, from->snapshot);
+  to->bitmaps = calloc (from->n_bitmaps + 1, sizeof *to->bitmaps);
+  for (unsigned i = 0; to->bitmaps && i < from->n_bitmaps; i++)
+    ok &= copy_string (&to->bitmaps[i], from->bitmaps[i]);
+  return source_copy (&to->source, &from->source) == 0 && to->bitmaps && ok;
+}
+
+int
+wanted_add (struct wanted **list, const struct export_options *opts, struct q_error *err)
+{
+  struct wanted *w;
+
+  if (wanted_find (*list, opts->name)) {
+    snprintf (err->text, sizeof err->text, "export name \"%s\" is used twice", opts->name);
+    return -EEXIST;
+  }
+  w = calloc (1, sizeof *w);
+  if (w && copy (&w->options, opts))
+    w->settings = export_settings (opts);
+  if (!w || !w->settings) {
+    if (w)
+      free_one (w);
+    snprintf (err->text, sizeof err->text, "export \"%s\": out of memory", opts->name);
+    return -ENOMEM;
+  }
+  while (*list)
+    list = &(*list)->next;
+  *list = w;
+  return 0;
+}
+
+struct wanted *
+wanted_find (struct wanted *list, const char *name)
+{
+  while (list && strcmp (list->options.name, name) != 0)
+    list = list->next;
+  return list;
+}
+
+void
+wanted_free (struct wanted *list)
+{
+  while (list) {
+    struct wanted *w = list;
+    list = w->next;
+    free_one (w);
+  }
+}
