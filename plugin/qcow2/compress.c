@@ -208,6 +208,47 @@ inflate_cluster (struct q_image *img, uint64_t host, uint32_t csize, uint8_t *ou
   return r;
 }
 
+/* As inflate_cluster, of memory.  How much of it that took, if the stream ends where the cluster
+ * does. */
+static uint32_t
+measure_zlib (struct inflator *i, const uint8_t *in, size_t in_len, uint8_t *out, size_t out_len)
+{
+  z_stream *z = &i->zlib;
+  int r = inflateReset (z);
+
+  z->next_in = (uint8_t *)in;
+  z->avail_in = (uInt)in_len;
+  z->next_out = out;
+  z->avail_out = (uInt)out_len;
+  while (r == Z_OK)
+    r = inflate (z, Z_SYNC_FLUSH);
+  return r == Z_STREAM_END && z->avail_out == 0 ? (uint32_t)(in_len - z->avail_in) : 0;
+}
+
+static uint32_t
+measure_zstd (ZSTD_DCtx *ctx, const uint8_t *in, size_t in_len, uint8_t *out, size_t out_len)
+{
+  size_t n = ZSTD_findFrameCompressedSize (in, in_len);
+
+  if (ZSTD_isError (n) || inflate_zstd (ctx, in, n, out, out_len) < 0)
+    return 0;
+  return (uint32_t)n;
+}
+
+uint32_t
+q_inflate_measure (struct q_image *img, const uint8_t *in, uint32_t csize, uint8_t *out)
+{
+  struct inflator *i = take_inflator (img);
+  uint32_t n;
+
+  if (!i)
+    return 0;
+  n = i->zstd ? measure_zstd (i->zstd, in, csize, out, q_cluster_bytes (img))
+              : measure_zlib (i, in, csize, out, q_cluster_bytes (img));
+  give_inflator (img, i);
+  return n;
+}
+
 /* ---- the cache ------------------------------------------------------------------------------ */
 
 static struct slot *

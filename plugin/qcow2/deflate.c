@@ -34,8 +34,11 @@ struct q_deflator {
   z_stream zlib;
 #endif
   ZSTD_CCtx *zstd;
-  uint8_t out[]; /* a cluster */
+  uint8_t out[]; /* q_deflator_room */
 };
+
+/* What is compressed is written in pieces of about this size. */
+#define ROOM ((size_t)1 << 20)
 
 struct q_deflate {
   pthread_mutex_t lock;
@@ -116,7 +119,7 @@ q_deflator_take (struct q_image *img)
   if (d)
     return d;
 
-  d = calloc (1, sizeof *d + q_cluster_bytes (img));
+  d = calloc (1, sizeof *d + q_deflator_room (img));
   if (!d)
     return NULL;
   if (img->compression_type == Q_COMPRESSION_ZSTD)
@@ -158,20 +161,33 @@ deflate_by_zlib (z_stream *z, const uint8_t *in, size_t len, uint8_t *out, size_
 }
 #endif
 
+uint8_t *
+q_deflator_buffer (struct q_deflator *d)
+{
+  return d->out;
+}
+
+size_t
+q_deflator_room (const struct q_image *img)
+{
+  size_t least = 2 * q_cluster_bytes (img);
+
+  return least > ROOM ? least : ROOM;
+}
+
 uint32_t
-q_deflator_run (struct q_image *img, struct q_deflator *d, const void *in, const uint8_t **out)
+q_deflator_run (struct q_image *img, struct q_deflator *d, const void *in, uint8_t *out)
 {
   size_t len = q_cluster_bytes (img), room = len - 1, n;
 
-  *out = d->out;
   if (d->zstd) {
-    n = ZSTD_compress2 (d->zstd, d->out, room, in, len);
+    n = ZSTD_compress2 (d->zstd, out, room, in, len);
     return ZSTD_isError (n) ? 0 : (uint32_t)n;
   }
 #ifdef HAVE_LIBDEFLATE
-  n = libdeflate_deflate_compress (d->deflate, in, len, d->out, room);
+  n = libdeflate_deflate_compress (d->deflate, in, len, out, room);
 #else
-  n = deflate_by_zlib (&d->zlib, in, len, d->out, room);
+  n = deflate_by_zlib (&d->zlib, in, len, out, room);
 #endif
   return (uint32_t)n;
 }

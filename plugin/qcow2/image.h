@@ -678,10 +678,12 @@ int q_limbo_release (struct q_image *img);
 
 /* ---- pack.c: all under alloc_lock ------------------------------------------------------------ */
 
-/* Room for NEED bytes (fewer than a cluster) at *HOST, with one reference to each of the one or two
- * adjacent host clusters that they touch.  -EFBIG: no descriptor can say where that would be;
- * otherwise as q_alloc_run. */
-int q_pack_take (struct q_image *img, uint32_t need, uint64_t *host);
+/* Room for the first *TAKEN (at least one) of N pieces of these SIZEs, each less than a cluster,
+ * one after the other from *HOST on; each piece gets one reference to each of the one or two host
+ * clusters that it touches.  -EFBIG: no descriptor can say where that would be; otherwise as
+ * q_alloc_run. */
+int q_pack_take (struct q_image *img, const uint32_t *size, unsigned n, uint64_t *host,
+                 unsigned *taken);
 /* These are about to have no reference left. */
 void q_pack_forget (struct q_image *img, uint64_t cluster, uint64_t count);
 /* Nobody writes any more: a file that ends inside a sector of compressed data is made to end with
@@ -738,6 +740,9 @@ int q_inflate_open (struct q_image *img);
 void q_inflate_close (struct q_image *img);
 int q_inflate_read (struct q_image *img, uint64_t host, uint32_t csize, uint32_t skip, uint32_t len,
                     void *buf);
+/* How many of the CSIZE bytes at IN it takes to fill the cluster at OUT; 0 if they do not, or not
+ * exactly. */
+uint32_t q_inflate_measure (struct q_image *img, const uint8_t *in, uint32_t csize, uint8_t *out);
 /* Clusters that may have held compressed data are being reused: forget them. */
 void q_inflate_forget (struct q_image *img);
 
@@ -750,10 +755,12 @@ void q_deflate_close (struct q_image *img);
 struct q_deflator;
 struct q_deflator *q_deflator_take (struct q_image *img);
 void q_deflator_give (struct q_image *img, struct q_deflator *d);
-/* Compresses the cluster at IN.  How many bytes it becomes, at *OUT until the next run; 0: not
- * fewer than it has.  No lock needed. */
-uint32_t q_deflator_run (struct q_image *img, struct q_deflator *d, const void *in,
-                         const uint8_t **out);
+/* Its memory for what is compressed: this many bytes, at least two clusters. */
+uint8_t *q_deflator_buffer (struct q_deflator *d);
+size_t q_deflator_room (const struct q_image *img);
+/* Compresses the cluster at IN to OUT, where there is room for one.  How many bytes it becomes; 0:
+ * not fewer than it has.  No lock needed. */
+uint32_t q_deflator_run (struct q_image *img, struct q_deflator *d, const void *in, uint8_t *out);
 
 /* ---- check.c --------------------------------------------------------------------------------- */
 

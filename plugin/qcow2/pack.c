@@ -5,8 +5,9 @@
  *
  * Each guest cluster's data holds one reference to every host cluster that it touches, so a host
  * cluster that is being filled has as many as there are pieces in it.  The last few of those that
- * have room left are remembered, and a piece goes where it fits best; failing that into a new host
- * cluster, beginning in the one before it if that is among them and so is left full.
+ * have room left are remembered.  Pieces come in batches, to be written at once: what fits in the
+ * middle of the file goes there; the rest goes behind what is last in the file, and on into new
+ * clusters.
  *
  * Invariant 1: the counts are raised here, before anything can refer to the bytes.  Invariant 3: a
  * byte is handed out once.  What was left of a host cluster when its last reference went is
@@ -54,96 +55,164 @@ remember (struct q_image *img, uint64_t cluster, uint32_t used)
   *t = (struct q_pack_tail){ cluster, used };
 }
 
-/* The one with the least room that still has NEED bytes, or NULL. */
+/* The one with the least room that still has NEED bytes, or NULL; but not EXCEPT. */
 static struct q_pack_tail *
-best_fit (struct q_image *img, uint32_t need)
+best_fit (struct q_image *img, uint32_t need, const struct q_pack_tail *except)
 {
   struct q_pack_tail *best = NULL;
 
   for (unsigned i = 0; i < img->pack.n; ++i) {
     struct q_pack_tail *t = &img->pack.tail[i];
 
-    if (need <= q_cluster_bytes (img) - t->used && (!best || t->used > best->used))
+    if (t != except && need <= q_cluster_bytes (img) - t->used && (!best || t->used > best->used))
       best = t;
   }
   return best;
 }
 
+/* The one behind which the allocator looks next, or NULL. */
 static struct q_pack_tail *
-find (struct q_image *img, uint64_t cluster)
+at_the_end (struct q_image *img)
 {
   for (unsigned i = 0; i < img->pack.n; ++i)
-    if (img->pack.tail[i].cluster == cluster)
+    if (img->pack.tail[i].cluster + 1 == img->free_hint)
       return &img->pack.tail[i];
   return NULL;
 }
 
-/* One reference more.  -ERANGE if the count cannot say so. */
-static int
-raise_count (struct q_image *img, uint64_t cluster)
+/* How many of N pieces fit between FROM and END, counted from the start of a host cluster that has
+ * COUNT references, one after the other, with no count above what it can be; they take *BYTES. */
+static unsigned
+lay_out (struct q_image *img, uint64_t from, uint64_t end, uint64_t count, const uint32_t *size,
+         unsigned n, uint64_t *bytes)
 {
-  uint64_t count;
-  int r = q_refcount_get (img, cluster, 0, &count);
+  const uint64_t most = q_refcount_max (img);
+  const unsigned bits = img->cluster_bits;
+  uint64_t cluster = 0, at = from;
+  unsigned i;
+
+  for (i = 0; i < n && size[i] <= end - at; at += size[i++]) {
+    if (at >> bits != cluster)
+      count = 0;
+    if (count == most)
+      break;
+    cluster = (at + size[i] - 1) >> bits;
+    count = cluster == at >> bits ? count + 1 : 1;
+  }
+  *bytes = at - from;
+  return i;
+}
+
+/* Gives one reference for each piece to the host clusters that it touches, from AT on.  The first
+ * one has COUNT already; the others are new. */
+static int
+count_pieces (struct q_image *img, uint64_t at, uint64_t count, const uint32_t *size, unsigned n)
+{
+  const unsigned bits = img->cluster_bits;
+  uint64_t cluster = at >> bits;
+  int r = 0;
+
+  for (unsigned i = 0; r == 0 && i < n; at += size[i++]) {
+    uint64_t last = (at + size[i] - 1) >> bits;
+
+    if (at >> bits != cluster)
+      count = 0;
+    cluster = at >> bits;
+    r = q_refcount_set (img, cluster, 0, ++count);
+    assert (r == 0 || i == 0); /* the block was looked at just now */
+    if (r == 0 && last != cluster) {
+      cluster = last;
+      count = 1; /* as it was allocated */
+    }
+  }
+  return r;
+}
+
+/* New clusters are free again. */
+static void
+give_back (struct q_image *img, uint64_t host, uint64_t count)
+{
+  uint64_t cluster = host >> img->cluster_bits;
+
+  for (uint64_t i = 0; i < count; ++i)
+    q_refcount_set (img, cluster + i, 0, 0);
+  if (count > 0 && cluster < img->free_hint)
+    img->free_hint = cluster;
+}
+
+/* Puts as many pieces as possible into what is left of BEFORE (NULL: nothing is) and, if NEW, into
+ * host clusters that follow it. */
+static int
+take (struct q_image *img, const struct q_pack_tail *before, bool new, const uint32_t *size,
+      unsigned n, uint64_t *host, unsigned *taken)
+{
+  const uint64_t bytes = q_cluster_bytes (img), old = before ? before->cluster : 0;
+  const unsigned bits = img->cluster_bits;
+  uint64_t from = before ? before->used : 0, room = before ? bytes - from : 0;
+  uint64_t count = 0, total, got = 0, start = 0;
+  bool fresh;
+  int r = before ? q_refcount_get (img, old, 0, &count) : 0;
 
   if (r < 0)
     return r;
-  if (count == 0) /* or it would have been forgotten */
+  if (before && count == 0) /* or it would have been forgotten */
     return q_corrupt (img, "host cluster %llu holds compressed data and has refcount 0",
-                      (unsigned long long)cluster);
-  return count == UINT64_MAX ? -ERANGE : q_refcount_set (img, cluster, 0, count + 1);
-}
+                      (unsigned long long)old);
+  n = lay_out (img, from, new ? UINT64_MAX : bytes, count, size, n, &total);
+  if (n == 0)
+    return -ERANGE;
+  if (total > room) {
+    uint64_t want = q_div_up (total - room, bytes);
 
-/* In what is left of one host cluster.  1 if there is no place. */
-static int
-take_from_tail (struct q_image *img, uint32_t need, uint64_t *host)
-{
-  struct q_pack_tail *t;
-
-  while ((t = best_fit (img, need)) != NULL) {
-    int r = raise_count (img, t->cluster);
-
-    if (r == 0) {
-      *host = (t->cluster << img->cluster_bits) + t->used;
-      t->used += need;
-      if (t->used == q_cluster_bytes (img))
-        forget (img, t);
-      return 0;
-    }
-    if (r != -ERANGE)
+    if (q_highest_offset (img) + (want + 1) * bytes > Q_COMPRESSED_LIMIT (bits))
+      return -EFBIG;
+    r = q_alloc_run (img, want, 0, &start, &got, &fresh);
+    if (r < 0)
       return r;
-    forget (img, t);
+    if (before && start >> bits != old + 1) {
+      give_back (img, start, got);
+      return -ERANGE;
+    }
+    if (got < want)
+      n = lay_out (img, from, bytes * (got + (before ? 1 : 0)), count, size, n, &total);
   }
-  return 1;
+  *host = before ? (old << bits) + from : start;
+  r = count_pieces (img, *host, count, size, n);
+  if (r < 0) {
+    give_back (img, start, got);
+    return r;
+  }
+  *taken = n;
+  if (before)
+    q_pack_forget (img, old, 1);
+  if ((*host + total) & (bytes - 1))
+    remember (img, (*host + total) >> bits, (uint32_t)((*host + total) & (bytes - 1)));
+  return 0;
 }
 
 int
-q_pack_take (struct q_image *img, uint32_t need, uint64_t *host)
+q_pack_take (struct q_image *img, const uint32_t *size, unsigned n, uint64_t *host, unsigned *taken)
 {
-  uint64_t limit = Q_COMPRESSED_LIMIT (img->cluster_bits), cluster, got;
-  struct q_pack_tail *before;
-  bool fresh;
+  struct q_pack_tail *last, *t;
   int r;
 
-  assert (need > 0 && need < q_cluster_bytes (img));
-  r = take_from_tail (img, need, host);
-  if (r <= 0)
-    return r;
-  if (q_highest_offset (img) + 2 * q_cluster_bytes (img) > limit)
-    return -EFBIG;
-  r = q_alloc_run (img, 1, 0, host, &got, &fresh);
-  if (r < 0)
-    return r;
-  cluster = *host >> img->cluster_bits;
-  before = find (img, cluster - 1);
-  if (before && raise_count (img, before->cluster) == 0) {
-    uint32_t room = (uint32_t)q_cluster_bytes (img) - before->used;
-
-    *host -= room;
-    need -= room;
-    forget (img, before);
+  assert (n > 0 && size[0] > 0 && size[0] < q_cluster_bytes (img));
+  last = at_the_end (img);
+  while ((t = best_fit (img, size[0], last)) != NULL) {
+    r = take (img, t, false, size, n, host, taken);
+    if (r != -ERANGE)
+      return r;
+    q_pack_forget (img, t->cluster, 1);
+    last = at_the_end (img);
   }
-  remember (img, cluster, need);
-  return 0;
+  if (last) {
+    r = take (img, last, true, size, n, host, taken);
+    if (r == -ENOSPC && best_fit (img, size[0], NULL) == last)
+      r = take (img, last, false, size, n, host, taken);
+    if (r != -ERANGE)
+      return r;
+  }
+  return take (img, NULL, true, size, n, host, taken);
 }
 
 void

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Writing compressed clusters: compress, find room, write, publish; one guest cluster after the
- * other.
+ * Writing compressed clusters: compress, find room, write, publish.  As many guest clusters as an
+ * L2 table and a buffer hold go together, so that several threads, who all write at the end of one
+ * file, seldom meet there.
  *
  * The invariants are those of write.c, the gate included.  2: the bytes are written before the L2
  * entry is published, and flush.c syncs them before the entry reaches the disk.  4: the claim is
@@ -23,105 +24,180 @@ q_can_compress (const struct q_image *img)
   return img->deflate != NULL && !img->crypt && !q_has_data_file (img);
 }
 
-/* Compressed data on its way to guest cluster GC. */
+/* Compressed data on its way to a guest cluster. */
 struct piece {
-  struct q_image *img;
   uint64_t gc;
-  const uint8_t *data;
-  uint32_t csize;
-  uint64_t part; /* 0, or how much of the cluster, which is the last one, is on the disk */
-  uint64_t host;
-  struct q_table *table; /* held */
-  uint32_t index;
+  const uint8_t *plain; /* the whole cluster, of which LEN bytes are on the disk */
+  uint64_t len;
   uint64_t lost, n_lost; /* host clusters that the old entry refers to */
 };
+
+#define MAX_PIECES 128u
+
+/* Several of them, which are written at once: their entries are in one L2 table. */
+struct batch {
+  struct q_image *img;
+  struct q_deflator *d;
+  unsigned n;
+  struct piece piece[MAX_PIECES]; /* in ascending order */
+  uint32_t size[MAX_PIECES];      /* compressed */
+  size_t used;                    /* bytes, in the deflator's buffer */
+  struct q_table *table;          /* held */
+};
+
+static uint32_t
+entry_index (const struct batch *b, unsigned i)
+{
+  return (uint32_t)(b->piece[i].gc & ((1u << b->img->l2_bits) - 1));
+}
 
 /* Whether what is past the end of the disk may change beside us: the disk may have grown, or grow
  * now, and what is there already be overwritten in place, which takes no claim. */
 static bool
-end_is_unsure (const struct piece *p, const struct q_cluster *c)
+end_is_unsure (const struct q_image *img, const struct piece *p, const struct q_cluster *c)
 {
   bool in_place = !c->compressed && c->own && c->data;
 
-  return p->part > 0 && (in_place || (p->gc << p->img->cluster_bits) + p->part != q_size (p->img));
+  return p->len < q_cluster_bytes (img) &&
+         (in_place || (p->gc << img->cluster_bits) + p->len != q_size (img));
 }
 
-/* Everything that can fail before the write.  The claim is held.  -EFBIG: it cannot be compressed
- * data. */
+/* What the pieces from FIRST on replace.  -EFBIG: the first cannot be compressed data; *N: so many
+ * can. */
 static int
-begin (struct piece *p)
+look (struct batch *b, unsigned first, unsigned *n)
 {
-  struct q_image *img = p->img;
-  struct q_l2_entry entry;
-  struct q_cluster c;
+  int r = 0;
+
+  for (*n = 0; r == 0 && first + *n < b->n; ++*n) {
+    struct piece *p = &b->piece[first + *n];
+    struct q_l2_entry entry = q_l2_entry_get (b->table, entry_index (b, first + *n));
+    struct q_cluster c;
+
+    r = q_decode_entry (b->img, p->gc, entry, &c);
+    if (r == 0 && end_is_unsure (b->img, p, &c)) {
+      r = *n == 0 ? -EFBIG : 0;
+      break;
+    }
+    if (r == 0)
+      q_entry_references (b->img, entry, &p->lost, &p->n_lost);
+  }
+  return r;
+}
+
+static unsigned
+count_lost (const struct piece *p, unsigned n)
+{
+  unsigned lost = 0;
+
+  for (unsigned i = 0; i < n; ++i)
+    lost += p[i].n_lost > 0;
+  return lost;
+}
+
+/* Everything that can fail before the write of *N pieces from FIRST on; it may make them fewer.
+ * The claim is held. */
+static int
+begin (struct batch *b, unsigned first, unsigned *n, uint64_t *host)
+{
+  struct q_image *img = b->img;
+  const unsigned lost = count_lost (&b->piece[first], *n);
+  unsigned taken = 0;
   int r;
 
-  p->index = (uint32_t)(p->gc & ((1u << img->l2_bits) - 1));
-  r = q_l2_hold (img, p->gc >> img->l2_bits, 0, &p->table);
-  if (r < 0)
-    return r;
-  entry = q_l2_entry_get (p->table, p->index);
-  r = q_decode_entry (img, p->gc, entry, &c);
-  if (r == 0 && end_is_unsure (p, &c))
-    r = -EFBIG;
+  q_alloc_lock (img);
+  r = q_limbo_reserve (&img->limbo, lost);
   if (r == 0) {
-    q_entry_references (img, entry, &p->lost, &p->n_lost);
-    q_alloc_lock (img);
-    r = q_limbo_reserve (&img->limbo, 1);
-    if (r == 0) {
-      r = q_pack_take (img, p->csize, &p->host);
-      if (r < 0 || p->n_lost == 0)
-        q_limbo_cancel (&img->limbo, 1);
-    }
-    q_alloc_unlock (img);
+    r = q_pack_take (img, &b->size[first], *n, host, &taken);
+    q_limbo_cancel (&img->limbo, lost - count_lost (&b->piece[first], taken));
   }
-  if (r < 0)
-    q_l2_release (p->table);
+  q_alloc_unlock (img);
+  *n = taken;
   return r;
 }
 
 static void
-commit (struct piece *p)
+commit (struct batch *b, unsigned first, unsigned n, uint64_t host)
 {
-  struct q_image *img = p->img;
-  struct q_l2_entry entry = { .descriptor =
-                                  q_compressed_encode (img->cluster_bits, p->host, p->csize) };
+  struct q_image *img = b->img;
+  const bool frees = count_lost (&b->piece[first], n) > 0;
 
   q_note_data_written (img);
   Q_PROBE ("before compressed data is published");
   /* As in write.c: the flusher must not find in limbo what is not yet marked. */
-  if (p->n_lost > 0)
+  if (frees)
     q_alloc_lock (img);
-  q_l2_entry_set (p->table, p->index, entry);
-  if (p->n_lost > 0)
-    q_limbo_add (&img->limbo, p->lost, p->n_lost);
-  Q_PROBE ("compressed data published, table not marked");
-  q_l2_mark_dirty (p->table, p->index, 1);
-  if (p->n_lost > 0)
+  for (unsigned i = first; i < first + n; host += b->size[i++]) {
+    const struct piece *p = &b->piece[i];
+    struct q_l2_entry entry = { .descriptor =
+                                    q_compressed_encode (img->cluster_bits, host, b->size[i]) };
+
+    q_l2_entry_set (b->table, entry_index (b, i), entry);
+    if (p->n_lost > 0)
+      q_limbo_add (&img->limbo, p->lost, p->n_lost);
+    Q_PROBE ("compressed data published, table not marked");
+    q_l2_mark_dirty (b->table, entry_index (b, i), 1);
+  }
+  if (frees)
     q_alloc_unlock (img);
-  q_l2_release (p->table);
 }
 
 static void
-abandon (struct piece *p)
+abandon (struct batch *b, unsigned first, unsigned n, uint64_t host)
 {
-  struct q_image *img = p->img;
-  uint64_t first = p->host >> img->cluster_bits;
-  uint64_t last = (p->host + p->csize - 1) >> img->cluster_bits;
+  struct q_image *img = b->img;
+  const unsigned lost = count_lost (&b->piece[first], n);
 
-  if (p->n_lost > 0) {
+  if (lost > 0) {
     q_alloc_lock (img);
-    q_limbo_cancel (&img->limbo, 1);
+    q_limbo_cancel (&img->limbo, lost);
     q_alloc_unlock (img);
   }
-  q_alloc_drop (img, first, last - first + 1);
-  q_l2_release (p->table);
+  for (unsigned i = first; i < first + n; host += b->size[i++]) {
+    uint64_t cluster = host >> img->cluster_bits;
+
+    q_alloc_drop (img, cluster, ((host + b->size[i] - 1) >> img->cluster_bits) - cluster + 1);
+  }
+}
+
+/* From piece *DONE, which is DATA, on, under claim and pin. */
+static int
+store_claimed (struct batch *b, unsigned *done, const uint8_t *data)
+{
+  int r = q_l2_hold (b->img, b->piece[0].gc >> b->img->l2_bits, 0, &b->table);
+
+  if (r < 0)
+    return r;
+  while (r == 0 && *done < b->n) {
+    uint64_t host, bytes = 0;
+    unsigned n;
+
+    r = look (b, *done, &n);
+    if (r == 0)
+      r = begin (b, *done, &n, &host);
+    if (r < 0)
+      break;
+    for (unsigned i = 0; i < n; ++i)
+      bytes += b->size[*done + i];
+    Q_PROBE ("compressed write begun");
+    r = q_file_pwrite (b->img->file, data, bytes, host);
+    if (r == 0)
+      commit (b, *done, n, host);
+    else
+      abandon (b, *done, n, host);
+    if (r == 0)
+      *done += n;
+    data += bytes;
+  }
+  q_l2_release (b->table);
+  return r;
 }
 
 static int
-store (struct piece *p)
+store (struct batch *b, unsigned *done, const uint8_t *data)
 {
-  struct q_image *img = p->img;
+  struct q_image *img = b->img;
+  const uint64_t first = b->piece[*done].gc, last = b->piece[b->n - 1].gc;
   struct q_plan_claim claim;
   q_pin_t pin;
   int r;
@@ -130,26 +206,47 @@ store (struct piece *p)
   if (r < 0)
     return r;
   r = -ENOSPC; /* it may have been made smaller meanwhile */
-  if (p->gc << img->cluster_bits >= q_size (img))
+  if (last << img->cluster_bits >= q_size (img))
     goto out;
-  q_bitmaps_mark (img, p->gc << img->cluster_bits, q_cluster_bytes (img));
-  r = q_claim_take (img, &claim, p->gc, p->gc, 0);
+  q_bitmaps_mark (img, first << img->cluster_bits, (last - first + 1) << img->cluster_bits);
+  r = q_claim_take (img, &claim, first, last, 0);
   if (r < 0)
     goto out;
   pin = q_pin ();
-  r = begin (p);
-  if (r == 0) {
-    Q_PROBE ("compressed write begun");
-    r = q_file_pwrite (img->file, p->data, p->csize, p->host);
-    if (r == 0)
-      commit (p);
-    else
-      abandon (p);
-  }
+  r = store_claimed (b, done, data);
   q_unpin (pin);
   q_claim_release (img, &claim);
 out:
   q_gate_leave (img);
+  return r;
+}
+
+/* Writes what has been gathered; what cannot be compressed data then, as it is. */
+static int
+write_batch (struct batch *b)
+{
+  const uint8_t *data = q_deflator_buffer (b->d);
+  bool retried = false;
+  int r = 0;
+
+  for (unsigned done = 0, before = 0; r == 0 && done < b->n; before = done) {
+    r = q_flush_throttle (b->img);
+    if (r == 0)
+      r = store (b, &done, data);
+    for (; before < done; retried = false)
+      data += b->size[before++];
+    if (r == -EFBIG) {
+      const struct piece *p = &b->piece[done];
+
+      r = q_pwrite (b->img, p->plain, p->gc << b->img->cluster_bits, p->len);
+      data += b->size[done++];
+    } else if (r == -ENOSPC && !retried && q_flush_frees_space (b->img)) {
+      retried = true;
+      r = 0;
+    }
+  }
+  b->n = 0;
+  b->used = 0;
   return r;
 }
 
@@ -159,30 +256,30 @@ is_zero (const uint8_t *p, size_t n)
   return p[0] == 0 && memcmp (p, p + 1, n - 1) == 0;
 }
 
-/* One cluster, of which LEN bytes are on the disk; PADDED has all of it. */
+/* One cluster, of which LEN bytes are on the disk; PLAIN has all of it, until the batch is
+ * written. */
 static int
-write_cluster (struct q_image *img, struct q_deflator *d, const uint8_t *padded, uint64_t offset,
-               uint64_t len)
+write_cluster (struct batch *b, const uint8_t *plain, uint64_t offset, uint64_t len)
 {
-  struct piece p = { .img = img, .gc = offset >> img->cluster_bits };
-  bool retried = false;
-  int r;
+  struct q_image *img = b->img;
+  const uint64_t gc = offset >> img->cluster_bits;
+  uint32_t size;
+  int r = 0;
 
-  if (is_zero (padded, len))
+  if (is_zero (plain, len))
     return q_zero (img, offset, len, Q_ZERO_UNMAP);
-  p.part = len < q_cluster_bytes (img) ? len : 0;
-  p.csize = q_deflator_run (img, d, padded, &p.data);
-  if (p.csize == 0)
-    return q_pwrite (img, padded, offset, len);
-  do {
-    r = q_flush_throttle (img);
-    if (r == 0)
-      r = store (&p);
-    if (r != -ENOSPC || retried)
-      break;
-    retried = true;
-  } while (q_flush_frees_space (img));
-  return r == -EFBIG ? q_pwrite (img, padded, offset, len) : r;
+  if (b->n == MAX_PIECES || b->used + q_cluster_bytes (img) > q_deflator_room (img) ||
+      (b->n > 0 && b->piece[0].gc >> img->l2_bits != gc >> img->l2_bits))
+    r = write_batch (b);
+  if (r < 0)
+    return r;
+  size = q_deflator_run (img, b->d, plain, q_deflator_buffer (b->d) + b->used);
+  if (size == 0)
+    return q_pwrite (img, plain, offset, len);
+  b->piece[b->n] = (struct piece){ .gc = gc, .plain = plain, .len = len };
+  b->size[b->n++] = size;
+  b->used += size;
+  return 0;
 }
 
 /* Whole clusters; the last one may be the end of the disk. */
@@ -190,10 +287,17 @@ static int
 write_clusters (struct q_image *img, const uint8_t *at, uint64_t offset, uint64_t end)
 {
   uint64_t cluster = q_cluster_bytes (img);
-  struct q_deflator *d = q_deflator_take (img);
+  struct batch *b = malloc (sizeof *b);
   uint8_t *padded = NULL;
-  int r = d ? 0 : -ENOMEM;
+  int r = b ? 0 : -ENOMEM;
 
+  if (r == 0) {
+    b->img = img;
+    b->n = 0;
+    b->used = 0;
+    b->d = q_deflator_take (img);
+    r = b->d ? 0 : -ENOMEM;
+  }
   while (r == 0 && offset < end) {
     uint64_t n = q_min (end - offset, cluster);
 
@@ -206,13 +310,16 @@ write_clusters (struct q_image *img, const uint8_t *at, uint64_t offset, uint64_
       }
       memcpy (padded, at, n);
     }
-    r = write_cluster (img, d, padded ? padded : at, offset, n);
+    r = write_cluster (b, padded ? padded : at, offset, n);
     at += n;
     offset += n;
   }
+  if (r == 0)
+    r = write_batch (b);
   free (padded);
-  if (d)
-    q_deflator_give (img, d);
+  if (b && b->d)
+    q_deflator_give (img, b->d);
+  free (b);
   return r;
 }
 

@@ -197,17 +197,17 @@ without eviction-spares-the-dirty l2.c \
 # ---- compressed data -------------------------------------------------------------------------------
 
 without packed-counts-raised pack.c \
-  's/r = raise_count \(img, t->cluster\);/r = 0;/'
+  's/0, \+\+count\)/0, count ? count : ++count)/'
 without spanned-counts-raised pack.c \
-  's/before && raise_count \(img, before->cluster\) == 0/before/'
+  's/count = 1; (\/\* as it was allocated)/count = 0; $1/'
 without packed-bytes-handed-out-once pack.c \
-  's/t->used \+= need;/;/'
+  's/if \(before\)\s*q_pack_forget \(img, old, 1\);//'
 without tail-forgotten-before-punch alloc.c \
   's/q_pack_forget \(img, c, run\);//'
 without tail-forgotten-at-all pack.c \
   's/(img->pack\.tail\[i\]\.cluster) - cluster < count/false && $1 - cluster < count/'
 without compressed-before-publishing write-compressed.c \
-  's/r = q_file_pwrite \(img->file, p->data, p->csize, p->host\);\s*if \(r == 0\)\s*commit \(p\);\s*else\s*abandon \(p\);/commit (p); r = q_file_pwrite (img->file, p->data, p->csize, p->host);/'
+  's/r = q_file_pwrite \(b->img->file, data, bytes, host\);\s*if \(r == 0\)\s*commit \(b, \*done, n, host\);\s*else\s*abandon \(b, \*done, n, host\);/commit (b, *done, n, host); r = q_file_pwrite (b->img->file, data, bytes, host);/'
 without replaced-data-in-limbo write-compressed.c \
   's/q_limbo_add \(&img->limbo, p->lost, p->n_lost\);/{ --img->limbo.reserved; for (uint64_t k = 0; k < p->n_lost; ++k) { uint64_t now = 1; q_refcount_get (img, p->lost + k, 0, &now); q_refcount_set (img, p->lost + k, 0, now - 1); } if (p->lost < img->free_hint) img->free_hint = p->lost; }/'
 
