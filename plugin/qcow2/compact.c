@@ -5,8 +5,9 @@
  *
  * The image is open for this alone, with no tables in memory, and was found sound.  Everything that
  * refers to a cluster by a word of 64 bits can follow it: L2 entries, of the present state and of
- * snapshots, L1 entries, refcount table entries, bitmap tables, the header and the snapshot table.
- * Compressed data stays where it is, and so do the refcount, snapshot and bitmap tables themselves.
+ * snapshots, L1 entries, refcount table entries, bitmap tables and their directory, the header and
+ * its extensions, and the snapshot table.  Compressed data, which has no clusters of its own, is
+ * moved piece by piece (compact-pieces.c).
  *
  * Invariant: at every moment both the old and the new cluster have a count that covers the
  * references to them.  In this order, each step durable before the next:
@@ -22,39 +23,9 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "check.h"
+#include "compact.h"
 
 #define ull(v) ((unsigned long long)(v))
-
-/* Clusters whose references are gathered at a time, and that move between two syncs. */
-#define WINDOW (1u << 20)
-#define BATCH  (32u << 20) /* bytes */
-
-/* A word of the file that refers to a host cluster. */
-struct ref {
-  uint64_t cluster, word;
-};
-
-struct move {
-  uint64_t from, to;
-  size_t first, n; /* refs */
-};
-
-enum phase { PHASE_DATA, PHASE_TABLES, PHASES };
-
-struct compaction {
-  struct q_check c;
-  const struct q_compact_options *o;
-  struct q_compact_result *res;
-  uint64_t target;    /* clusters that the file would have if everything could move */
-  uint64_t next;      /* nothing is free below this */
-  uint64_t low, high; /* the window */
-  struct ref *ref;
-  size_t n_refs, allocated;
-  struct move *move;
-  size_t n_moves, max_moves;
-  uint8_t *buffer;
-};
 
 /* ---- references ------------------------------------------------------------------------------ */
 
@@ -79,7 +50,7 @@ note (struct compaction *k, uint64_t host, uint64_t word)
 }
 
 static int
-gather_l2 (struct compaction *k, uint64_t offset)
+gather_l2 (struct compaction *k, uint64_t offset, enum compact_phase phase)
 {
   struct q_check *c = &k->c;
   const unsigned words = q_check_entry_words (c->img);
@@ -90,14 +61,17 @@ gather_l2 (struct compaction *k, uint64_t offset)
   for (uint64_t i = 0; r == 0 && i < n; i += words) {
     enum q_entry_kind kind = q_check_entry_kind (c->img, table[i], words == 2 ? table[i + 1] : 0);
 
-    if (kind == Q_ENTRY_STANDARD || kind == Q_ENTRY_ZERO)
+    if (phase == COMPACT_PIECES) {
+      if (kind == Q_ENTRY_COMPRESSED)
+        r = q_compact_note_piece (k, table[i], offset + 8 * i);
+    } else if (kind == Q_ENTRY_STANDARD || kind == Q_ENTRY_ZERO)
       r = note (k, table[i] & Q_OFFSET_MASK, offset + 8 * i);
   }
   return r;
 }
 
 static int
-gather_l1 (struct compaction *k, uint64_t offset, uint32_t entries, enum phase phase)
+gather_l1 (struct compaction *k, uint64_t offset, uint32_t entries, enum compact_phase phase)
 {
   uint64_t *l1 = malloc (8ull * entries + 8);
   int r = l1 ? q_check_read_entries (&k->c, offset, entries, l1) : -ENOMEM;
@@ -106,7 +80,7 @@ gather_l1 (struct compaction *k, uint64_t offset, uint32_t entries, enum phase p
     uint64_t host = l1[i] & Q_OFFSET_MASK;
 
     if (host)
-      r = phase == PHASE_TABLES ? note (k, host, offset + 8ull * i) : gather_l2 (k, host);
+      r = phase == COMPACT_TABLES ? note (k, host, offset + 8ull * i) : gather_l2 (k, host, phase);
   }
   free (l1);
   return r;
@@ -160,19 +134,20 @@ compare_refs (const void *a, const void *b)
 /* What refers, in this phase, to the clusters of the window.  A table that several snapshots share
  * is met several times; its words count once. */
 static int
-gather (struct compaction *k, enum phase phase)
+gather (struct compaction *k, enum compact_phase phase)
 {
   const struct q_image *img = k->c.img;
   int r;
 
   k->n_refs = 0;
+  k->n_pieces = 0;
   r = gather_l1 (k, img->l1_offset, img->l1_size, phase);
   for (unsigned i = 0; r == 0 && i < q_snapshots_count (img); i++) {
     const struct q_snapshot *s = &atomic_load (&img->snapshots)->s[i];
 
     r = gather_l1 (k, s->l1_table_offset, s->l1_size, phase);
   }
-  if (r == 0 && phase == PHASE_DATA)
+  if (r == 0 && phase == COMPACT_DATA)
     r = gather_bitmaps (k);
   if (r == 0 && k->n_refs > 0)
     qsort (k->ref, k->n_refs, sizeof *k->ref, compare_refs);
@@ -190,8 +165,8 @@ has_block (const struct compaction *k, uint64_t cluster)
 }
 
 /* Writes the count of one cluster, whose block is there. */
-static int
-set_count (struct compaction *k, uint64_t cluster, uint64_t count)
+int
+q_compact_set_count (struct compaction *k, uint64_t cluster, uint64_t count)
 {
   const struct q_image *img = k->c.img;
   const unsigned order = img->refcount_order;
@@ -209,8 +184,8 @@ set_count (struct compaction *k, uint64_t cluster, uint64_t count)
 }
 
 /* COUNT free clusters in a row below LIMIT; false if there are none. */
-static bool
-find_free (struct compaction *k, uint64_t count, uint64_t limit, uint64_t *cluster)
+bool
+q_compact_find_free (struct compaction *k, uint64_t count, uint64_t limit, uint64_t *cluster)
 {
   const struct q_refmap *m = &k->c.refs;
   uint64_t run = 0;
@@ -293,7 +268,7 @@ perform (struct compaction *k)
   int r = 0;
 
   for (size_t i = 0; r == 0 && i < k->n_moves; i++) {
-    r = set_count (k, k->move[i].to, k->move[i].n);
+    r = q_compact_set_count (k, k->move[i].to, k->move[i].n);
     if (r == 0)
       r = copy_clusters (k, k->move[i].from, k->move[i].to, 1);
   }
@@ -304,13 +279,13 @@ perform (struct compaction *k)
   if (r == 0)
     r = q_file_sync (f);
   for (size_t i = 0; r == 0 && i < k->n_moves; i++)
-    r = set_count (k, k->move[i].from, 0);
+    r = q_compact_set_count (k, k->move[i].from, 0);
   k->n_moves = 0;
   return r;
 }
 
-static bool
-stop (struct compaction *k, uint64_t done)
+bool
+q_compact_stop (struct compaction *k, uint64_t done)
 {
   return k->o->progress && k->o->progress (k->o->opaque, done, k->c.clusters);
 }
@@ -331,13 +306,13 @@ move_window (struct compaction *k)
       first--;
     if (q_refmap_get (&k->c.refs, cluster) != end - first)
       continue;
-    if (!find_free (k, 1, q_min (cluster, k->target), &to))
+    if (!q_compact_find_free (k, 1, q_min (cluster, k->target), &to))
       break;
     k->move[k->n_moves++] = (struct move){ cluster, to, first, end - first };
     r = account (k, cluster, to, 1, end - first);
     if (r == 0 && k->n_moves == k->max_moves) {
       r = perform (k);
-      if (r == 0 && stop (k, k->res->moved))
+      if (r == 0 && q_compact_stop (k, k->res->moved))
         r = -EINTR;
     }
   }
@@ -345,7 +320,7 @@ move_window (struct compaction *k)
 }
 
 static int
-move_phase (struct compaction *k, enum phase phase)
+move_phase (struct compaction *k, enum compact_phase phase)
 {
   int r = 0;
 
@@ -353,8 +328,8 @@ move_phase (struct compaction *k, enum phase phase)
     k->low = k->high - k->target > WINDOW ? k->high - WINDOW : k->target;
     r = gather (k, phase);
     if (r == 0)
-      r = move_window (k);
-    if (r == 0 && stop (k, k->res->moved))
+      r = phase == COMPACT_PIECES ? q_compact_move_pieces (k) : move_window (k);
+    if (r == 0 && q_compact_stop (k, k->res->moved))
       r = -EINTR;
   }
   return r;
@@ -372,14 +347,14 @@ move_table (struct compaction *k, uint64_t from, uint64_t count, uint64_t word, 
   int r = 0;
 
   *moved = 0;
-  if (from + count <= k->target || !find_free (k, count, q_min (from, k->target), &to))
+  if (from + count <= k->target || !q_compact_find_free (k, count, q_min (from, k->target), &to))
     return 0;
   for (uint64_t i = 0; i < count; i++)
     if (q_refmap_get (&k->c.refs, from + i) != 1)
       return 0;
   /* Before copying: what is copied may be the block that has the counts. */
   for (uint64_t i = 0; r == 0 && i < count; i++)
-    r = set_count (k, to + i, 1);
+    r = q_compact_set_count (k, to + i, 1);
   if (r == 0)
     r = copy_clusters (k, from, to, count);
   if (r == 0)
@@ -400,19 +375,20 @@ clear_counts (struct compaction *k, uint64_t from, uint64_t count)
   int r = 0;
 
   for (uint64_t i = 0; r == 0 && i < count; i++)
-    r = set_count (k, from + i, 0);
+    r = q_compact_set_count (k, from + i, 0);
   return r;
 }
 
+/* The BYTES at *OFFSET, which stand at WORD. */
 static int
-move_l1 (struct compaction *k, uint64_t *offset, uint32_t entries, uint64_t word)
+move_bytes (struct compaction *k, uint64_t *offset, uint64_t bytes, uint64_t word)
 {
   const unsigned bits = k->c.img->cluster_bits;
-  const uint64_t from = *offset >> bits, count = q_div_up (8ull * entries, 1ull << bits);
+  const uint64_t from = *offset >> bits, count = q_div_up (bytes, 1ull << bits);
   uint64_t to;
-  int r = entries ? move_table (k, from, count, word, UINT64_MAX, &to) : 0;
+  int r = bytes ? move_table (k, from, count, word, UINT64_MAX, &to) : 0;
 
-  if (r < 0 || !entries || !to)
+  if (r < 0 || !bytes || !to)
     return r;
   *offset = to << bits;
   return clear_counts (k, from, count);
@@ -423,18 +399,63 @@ move_l1_tables (struct compaction *k)
 {
   struct q_image *img = k->c.img;
   uint64_t word = img->snapshots_offset;
-  int r =
-      move_l1 (k, &img->l1_offset, img->l1_size, offsetof (struct qcow2_header, l1_table_offset));
+  int r = move_bytes (k, &img->l1_offset, 8ull * img->l1_size,
+                      offsetof (struct qcow2_header, l1_table_offset));
 
   for (unsigned i = 0; r == 0 && i < q_snapshots_count (img); i++) {
     struct q_snapshot *s = &atomic_load (&img->snapshots)->s[i]; /* nobody else has it */
 
-    r = move_l1 (k, &s->l1_table_offset, s->l1_size,
-                 word + offsetof (struct qcow2_snapshot, l1_table_offset));
+    r = move_bytes (k, &s->l1_table_offset, 8ull * s->l1_size,
+                    word + offsetof (struct qcow2_snapshot, l1_table_offset));
     word += q_round_up (
         sizeof (struct qcow2_snapshot) + s->extra_data_size + strlen (s->id) + strlen (s->name), 8);
   }
   return r;
+}
+
+/* The directory of the bitmaps, to which a header extension refers, and their tables. */
+static int
+move_bitmap_tables (struct compaction *k)
+{
+  struct q_image *img = k->c.img;
+  const struct q_extension *e = q_extension_find (img, Q_EXT_BITMAPS);
+  uint64_t at;
+  int r;
+
+  if (!(img->autoclear & Q_AUTOCLEAR_BITMAPS) || !e)
+    return 0;
+  r = move_bytes (k, &img->bitmap_dir_offset, img->bitmap_dir_size,
+                  e->offset + offsetof (struct qcow2_bitmaps_extension, directory_offset));
+  at = img->bitmap_dir_offset;
+  for (uint32_t i = 0; r == 0 && i < img->nb_bitmaps; i++) {
+    struct qcow2_bitmap b;
+    uint64_t offset;
+
+    r = q_file_pread (img->file, &b, sizeof b, at);
+    offset = get64 (b.table_offset);
+    if (r == 0)
+      r = move_bytes (k, &offset, 8ull * get32 (b.table_size),
+                      at + offsetof (struct qcow2_bitmap, table_offset));
+    at += q_round_up (sizeof b + (uint64_t)get32 (b.extra_data_size) + get16 (b.name_size), 8);
+  }
+  return r;
+}
+
+/* Tables of several clusters, which want free ones in a row: before anything else takes these. */
+static int
+move_tables (struct compaction *k)
+{
+  struct q_image *img = k->c.img;
+  int r =
+      move_bytes (k, &img->reftable_offset, (uint64_t)img->reftable_clusters << img->cluster_bits,
+                  offsetof (struct qcow2_header, refcount_table_offset));
+
+  if (r == 0)
+    r = move_bytes (k, &img->snapshots_offset, img->snapshots_bytes,
+                    offsetof (struct qcow2_header, snapshots_offset));
+  if (r == 0)
+    r = move_l1_tables (k);
+  return r == 0 ? move_bitmap_tables (k) : r;
 }
 
 static int
@@ -453,7 +474,7 @@ move_blocks (struct compaction *k)
     if (r < 0 || !to)
       continue;
     c->reftable[i] = to << bits;
-    r = set_count (k, offset >> bits, 0);
+    r = q_compact_set_count (k, offset >> bits, 0);
   }
   return r;
 }
@@ -536,10 +557,10 @@ run (struct compaction *k, struct q_error *err)
   k->buffer = malloc (q_cluster_bytes (c->img));
   if (!k->move || !k->buffer)
     r = -ENOMEM;
-  for (enum phase p = 0; r == 0 && p < PHASES; p++)
-    r = move_phase (k, p);
   if (r == 0)
-    r = move_l1_tables (k);
+    r = move_tables (k);
+  for (enum compact_phase p = 0; r == 0 && p < COMPACT_PHASES; p++)
+    r = move_phase (k, p);
   if (r == 0)
     r = move_blocks (k);
   if (r == 0 || r == -EINTR) {
@@ -565,10 +586,13 @@ q_compact (struct q_image *img, const struct q_compact_options *o, struct q_comp
     r = -EINVAL; /* its tables are in memory: not opened for repair */
   if (r == 0 && img->nb_snapshots && !atomic_load (&img->snapshots))
     r = q_snapshots_read (img, err);
+  if (r == 0 && !img->inflated)
+    r = q_inflate_open (img);
   if (r == 0)
     r = run (&k, err);
   q_check_close (&k.c);
   free (k.ref);
+  free (k.piece);
   free (k.move);
   free (k.buffer);
   img->read_only = true;
