@@ -165,3 +165,44 @@ for arguments in "a.qcow2 x" "--add a.qcow2" "--add" "-g 64k --remove a.qcow2 x"
   img bitmap $arguments >out 2>&1 || s=$?
   one_line $s out bitmap || grep -q "none.qcow2" out || fail "bitmap $arguments: $REASON"
 done
+
+# ---- convert --bitmaps -----------------------------------------------------------------------
+
+rm -f a.qcow2 b.qcow2
+qemu-img create -q -f qcow2 source.qcow2 8M
+qemu-img bitmap --add -g 512 source.qcow2 fine
+qemu-img bitmap --add -g 64k source.qcow2 coarse
+qemu-io -f qcow2 -c 'write -P 7 1M 3k' -c 'write -P 8 5M 100k' source.qcow2 >/dev/null
+qemu-img bitmap --disable source.qcow2 fine
+for target in "" "-c -o cluster_size=4k"; do
+  # shellcheck disable=SC2086 # several options
+  img convert --bitmaps -O qcow2 $target source.qcow2 a.qcow2
+  # shellcheck disable=SC2086
+  qemu-img convert --bitmaps -O qcow2 $target source.qcow2 b.qcow2
+  check_image a.qcow2
+  same_lists
+  for name in fine coarse; do
+    bits a.qcow2 $name ours.bits
+    bits b.qcow2 $name qemu.bits
+    [ -s ours.bits ] && cmp ours.bits qemu.bits || fail "convert --bitmaps: the bits of $name differ"
+  done
+done
+# must_fail TEXT ARGUMENT...
+must_fail ()
+{
+  text=$1 s=0
+  shift
+  img "$@" 2>out || s=$?
+  one_line $s out "$text" || fail "$*: $REASON"
+}
+qemu-io -f qcow2 -c 'write 0 512' -c 'sigraise 9' source.qcow2 >/dev/null 2>&1 || :
+must_fail "left in use" convert --bitmaps -O qcow2 source.qcow2 x
+qemu-img bitmap --add --disable -g 4k source.qcow2 sound
+img convert --bitmaps --skip-broken-bitmaps -O qcow2 source.qcow2 a.qcow2 2>out
+grep -q 'warning: .*coarse' out || fail "--skip-broken-bitmaps says: $(cat out)"
+[ "$(list a.qcow2)" = "sound 4096" ] || fail "--skip-broken-bitmaps leaves: $(list a.qcow2)"
+must_fail "needs --bitmaps" convert --skip-broken-bitmaps -O qcow2 source.qcow2 x
+must_fail "raw images have no bitmaps" convert --bitmaps --skip-broken-bitmaps -O raw source.qcow2 x
+truncate -s 1M plain.raw
+must_fail "only qcow2" convert --bitmaps -f raw -O qcow2 plain.raw x
+must_fail "several" convert --bitmaps -O qcow2 source.qcow2 source.qcow2 x

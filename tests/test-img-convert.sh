@@ -191,6 +191,10 @@ before=$(digest two.raw)
 must_fail "in use" $IMG convert -f raw -O raw two.raw two.raw
 unchanged "$before" two.raw
 
+for format in qcow2 raw; do
+  $IMG convert -O $format -o help | grep -q '^  size=' || fail "convert -O $format -o help"
+done
+
 # --- levels, progress, an interruption ------------------------------------------------------------
 
 for type in zlib zstd; do

@@ -9,6 +9,7 @@
 requires_file "${NBDCOW_IMG:-}" nbdcow-img
 requires qemu-img
 requires_python
+in_memory 400
 export NBDCOW_IMG
 
 cat >create.py <<'END'
@@ -22,7 +23,7 @@ def run(*args):
 
 def comparable(j):
     # Ours to add, and what depends on where the clusters lie.
-    skip = ("highest-allocated-offset", "actual-size", "filename")
+    skip = ("highest-allocated-offset", "actual-size", "filename", "children")
     if isinstance(j, dict):
         return {k: comparable(v) for k, v in j.items() if k not in skip}
     return [comparable(x) for x in j] if isinstance(j, list) else j
@@ -190,3 +191,27 @@ exec 3>&-
 wait
 "$NBDCOW_IMG" create -q -f qcow2 used.qcow2 2M
 check_image used.qcow2
+
+# A data file that is kept.
+head -c 1000000 /dev/urandom >kept.raw
+cp kept.raw kept.copy
+truncate -s 1M kept.copy
+for how in data_file_raw=on preallocation=metadata; do
+  "$NBDCOW_IMG" create -q -f qcow2 -o data_file=kept.raw,keep_data_file=on,$how keeps.qcow2 1M
+  cmp kept.raw kept.copy || fail "keep_data_file=on,$how has changed the file"
+  check_image keeps.qcow2
+  same_contents keeps.qcow2 qcow2 kept.copy raw
+done
+# must_refuse_create TEXT OPTIONS
+must_refuse_create ()
+{
+  s=0
+  "$NBDCOW_IMG" create -q -f qcow2 -o "$2" kept.qcow2 1M 2>log || s=$?
+  one_line $s log "$1" || fail "create -o $2: $REASON"
+  [ ! -e kept.qcow2 ] || fail "create -o $2 left an image behind"
+  cmp kept.raw kept.copy || fail "create -o $2 has changed the data file"
+}
+must_refuse_create "keep_data_file without" keep_data_file=on
+must_refuse_create "data_file_raw=on or" data_file=kept.raw,keep_data_file=on
+must_refuse_create "preallocation" data_file=kept.raw,keep_data_file=on,data_file_raw=on,preallocation=full
+must_refuse_create "nonesuch.raw" data_file=nonesuch.raw,keep_data_file=on,data_file_raw=on

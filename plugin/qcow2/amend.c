@@ -17,7 +17,7 @@
 void
 q_amend_options_init (struct q_amend_options *opts)
 {
-  *opts = (struct q_amend_options){ .lazy_refcounts = -1, .data_file_raw = -1 };
+  *opts = (struct q_amend_options){ .lazy_refcounts = -1, .data_file_raw = -1, .zstd = -1 };
 }
 
 /* ---- what is asked for ---------------------------------------------------------------------- */
@@ -129,6 +129,8 @@ check_options (const struct q_image *img, const struct q_amend_options *opts, un
   if (version < 3 && order != 4)
     return q_fail (err, -ENOTSUP, "%s: version 2 (compat=0.10) needs refcount_bits=16",
                    img->filename);
+  if (version < 3 && opts->zstd > 0)
+    return q_fail (err, -EINVAL, "%s: zstd needs version 3 (compat=1.1)", img->filename);
   if (version < 3 && opts->lazy_refcounts > 0 && !(img->compatible & Q_COMPAT_LAZY_REFCOUNTS))
     return q_fail (err, -EINVAL, "%s: lazy refcounts need version 3 (compat=1.1)", img->filename);
   if (version < img->version)
@@ -160,6 +162,24 @@ write_draft (struct q_image *img, struct q_draft *d, struct q_error *err)
   return r;
 }
 
+/* With the names of features, or without if there is no room for them. */
+static int
+write_named_draft (struct q_image *img, struct q_draft *d, struct q_error *err)
+{
+  int r = q_draft_name_features (d);
+
+  if (r == 0)
+    r = write_draft (img, d, err);
+  if (r == -E2BIG) {
+    if (err)
+      err->text[0] = '\0';
+    r = q_draft_set (d, Q_EXT_FEATURE_NAMES, NULL, 0);
+    if (r == 0)
+      r = write_draft (img, d, err);
+  }
+  return r;
+}
+
 static int
 upgrade (struct q_image *img, struct q_error *err)
 {
@@ -168,17 +188,7 @@ upgrade (struct q_image *img, struct q_error *err)
 
   if (r == 0) {
     d.version = 3;
-    r = q_draft_name_features (&d);
-  }
-  if (r == 0) {
-    r = write_draft (img, &d, err);
-    if (r == -E2BIG) { /* there is no room for names */
-      if (err)
-        err->text[0] = '\0';
-      r = q_draft_set (&d, Q_EXT_FEATURE_NAMES, NULL, 0);
-      if (r == 0)
-        r = write_draft (img, &d, err);
-    }
+    r = write_named_draft (img, &d, err);
   }
   q_draft_free (&d);
   return r < 0 ? q_fail (err, r, "%s: upgrading: %s", img->filename, strerror (-r)) : 0;
@@ -202,6 +212,34 @@ has_compressed (struct q_image *img)
     offset += e.len;
   }
   return 0;
+}
+
+/* There must be nothing that was compressed in the old way. */
+static int
+change_compression (struct q_image *img, bool zstd, struct q_error *err)
+{
+  struct q_draft d;
+  int r = has_compressed (img);
+
+  if (r < 0)
+    return q_fail (err, r, "%s: cannot read its tables: %s", img->filename, strerror (-r));
+  if (r > 0 || q_snapshots_count (img) > 0)
+    return q_fail (err, -ENOTSUP,
+                   "%s: the compression type cannot be changed while there %s: 'nbdcow-img "
+                   "recompress' changes it",
+                   img->filename,
+                   r > 0 ? "are compressed clusters" : "may be compressed clusters in snapshots");
+  r = q_draft_init (&d, img);
+  if (r == 0) {
+    d.compression_type = zstd ? Q_COMPRESSION_ZSTD : Q_COMPRESSION_ZLIB;
+    d.incompatible &= ~Q_INCOMPAT_COMPRESSION;
+    d.incompatible |= zstd ? Q_INCOMPAT_COMPRESSION : 0;
+    r = write_named_draft (img, &d, err);
+  }
+  q_draft_free (&d);
+  return r < 0 ? q_fail (err, r, "%s: changing the compression type: %s", img->filename,
+                         strerror (-r))
+               : 0;
 }
 
 static int
@@ -306,6 +344,8 @@ q_amend (struct q_image *img, const struct q_amend_options *opts, struct q_error
   }
   if (r == 0 && (opts->lazy_refcounts >= 0 || opts->data_file_raw == 0 || opts->data_file))
     r = change_header (img, opts, err);
+  if (r == 0 && opts->zstd >= 0 && (img->compression_type == Q_COMPRESSION_ZSTD) != opts->zstd)
+    r = change_compression (img, opts->zstd, err);
   if (r == 0 && opts->size && opts->size != q_size (img))
     r = q_resize (img, opts->size, err);
   if (r == 0 && version < img->version) {

@@ -153,10 +153,21 @@ check_data_file (const char *filename, const struct q_create_options *opts, stru
   size_t len;
 
   if (!opts->data_file)
-    return !opts->data_file_raw
+    return !opts->data_file_raw && !opts->data_file_keep
                ? 0
-               : q_fail (err, -EINVAL, "%s: data_file_raw without a data file (data_file=FILE)",
-                         filename);
+               : q_fail (err, -EINVAL, "%s: %s without a data file (data_file=FILE)", filename,
+                         opts->data_file_raw ? "data_file_raw" : "keep_data_file");
+  if (opts->data_file_keep && !opts->data_file_raw && opts->preallocation != Q_PREALLOC_METADATA)
+    return q_fail (
+        err, -EINVAL,
+        "%s: keep_data_file needs data_file_raw=on or preallocation=metadata, or nothing "
+        "of the data file would be seen",
+        filename);
+  if (opts->data_file_keep && opts->preallocation > Q_PREALLOC_METADATA)
+    return q_fail (err, -EINVAL,
+                   "%s: keep_data_file and a preallocation that writes the data file cannot be "
+                   "used together",
+                   filename);
   len = strlen (data_file_name (opts));
   if (len == 0 || len > Q_MAX_BACKING_NAME)
     return q_fail (err, -EINVAL, "%s: the data file name has %zu bytes: 1 to %u are possible",
@@ -488,13 +499,16 @@ write_refblocks (struct creation *c)
   return 0;
 }
 
-/* Makes FILE, called NAME, END bytes long; a device must have them. */
+/* Makes FILE, called NAME, END bytes long, or, to KEEP what it has, at least; a device must have
+ * them. */
 static int
-set_length (struct creation *c, struct q_file *file, const char *name, uint64_t end)
+set_length (struct creation *c, struct q_file *file, const char *name, uint64_t end, bool keep)
 {
   uint64_t have;
   int r;
 
+  if (keep && q_file_size (file, &have) == 0 && have >= end)
+    return 0;
   if (!file->is_device) {
     r = q_file_truncate (file, end);
     return r < 0 ? q_fail (c->err, r, "%s: extending the file to %llu bytes: %s", name,
@@ -530,7 +544,7 @@ prepare_data (struct creation *c, uint64_t from, uint64_t data, uint64_t end)
 {
   int r = 0;
 
-  if (data == end)
+  if (data == end || c->opts->data_file_keep)
     return 0;
   if (!c->data->holes_are_zero)
     r = q_file_write_zeroes (c->data, data, end - data, true);
@@ -548,10 +562,10 @@ prepare_space (struct creation *c)
   const struct layout *l = &c->layout;
   const uint64_t end = l->total << l->cluster_bits;
   const bool external = c->data != c->file;
-  int r = set_length (c, c->file, c->filename, end);
+  int r = set_length (c, c->file, c->filename, end, false);
 
   if (r == 0 && external)
-    r = set_length (c, c->data, c->opts->data_file, l->size);
+    r = set_length (c, c->data, c->opts->data_file, l->size, c->opts->data_file_keep);
   if (r < 0)
     return r;
   /* What is on a device is not known to be zeros, and its old first sector may be that of another
@@ -666,7 +680,9 @@ q_create (const char *filename, uint64_t size, const struct q_create_options *op
     r = make_file (&c, filename, &c.file, &made);
   c.data = c.file;
   if (r == 0 && opts->data_file)
-    r = make_file (&c, opts->data_file, &c.data, &made_data);
+    r = opts->data_file_keep
+            ? q_file_open (opts->opener, opts->data_file, Q_FILE_WRITE | Q_FILE_LOCK, &c.data, err)
+            : make_file (&c, opts->data_file, &c.data, &made_data);
   if (r == 0)
     r = write_image (&c);
   if (c.data != c.file)

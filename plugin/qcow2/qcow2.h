@@ -584,6 +584,7 @@ struct q_create_options {
   const char *data_file;      /* guest data goes to this file, made (or emptied) too; NULL: none */
   const char *data_file_name; /* recorded; NULL: as data_file */
   bool data_file_raw;         /* and it is always the disk: all L2 entries are made */
+  bool data_file_keep;        /* the data file is there, and the disk is to hold what it holds */
   const struct q_secret *secret; /* the image is encrypted, and this opens it; NULL: it is not */
   struct q_encrypt_options encrypt;
   const struct q_file_opener *opener;
@@ -602,6 +603,8 @@ struct q_amend_options {
   unsigned refcount_bits;   /* 1, 2, 4, ... 64; 0: as it is */
   int lazy_refcounts;       /* 0, 1; -1: as it is */
   int data_file_raw;        /* 0; -1: as it is.  1 only if it is so already */
+  int zstd;                 /* how clusters will be compressed; 0: zlib; -1: as it is.  None may be
+                             * yet, nor are until the image is opened anew */
   const char *data_file;    /* what the image calls its data file; "": nothing; NULL: as it is */
   const char *backing_file; /* NULL, or both what is recorded: anything else is an error */
   const char *backing_format;

@@ -26,9 +26,8 @@ struct job {
   bool add, merge, remove_all, others;
 };
 
-/* What an image had that is to lose all of them. */
-static struct q_bitmap_info *
-list_bitmaps (struct q_image *img, unsigned *n)
+struct q_bitmap_info *
+img_list_bitmaps (struct q_image *img, unsigned *n)
 {
   struct q_bitmap_info *list = NULL;
   struct q_error err = { "" };
@@ -107,7 +106,7 @@ change (const struct job *j, struct q_image *img, struct q_image *source)
   int r = -1;
 
   if (j->remove_all) {
-    had = list_bitmaps (img, &n_had);
+    had = img_list_bitmaps (img, &n_had);
     if (!had)
       return false;
   }

@@ -13,38 +13,37 @@ struct compacting {
   struct img_spec spec;
   const char *state_dir; /* of q_open_options */
   bool json, progress, quiet;
-  uint64_t shown;
 };
 
 static bool
 show_progress (void *opaque, uint64_t done, uint64_t total)
 {
-  struct compacting *c = opaque;
+  uint64_t *shown = opaque;
 
   (void)total;
-  img_progress_add (done - c->shown);
-  c->shown = done;
+  img_progress_add (done - *shown);
+  *shown = done;
   return img_interrupted ();
 }
 
 /* An ordinary open and close brings in what a killed server left, and mends what a crash did. */
 static bool
-settle (const struct compacting *c)
+settle (const struct img_spec *given, const char *state_dir)
 {
   struct q_open_options o;
   struct q_error err = { "" };
   struct q_image *img;
-  struct img_spec spec = c->spec;
+  struct img_spec spec = *given;
 
   spec.repair = false;
-  if (spec.image_opts || !c->state_dir) {
+  if (spec.image_opts || !state_dir) {
     img = img_open_spec (&spec);
     return img && img_close (&img);
   }
   q_open_options_init (&o);
   o.format = Q_FORMAT_QCOW2;
   o.metadata_only = true;
-  o.state_dir = c->state_dir;
+  o.state_dir = state_dir;
   if (q_open (&img, spec.name, &o, &err) == 0)
     return img_close (&img);
   img_error ("%s", err.text);
@@ -57,41 +56,57 @@ print (const struct compacting *c, const struct q_compact_result *r)
   char before[32], after[32];
 
   if (c->json)
-    return img_print_json (json_pack (
-        "{s:s, s:I, s:I, s:I}", "filename", c->spec.name, "moved-clusters", (json_int_t)r->moved,
-        "end-before", (json_int_t)r->end_before, "end-after", (json_int_t)r->end_after));
+    return img_print_json (json_pack ("{s:o, s:I, s:I, s:I}", "filename",
+                                      img_json_name (c->spec.name), "moved-clusters",
+                                      (json_int_t)r->moved, "end-before", (json_int_t)r->end_before,
+                                      "end-after", (json_int_t)r->end_after));
   if (!c->quiet)
     printf ("%llu clusters were moved; the file had %s and has %s.\n", (unsigned long long)r->moved,
             img_size_text (r->end_before, before), img_size_text (r->end_after, after));
   return true;
 }
 
-static int
-compact (struct compacting *c)
+bool
+img_compact (const struct img_spec *given, const char *state_dir, bool progress, bool quiet,
+             struct q_compact_result *result)
 {
-  const struct q_compact_options o = { .progress = show_progress, .opaque = c };
-  struct q_compact_result result = { 0 };
+  struct img_spec spec = *given;
   struct q_image_info info;
   struct q_error err = { "" };
   struct q_image *img;
+  uint64_t shown = 0;
+  const struct q_compact_options o = { .progress = show_progress, .opaque = &shown };
   int r;
 
-  if (!settle (c))
-    return 1;
-  img = img_open_spec (&c->spec);
+  if (!settle (&spec, state_dir))
+    return false;
+  spec.metadata_only = true;
+  spec.repair = true;
+  img = img_open_spec (&spec);
   if (!img)
-    return 1;
+    return false;
   q_get_info (img, &info);
   img_catch_signals ();
   /* What can move is not known yet: about as much as the file would get shorter by. */
-  img_progress_begin (c->progress, c->quiet || c->json, info.file_size / q_cluster_size (img));
-  r = q_compact (img, &o, &result, &err);
+  img_progress_begin (progress, quiet, info.file_size / q_cluster_size (img));
+  r = q_compact (img, &o, result, &err);
   img_progress_end ();
   if (r == -EINTR)
-    img_error ("%s: interrupted: it is sound, and some of it has been moved", c->spec.name);
+    img_error ("%s: interrupted: it is sound, and some of it has been moved", spec.name);
   else if (r < 0)
     img_error ("%s", err.text);
-  return img_close (&img) && r == 0 && print (c, &result) ? 0 : 1;
+  return img_close (&img) && r == 0;
+}
+
+static int
+compact (const struct compacting *c)
+{
+  struct q_compact_result result = { 0 };
+
+  return img_compact (&c->spec, c->state_dir, c->progress, c->quiet || c->json, &result) &&
+                 print (c, &result)
+             ? 0
+             : 1;
 }
 
 /* ---- the command line ------------------------------------------------------------------------ */

@@ -18,7 +18,7 @@
 #define MAX_PARALLEL   16u
 #define MAX_SPARSE     (16u << 20)
 
-enum { TARGET_OPTS = IMG_OPT_LONG, TARGET_IS_ZERO, SALVAGE, LEVEL };
+enum { TARGET_OPTS = IMG_OPT_LONG, TARGET_IS_ZERO, SALVAGE, LEVEL, BITMAPS, SKIP_BROKEN };
 
 struct convert_options {
   struct img_spec source; /* but for the name */
@@ -31,6 +31,8 @@ struct convert_options {
   bool progress, quiet;
   uint64_t sparse, threads, rate, level;
   bool compress, salvage;
+  bool bitmaps, skip_broken;
+  bool help; /* -o help was answered */
 };
 
 /* ---- the sources ----------------------------------------------------------------------------- */
@@ -135,6 +137,10 @@ make_target (struct conversion *c, struct convert_options *o)
     img_error ("-c: raw images cannot be compressed: say -O qcow2");
     return false;
   }
+  if (o->bitmaps && format == Q_FORMAT_RAW) {
+    img_error ("--bitmaps: raw images have no bitmaps: say -O qcow2");
+    return false;
+  }
   img_creation_init (&make);
   make.raw = format == Q_FORMAT_RAW;
   if (!prepare (&make, o, size))
@@ -165,6 +171,10 @@ open_target (struct conversion *c, const struct convert_options *o)
   if (q_size (c->target) < size) {
     img_error ("%s: its %llu bytes are less than the %llu that are to be copied", o->target.name,
                (unsigned long long)q_size (c->target), (unsigned long long)size);
+    return false;
+  }
+  if (o->bitmaps && q_image_format (c->target) != Q_FORMAT_QCOW2) {
+    img_error ("%s: --bitmaps: only qcow2 images have bitmaps: say -O qcow2", o->target.name);
     return false;
   }
   if (c->compress && !q_can_compress (c->target)) {
@@ -209,8 +219,12 @@ convert (struct convert_options *o, char **names, unsigned n)
   };
   int status = 1;
 
-  if (open_sources (&c, o, names, n) && make_target (&c, o) && open_target (&c, o))
+  if (open_sources (&c, o, names, n) &&
+      (!o->bitmaps || img_convert_check_bitmaps (&c, o->skip_broken)) && make_target (&c, o) &&
+      open_target (&c, o))
     status = copy (&c, o);
+  if (status == 0 && o->bitmaps)
+    status = img_convert_bitmaps (&c) ? 0 : 1;
   if (!img_close (&c.target))
     status = 1;
   for (unsigned i = 0; i < c.n_sources; i++)
@@ -235,6 +249,8 @@ check_options (const struct convert_options *o)
     img_error ("--target-is-zero needs -n: of a new image it is known");
   else if (o->offload && (o->has_sparse || o->compress))
     img_error ("-C leaves the contents to the kernel: it cannot be used with -S or -c");
+  else if (o->skip_broken && !o->bitmaps)
+    img_error ("--skip-broken-bitmaps needs --bitmaps");
   else if (o->level && !o->compress)
     img_error ("--compression-level needs -c");
   else {
@@ -271,7 +287,9 @@ take (struct convert_options *o, int letter, const char *arg)
     o->target_format = arg;
     return true;
   case 'o':
-    img_pairs_add (&o->pairs, arg);
+    o->help = o->help || img_creation_help (arg, o->target_format ? o->target_format : "raw");
+    if (!o->help)
+      img_pairs_add (&o->pairs, arg);
     return true;
   case 'b':
   case 'B':
@@ -313,6 +331,10 @@ take (struct convert_options *o, int letter, const char *arg)
     return o->target_is_zero = true;
   case SALVAGE:
     return o->salvage = true;
+  case BITMAPS:
+    return o->bitmaps = true;
+  case SKIP_BROKEN:
+    return o->skip_broken = true;
   case LEVEL:
     return img_parse_number ("--compression-level", arg, 1,
                              (uint64_t)q_compression_max_level (true), &o->level);
@@ -324,30 +346,33 @@ take (struct convert_options *o, int letter, const char *arg)
 static int
 run (int argc, char **argv)
 {
-  static const struct option options[] = { { "source-format", required_argument, NULL, 'f' },
-                                           { "source-cache", required_argument, NULL, 'T' },
-                                           { "snapshot", required_argument, NULL, 'l' },
-                                           { "salvage", no_argument, NULL, SALVAGE },
-                                           { "target-format", required_argument, NULL, 'O' },
-                                           { "target-image-opts", no_argument, NULL, TARGET_OPTS },
-                                           { "target-format-options", required_argument, NULL,
-                                             'o' },
-                                           { "target-cache", required_argument, NULL, 't' },
-                                           { "backing", required_argument, NULL, 'b' },
-                                           { "backing-format", required_argument, NULL, 'F' },
-                                           { "sparse-size", required_argument, NULL, 'S' },
-                                           { "no-create", no_argument, NULL, 'n' },
-                                           { "target-is-zero", no_argument, NULL, TARGET_IS_ZERO },
-                                           { "compress", no_argument, NULL, 'c' },
-                                           { "compression-level", required_argument, NULL, LEVEL },
-                                           { "rate-limit", required_argument, NULL, 'r' },
-                                           { "parallel", required_argument, NULL, 'm' },
-                                           { "oob-writes", no_argument, NULL, 'W' },
-                                           { "copy-range-offloading", no_argument, NULL, 'C' },
-                                           { "progress", no_argument, NULL, 'p' },
-                                           { "quiet", no_argument, NULL, 'q' },
-                                           IMG_IMAGE_OPTIONS,
-                                           IMG_COMMON_OPTIONS };
+  static const struct option options[] = {
+    { "source-format", required_argument, NULL, 'f' },
+    { "source-cache", required_argument, NULL, 'T' },
+    { "snapshot", required_argument, NULL, 'l' },
+    { "bitmaps", no_argument, NULL, BITMAPS },
+    { "skip-broken-bitmaps", no_argument, NULL, SKIP_BROKEN },
+    { "salvage", no_argument, NULL, SALVAGE },
+    { "target-format", required_argument, NULL, 'O' },
+    { "target-image-opts", no_argument, NULL, TARGET_OPTS },
+    { "target-format-options", required_argument, NULL, 'o' },
+    { "target-cache", required_argument, NULL, 't' },
+    { "backing", required_argument, NULL, 'b' },
+    { "backing-format", required_argument, NULL, 'F' },
+    { "sparse-size", required_argument, NULL, 'S' },
+    { "no-create", no_argument, NULL, 'n' },
+    { "target-is-zero", no_argument, NULL, TARGET_IS_ZERO },
+    { "compress", no_argument, NULL, 'c' },
+    { "compression-level", required_argument, NULL, LEVEL },
+    { "rate-limit", required_argument, NULL, 'r' },
+    { "parallel", required_argument, NULL, 'm' },
+    { "oob-writes", no_argument, NULL, 'W' },
+    { "copy-range-offloading", no_argument, NULL, 'C' },
+    { "progress", no_argument, NULL, 'p' },
+    { "quiet", no_argument, NULL, 'q' },
+    IMG_IMAGE_OPTIONS,
+    IMG_COMMON_OPTIONS
+  };
   struct convert_options o = {
     .target = { .cache = "unsafe", .writable = true, .discard = true },
     .sparse = DEFAULT_SPARSE,
@@ -364,6 +389,8 @@ run (int argc, char **argv)
       if (status)
         goto out;
     }
+  if (o.help)
+    goto out;
   status = 1;
   if (argc - optind < 2)
     img_error ("convert: the names of at least two images are needed, %d were given",
@@ -387,6 +414,8 @@ const struct img_command img_convert_command = {
       "  -f, --source-format=FORMAT   of every FILE (default: what it begins with)\n"
       "  -T, --source-cache=MODE      none and directsync read past the page cache\n"
       "  -l, --snapshot=SNAPSHOT      this snapshot of FILE, by id or name\n"
+      "      --bitmaps                persistent dirty bitmaps, too\n"
+      "      --skip-broken-bitmaps    but not those that were left in use\n"
       "      --salvage                what cannot be read becomes zeros\n"
       "  -O, --target-format=FORMAT   raw (default) or qcow2\n"
       "  -o, --target-format-options=KEY=VALUE,...  as for create\n"

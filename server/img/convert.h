@@ -31,4 +31,9 @@ struct conversion {
  * not been copied then is as it was. */
 int img_convert_copy (struct conversion *c);
 
+/* --bitmaps.  Whether the source's can be copied, before the target is made; and after all else,
+ * does it.  Report what is wrong; false then. */
+bool img_convert_check_bitmaps (const struct conversion *c, bool skip_broken);
+bool img_convert_bitmaps (const struct conversion *c);
+
 #endif /* CONVERT_H */

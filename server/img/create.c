@@ -35,6 +35,8 @@ static const char qcow2_help[] =
     "  compression_type=TYPE    of clusters that are compressed later: zlib (default) or zstd\n"
     "  data_file=FILE           the guest's data goes there; made too, or emptied\n"
     "  data_file_raw=on|off     FILE is always the disk as a raw image (default off)\n"
+    "  keep_data_file=on|off    FILE is there, and the disk is to hold what it holds (default "
+    "off)\n"
     "  extended_l2=on|off       allocate in 32nds of a cluster, of at least 16k (default off)\n"
     "  lazy_refcounts=on|off    write refcounts late, and count anew after a crash (default off)\n"
     "  preallocation=MODE       off (default), metadata, falloc or full\n"
@@ -43,6 +45,20 @@ static const char qcow2_help[] =
 static const char raw_help[] = "Options for -o, format raw:\n"
                                "  preallocation=MODE       off (default), falloc or full\n"
                                "  size=SIZE\n";
+
+bool
+img_creation_help (const char *text, const char *name)
+{
+  const bool raw = name && strcmp (name, "raw") == 0, qcow2 = name && strcmp (name, "qcow2") == 0;
+
+  if (strcmp (text, "help") != 0 && strcmp (text, "?") != 0)
+    return false;
+  if (!raw)
+    printf ("%s%s", qcow2_help, img_encrypt_help);
+  if (!qcow2)
+    printf ("%s", raw_help);
+  return true;
+}
 
 static bool
 set_size (struct img_creation *c, const char *text)
@@ -165,6 +181,12 @@ set_data_file_raw (struct img_creation *c, const char *text)
   return img_parse_bool ("data_file_raw", text, &c->opts.data_file_raw);
 }
 
+static bool
+set_keep_data_file (struct img_creation *c, const char *text)
+{
+  return img_parse_bool ("keep_data_file", text, &c->opts.data_file_keep);
+}
+
 /* What qemu-img can make and this engine cannot. */
 static bool
 refuse (const char *key, const char *text)
@@ -204,6 +226,7 @@ img_creation_set (struct img_creation *c, const struct img_pair *p)
     { "backing_fmt", set_backing_format, false },
     { "data_file", set_data_file, false },
     { "data_file_raw", set_data_file_raw, false },
+    { "keep_data_file", set_keep_data_file, false },
   };
   static const char *const unsupported[] = { "nocow", "extent_size_hint" };
 
@@ -309,8 +332,8 @@ print_what (const struct img_creation *c)
             o->extended_l2 ? "on" : "off");
     if (c->preallocation)
       print_value ("preallocation", c->preallocation);
-    printf (" compression_type=%s size=%llu", o->zstd ? "zstd" : "zlib",
-            (unsigned long long)c->size);
+    printf (" compression_type=%s%s size=%llu", o->zstd ? "zstd" : "zlib",
+            o->data_file_keep ? " keep_data_file=on" : "", (unsigned long long)c->size);
     if (c->compat)
       print_value ("compat", c->compat);
     if (o->backing_file)
@@ -496,8 +519,8 @@ run (int argc, char **argv)
   int status = 0, letter;
 
   img_creation_init (&c);
-  while ((letter =
-              img_getopt (&img_create_command, argc, argv, ":f:b:F:uo:qh", options, &status)) != -1)
+  while ((letter = img_getopt (&img_create_command, argc, argv, ":f:b:B:F:uo:qh", options,
+                               &status)) != -1)
     switch (letter) {
     case 'f':
       format = optarg;
@@ -505,6 +528,7 @@ run (int argc, char **argv)
     case 'b':
       backing = optarg;
       break;
+    case 'B': /* as in qemu-img since 10.1 */
     case 'F':
       backing_format = optarg;
       break;
@@ -515,10 +539,8 @@ run (int argc, char **argv)
       c.quiet = true;
       break;
     case 'o':
-      if (strcmp (optarg, "help") == 0 || strcmp (optarg, "?") == 0) {
-        printf ("%s%s%s", qcow2_help, img_encrypt_help, raw_help);
+      if (img_creation_help (optarg, format))
         goto out;
-      }
       img_pairs_add (&pairs, optarg);
       break;
     case OBJECT:
@@ -544,7 +566,7 @@ const struct img_command img_create_command = {
       "[-f FORMAT] [-b BACKING -F FORMAT] [-u] [-o OPTIONS] [--object SECRET] [-q] FILE [SIZE]",
   .help = "  -f, --format=FORMAT           qcow2 (default) or raw\n"
           "  -b, --backing=FILE            what the image is an overlay of\n"
-          "  -F, --backing-format=FORMAT   what format that has\n"
+          "  -F, -B, --backing-format=FORMAT  what format that has\n"
           "  -u, --backing-unsafe          do not look at the backing file\n"
           "  -o, --options=KEY=VALUE,...   see -o help\n"
           "      --object=secret,...       what encrypt.key-secret refers to\n"

@@ -41,4 +41,8 @@ bool img_creation_set (struct img_creation *c, const struct img_pair *pair);
 /* Makes the image, emptying a file that is there.  Reports what is wrong; false then. */
 bool img_creation_make (struct img_creation *c);
 
+/* If TEXT, an argument of -o, asks which options there are: prints them, of format NAME (NULL: of
+ * all).  True then. */
+bool img_creation_help (const char *text, const char *name);
+
 #endif /* CREATE_H */

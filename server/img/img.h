@@ -39,6 +39,7 @@ extern const struct img_command img_info_command;
 extern const struct img_command img_map_command;
 extern const struct img_command img_measure_command;
 extern const struct img_command img_rebase_command;
+extern const struct img_command img_recompress_command;
 extern const struct img_command img_resize_command;
 extern const struct img_command img_snapshot_command;
 
@@ -177,6 +178,9 @@ struct q_image *img_open (const char *filename, const struct q_open_options *opt
 /* Whether no layer of IMG's chain has the extent, which q_map gave: zeros for want of anything. */
 bool img_extent_is_absent (const struct q_image *img, const struct q_extent *e);
 
+/* All bitmaps of IMG, *N of them; to be freed.  NULL, and reported, if that cannot be said. */
+struct q_bitmap_info *img_list_bitmaps (struct q_image *img, unsigned *n); /* bitmap.c */
+
 /* The layers of a chain, for img_walk. */
 struct img_layers {
   unsigned n;
@@ -243,6 +247,11 @@ int img_for_pieces (uint64_t len, uint64_t piece, unsigned threads, img_piece_fn
                     void *opaque);
 /* How many threads 0 stands for. */
 unsigned img_default_threads (void);
+
+/* What compact does, to the image that SPEC, open for writing, names (compact.c).  Reports what is
+ * wrong; false then. */
+bool img_compact (const struct img_spec *spec, const char *state_dir, bool progress, bool quiet,
+                  struct q_compact_result *result);
 
 /* ---- output (output.c) ----------------------------------------------------------------------- */
 

@@ -13,7 +13,50 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include <unistd.h>
+
 #include "encrypt.h"
+#include "nbd-file.h"
+
+/* What is to be shown. */
+struct view {
+  bool limits;
+  bool direct; /* the image is opened past the page cache */
+};
+
+/* What --limits shows: in which units an image, or its file, takes requests.  0: no such limit. */
+struct limits {
+  unsigned zeroes, discard, request, memory, best_memory, iov;
+};
+
+/* DIRECT: past the page cache.  For the file below IMG if FILE. */
+static struct limits
+limits_of (struct q_image *img, bool file, bool direct)
+{
+  const bool qcow2 = !file && q_image_format (img) == Q_FORMAT_QCOW2;
+  struct q_image_info info;
+
+  q_get_info (img, &info);
+  return (struct limits){
+    .zeroes = qcow2 ? q_allocation_size (img) : 0,
+    .discard = qcow2 ? q_cluster_size (img) : 0,
+    .request = (direct && !qcow2) || (qcow2 && info.encryption) ? 512 : 1,
+    .memory = direct ? 512 : 1,
+    .best_memory = (unsigned)sysconf (_SC_PAGESIZE),
+    .iov = (unsigned)sysconf (_SC_IOV_MAX),
+  };
+}
+
+/* What QEMU calls what the bytes of a file come from. */
+static const char *
+protocol_of (const char *filename)
+{
+  struct stat st;
+
+  if (img_is_nbd (filename))
+    return "nbd";
+  return stat (filename, &st) == 0 && S_ISBLK (st.st_mode) ? "host_device" : "file";
+}
 
 /* ---- JSON ------------------------------------------------------------------------------------ */
 
@@ -105,12 +148,48 @@ specific_json (struct q_image *img, const struct q_image_info *info)
 }
 
 static json_t *
-layer_json (struct q_image *img)
+limits_json (const struct limits *l)
 {
+  json_t *j = json_object ();
+
+  if (l->zeroes)
+    json_object_set_new (j, "write-zeroes-alignment", json_integer (l->zeroes));
+  if (l->discard)
+    json_object_set_new (j, "discard-alignment", json_integer (l->discard));
+  json_object_set_new (j, "request-alignment", json_integer (l->request));
+  json_object_set_new (j, "min-mem-alignment", json_integer (l->memory));
+  json_object_set_new (j, "opt-mem-alignment", json_integer (l->best_memory));
+  json_object_set_new (j, "max-iov", json_integer (l->iov));
+  return j;
+}
+
+static json_t *
+children_json (struct q_image *img, const struct q_image_info *info, const struct view *view)
+{
+  const char *protocol = protocol_of (q_filename (img));
+  const struct limits limits = limits_of (img, true, view->direct);
+  json_t *file =
+      json_pack ("{s:[], s:I, s:o, s:s, s:I, s:{s:s, s:{}}, s:b}", "children", "virtual-size",
+                 (json_int_t)info->file_size, "filename", img_json_name (q_filename (img)),
+                 "format", protocol, "actual-size", (json_int_t)info->actual_size,
+                 "format-specific", "type", protocol, "data", "dirty-flag", 0);
+
+  if (view->limits)
+    json_object_set_new (file, "limits", limits_json (&limits));
+  return json_pack ("[{s:s, s:o}]", "name", "file", "info", file);
+}
+
+static json_t *
+layer_json (struct q_image *img, const struct view *view)
+{
+  const struct limits limits = limits_of (img, false, view->direct);
   json_t *j = json_object ();
   struct q_image_info info;
 
   q_get_info (img, &info);
+  if (view->limits)
+    json_object_set_new (j, "limits", limits_json (&limits));
+  json_object_set_new (j, "children", children_json (img, &info, view));
   json_object_set_new (j, "filename", img_json_name (q_filename (img)));
   json_object_set_new (j, "format", json_string (img_format_name (q_image_format (img))));
   json_object_set_new (j, "virtual-size", json_integer ((json_int_t)info.virtual_size));
@@ -214,7 +293,39 @@ print_specific (struct q_image *img, const struct q_image_info *info)
 }
 
 static void
-print_layer (struct q_image *img)
+print_limits (struct q_image *img, bool file, const struct view *view)
+{
+  const struct limits l = limits_of (img, file, view->direct);
+  const int indent = file ? 4 : 0;
+
+  if (!view->limits)
+    return;
+  printf ("%*sBlock limits:\n", indent, "");
+  if (l.zeroes)
+    printf ("%*s    write zeroes alignment: %u\n", indent, "", l.zeroes);
+  printf ("%*s    request alignment: %u\n", indent, "", l.request);
+  printf ("%*s    min mem alignment: %u\n", indent, "", l.memory);
+  if (l.discard)
+    printf ("%*s    discard alignment: %u\n", indent, "", l.discard);
+  printf ("%*s    opt mem alignment: %u\n", indent, "", l.best_memory);
+  printf ("%*s    max iov: %u\n", indent, "", l.iov);
+}
+
+static void
+print_file (struct q_image *img, const struct q_image_info *info, const struct view *view)
+{
+  char text[32];
+
+  printf ("Child node '/file':\n    filename: %s\n    protocol type: %s\n", q_filename (img),
+          protocol_of (q_filename (img)));
+  printf ("    file length: %s (%llu bytes)\n", img_size_text (info->file_size, text),
+          (unsigned long long)info->file_size);
+  printf ("    disk size: %s\n", img_size_text (info->actual_size, text));
+  print_limits (img, true, view);
+}
+
+static void
+print_format (struct q_image *img, const struct view *view)
 {
   struct q_image_info info;
   char text[32];
@@ -227,8 +338,10 @@ print_layer (struct q_image *img)
   printf ("disk size: %s\n", img_size_text (info.actual_size, text));
   if (info.encryption)
     printf ("encrypted: yes\n");
-  if (q_image_format (img) == Q_FORMAT_RAW)
+  if (q_image_format (img) == Q_FORMAT_RAW) {
+    print_limits (img, false, view);
     return;
+  }
   printf ("cluster_size: %u\n", q_cluster_size (img));
   if (info.dirty)
     printf ("cleanly shut down: no\n");
@@ -242,12 +355,24 @@ print_layer (struct q_image *img)
   }
   if (info.nb_snapshots)
     print_snapshots (img);
+  print_limits (img, false, view);
   print_specific (img, &info);
+}
+
+static void
+print_layer (struct q_image *img, const struct view *view)
+{
+  struct q_image_info info;
+
+  print_format (img, view);
+  q_get_info (img, &info);
+  print_file (img, &info, view);
 }
 
 /* ---- the chain ------------------------------------------------------------------------------- */
 
 struct chain {
+  struct view view;
   bool whole, json;
   json_t *layers;
   unsigned depth;
@@ -299,11 +424,11 @@ show (struct chain *chain, const struct img_spec *spec, enum q_format *format, c
     return false;
   }
   if (chain->json)
-    json_array_append_new (chain->layers, layer_json (img));
+    json_array_append_new (chain->layers, layer_json (img, &chain->view));
   else {
     if (chain->depth > 1)
       putchar ('\n');
-    print_layer (img);
+    print_layer (img, &chain->view);
   }
   q_get_info (img, &info);
   if (chain->whole && info.backing_file) {
@@ -355,17 +480,19 @@ info (struct chain *chain, const struct img_spec *top)
 static int
 run (int argc, char **argv)
 {
-  enum { OUTPUT = IMG_OPT_LONG, BACKING_CHAIN };
+  enum { OUTPUT = IMG_OPT_LONG, BACKING_CHAIN, LIMITS };
   static const struct option options[] = { { "format", required_argument, NULL, 'f' },
                                            { "output", required_argument, NULL, OUTPUT },
                                            { "backing-chain", no_argument, NULL, BACKING_CHAIN },
+                                           { "cache", required_argument, NULL, 't' },
+                                           { "limits", no_argument, NULL, LIMITS },
                                            IMG_IMAGE_OPTIONS,
                                            IMG_COMMON_OPTIONS };
   struct img_spec spec = { 0 };
   struct chain chain = { 0 };
   int status = 0, letter;
 
-  while ((letter = img_getopt (&img_info_command, argc, argv, ":f:Uh", options, &status)) != -1)
+  while ((letter = img_getopt (&img_info_command, argc, argv, ":f:t:Uh", options, &status)) != -1)
     switch (letter) {
     case 'f':
       spec.format = optarg;
@@ -373,6 +500,15 @@ run (int argc, char **argv)
     case OUTPUT:
       if (!img_parse_output (optarg, &chain.json))
         return 1;
+      break;
+    case 't':
+      if (!img_check_cache (optarg))
+        return 1;
+      spec.cache = optarg;
+      chain.view.direct = strcmp (optarg, "none") == 0 || strcmp (optarg, "directsync") == 0;
+      break;
+    case LIMITS:
+      chain.view.limits = true;
       break;
     case BACKING_CHAIN:
       chain.whole = true;
@@ -393,9 +529,11 @@ const struct img_command img_info_command = {
   .name = "info",
   .run = run,
   .summary = "Show what an image is",
-  .synopsis = "[-f FORMAT] [--output=human|json] [--backing-chain] [-U] FILE",
+  .synopsis = "[-f FORMAT] [-t CACHE] [--output=human|json] [--backing-chain] [--limits] [-U] FILE",
   .help = "  -f, --format=FORMAT     qcow2 or raw (default: what the file begins with)\n"
           "      --output=FORMAT     human (default) or json\n"
+          "  -t, --cache=MODE        with --limits: writeback (default), none, ...\n"
+          "      --limits            also in which units requests are taken\n"
           "      --backing-chain     also show the backing file, its backing file, and so on\n"
           "  -U, --force-share       accepted; an image in use is always shown\n",
 };

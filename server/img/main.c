@@ -27,6 +27,7 @@ static const struct img_command *const commands[] = {
   &img_map_command,
   &img_measure_command,
   &img_rebase_command,
+  &img_recompress_command,
   &img_resize_command,
   &img_snapshot_command,
 };

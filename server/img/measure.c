@@ -265,6 +265,8 @@ run (int argc, char **argv)
       format = optarg;
       break;
     case 'o':
+      if (img_creation_help (optarg, format ? format : "raw"))
+        goto out;
       img_pairs_add (&pairs, optarg);
       break;
     case 'l':

@@ -131,7 +131,7 @@ run (int argc, char **argv)
   /* As in qemu-img the size is the last argument: "-1G" is no option. */
   if (argc > 2 && strcmp (argv[argc - 1], "--help") != 0 && strcmp (argv[argc - 1], "-h") != 0)
     size = argv[--argc];
-  while ((letter = img_getopt (&img_resize_command, argc, argv, "f:qUh", options, &status)) != -1)
+  while ((letter = img_getopt (&img_resize_command, argc, argv, ":f:qUh", options, &status)) != -1)
     switch (letter) {
     case 'f':
       z.spec.format = optarg;

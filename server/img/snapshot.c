@@ -98,7 +98,7 @@ run (int argc, char **argv)
   struct snapshotting s = { 0 };
   int letter, status = 0;
 
-  while ((letter = img_getopt (&img_snapshot_command, argc, argv, "f:lc:a:d:qUh", options,
+  while ((letter = img_getopt (&img_snapshot_command, argc, argv, ":f:lc:a:d:qUh", options,
                                &status)) != -1)
     switch (letter) {
     case 'f':
