@@ -41,7 +41,7 @@ note_line (void *opaque, const char *line)
 static uint64_t
 harmless (const struct run *run, const struct q_check_result *result)
 {
-  return run->w->version == 2 && run->w->mix.snapshot ? result->stale_flags : 0;
+  return run->damage + (run->w->version == 2 && run->w->mix.snapshot ? result->stale_flags : 0);
 }
 
 static bool
@@ -246,7 +246,7 @@ try_state (struct run *run, const struct replay *p, const struct expect *x, enum
            const struct states_options *o, uint64_t *random, struct states_counts *n)
 {
   struct mem_file *f = mem_find (&run->store, "cut");
-  bool recover = random_below (random, 4) == 0, good = true;
+  bool recover = random_below (random, 4) == 0 && run->damage == 0, good = true;
   bool qemu = o->qemu_one_in && random_below (random, o->qemu_one_in) == 0;
   double start = monotonic ();
   struct mem_file copy = { .name = f->name }, data = { .name = f->name };
@@ -257,6 +257,7 @@ try_state (struct run *run, const struct replay *p, const struct expect *x, enum
     mem_set (&data, f->beside->data, f->beside->size);
   /* Not while the refcounts are allowed to be wrong. */
   qemu = qemu && !(run->w->version == 2 && run->w->mix.snapshot);
+  qemu = qemu && run->damage == 0;
   if (qemu && images_have_qemu () && !is_marked_dirty (f)) {
     ++n->qemu;
     if (images_qemu_check (&run->store, "cut") == 2) {

@@ -93,8 +93,9 @@ struct run {
 
   struct q_image *img;
   struct recorder *rec; /* or NULL */
-  int storm;      /* the errno that the storage gives now and then; 0: no operation may fail */
-  bool may_stick; /* and after it the image may be read-only */
+  int storm;       /* the errno that the storage gives now and then; 0: no operation may fail */
+  bool may_stick;  /* and after it the image may be read-only */
+  uint64_t damage; /* corruptions that there were to begin with, and may still be */
   bool bitmaps_may_be_lost; /* a power cut leaves them in use */
 
   pthread_mutex_t lock; /* for all below */
