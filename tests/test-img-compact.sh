@@ -10,6 +10,7 @@
 requires_file "${NBDCOW_IMG:-}" nbdcow-img
 requires qemu-img qemu-io
 requires_python
+in_memory 400
 use_seed
 ROUNDS=${ROUNDS:-10}
 export NBDCOW_IMG ROUNDS

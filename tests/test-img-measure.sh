@@ -9,6 +9,7 @@
 requires_file "${NBDCOW_IMG:-}" nbdcow-img
 requires qemu-img qemu-io
 requires_python
+in_memory 400
 use_seed
 export NBDCOW_IMG
 
