@@ -21,6 +21,7 @@ libdeflate-dev      module  libdeflate
 libgcrypt20-dev     module  libgcrypt
 libnl-genl-3-dev    module  libnl-genl-3.0
 libselinux1-dev     module  libselinux
+libmicrohttpd-dev   module  libmicrohttpd
 libsystemd-dev      module  libsystemd
 libnbd-dev          module  libnbd
 nbdkit-plugin-dev   module  nbdkit
@@ -36,6 +37,9 @@ qemu-system-x86     command qemu-system-x86_64
 libcmocka-dev       module  cmocka
 fio                 command fio
 jq                  command jq
+curl                command curl
+python3-prometheus-client python prometheus_client
+prometheus          command promtool
 lsof                command lsof
 gnutls-bin          command certtool
 e2fsprogs           command mke2fs

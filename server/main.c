@@ -19,6 +19,7 @@
 #include "keyval.h"
 #include "list.h"
 #include "log.h"
+#include "metrics.h"
 #include "options.h"
 #include "privileges.h"
 #include "reload.h"
@@ -41,6 +42,7 @@ struct program {
   struct q_secret *key; /* of --key-file and --key-fd */
   struct tls *tls;      /* NULL: none */
   struct exports exports;
+  struct metrics *metrics; /* NULL: none */
   struct clients clients;
   struct reload *reload; /* NULL: there is no configuration file */
   struct listeners listeners;
@@ -166,6 +168,17 @@ open_control (struct program *p)
     return true;
   p->control = control_open (p->opts.control, &err);
   return complain (p->control ? 0 : -1, &err);
+}
+
+static bool
+open_metrics (struct program *p)
+{
+  struct q_error err = { "" };
+
+  if (!p->opts.metrics)
+    return true;
+  p->metrics = metrics_open (p->opts.metrics, &err);
+  return complain (p->metrics ? 0 : -1, &err);
 }
 
 /* ---- secrets --------------------------------------------------------------------------------- */
@@ -361,6 +374,7 @@ drop_privileges (struct program *p)
     }
     if (p->control && control_give (p->control, p->identity.uid, p->identity.gid) < 0)
       log_warning ("cannot give socket '%s' to user %s: %m", opts->control, opts->user);
+    metrics_give (p->metrics, p->identity.uid, p->identity.gid);
     if (r == 0)
       r = identity_assume (&p->identity, &err);
   }
@@ -398,7 +412,8 @@ on_ready (void *opaque)
   struct q_error err = { "" };
   int child = 0;
 
-  if (interrupted (p) || !connect_device (p))
+  if (interrupted (p) || !connect_device (p) ||
+      (p->metrics && !complain (metrics_start (p->metrics, &p->exports, &err), &err)))
     return -1;
   if (p->opts.run) {
     child = run_command (p->opts.run, p->uri ? p->uri : "", p->exports.first->name,
@@ -441,8 +456,9 @@ prepare (struct program *p)
   /* From here on there is something to remove again.  The pid file first: where it is another
    * server's, that one's socket stays. */
   signals_note ();
-  return open_pid_file (&p->opts) && listen_all (p) && open_control (p) && drop_privileges (p) &&
-         open_exports (p) && prepare_reload (p) && !interrupted (p) && write_pid_file ();
+  return open_pid_file (&p->opts) && listen_all (p) && open_control (p) && open_metrics (p) &&
+         drop_privileges (p) && open_exports (p) && prepare_reload (p) && !interrupted (p) &&
+         write_pid_file ();
 }
 
 static int
@@ -487,6 +503,7 @@ serve (struct program *p)
   attach_end (&p->attach);
   listen_close (&p->listeners);
   control_close (p->control);
+  metrics_close (p->metrics);
   reload_free (p->reload);
   if (exports_close (&p->exports) < 0 && status == 0)
     status = EXIT_FAILURE;

@@ -52,6 +52,7 @@ enum {
   OPT_CONFIG,
   OPT_VSOCK,
   OPT_CONTROL,
+  OPT_METRICS,
   OPT_LOG,
   OPT_LOG_LEVEL,
   OPT_USER,
@@ -118,6 +119,7 @@ static const struct option long_options[] = {
   { "export-dir", required_argument, NULL, OPT_EXPORT_DIR },
   { "config", required_argument, NULL, OPT_CONFIG },
   { "control", required_argument, NULL, OPT_CONTROL },
+  { "metrics", required_argument, NULL, OPT_METRICS },
   { "vsock", required_argument, NULL, OPT_VSOCK },
   { "log", required_argument, NULL, OPT_LOG },
   { "log-level", required_argument, NULL, OPT_LOG_LEVEL },
@@ -181,6 +183,9 @@ apply (struct options *opts, struct said *said, int c, const char *arg)
     break;
   case OPT_CONTROL:
     opts->control = arg;
+    break;
+  case OPT_METRICS:
+    opts->metrics = arg;
     break;
   case OPT_SELINUX_LABEL:
     opts->selinux_label = arg;

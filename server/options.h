@@ -35,6 +35,7 @@ struct options {
   bool bind_given, port_given;
   const char *vsock;   /* port; NULL if not wanted */
   const char *control; /* path of the control socket; NULL: none */
+  const char *metrics; /* address to answer Prometheus at; NULL: none */
   const char *selinux_label;
   const char *device; /* of --connect and --disconnect */
 

@@ -111,6 +111,7 @@ take_in (struct server *sv, int fd, const char *via)
   }
   sv->next_loop = (sv->next_loop + 1) % sv->n_loops;
   sv->clients++;
+  atomic_store (&stats_server.clients, sv->clients);
   atomic_fetch_add (&stats_server.connections, 1);
 }
 
@@ -228,6 +229,7 @@ on_news (struct ev_loop *ev, ev_async *w, int revents)
   pthread_mutex_unlock (&sv->lock);
 
   sv->clients -= closed;
+  atomic_store (&stats_server.clients, sv->clients);
   /* A client that only looked around (a port scan, a list of exports) does not count as the one
    * that this server was started for. */
   if (negotiated > 0 && sv->clients == 0 && !sv->options.persistent && !sv->child.pid)

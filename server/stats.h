@@ -103,6 +103,10 @@ struct stats_server {
   _Atomic uint64_t refused;            /* by NBD_OPT_GO or EXPORT_NAME: the export is full */
   _Atomic uint64_t handshake_timeouts; /* closed since the handshake took too long */
   _Atomic uint64_t handshake_errors;   /* closed in the handshake for what the client did */
+  _Atomic uint64_t clients;            /* connected */
+  /* The worker pool, written under its lock. */
+  _Alignas(64) _Atomic uint64_t workers;
+  _Atomic uint64_t workers_busy, queued;
 };
 extern struct stats_server stats_server;
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "log.h"
+#include "stats.h"
 #include "worker.h"
 
 /* Invariant: while the queue is not empty, a thread is on its way to it (signalled, or just
@@ -82,6 +83,15 @@ mailbox_take (struct mailbox *m)
 
 static void *worker (void *arg);
 
+/* For people and their instruments.  Called with the lock held. */
+static void
+publish (const struct pool *p)
+{
+  atomic_store_explicit (&stats_server.queued, p->queue.count, memory_order_relaxed);
+  atomic_store_explicit (&stats_server.workers, p->started, memory_order_relaxed);
+  atomic_store_explicit (&stats_server.workers_busy, p->started - p->waiting, memory_order_relaxed);
+}
+
 /* Called with the lock held and jobs in the queue. */
 static void
 wake_one (struct pool *p)
@@ -111,6 +121,7 @@ worker (void *arg)
   for (;;) {
     while (!p->queue.first && !p->stop) {
       p->waiting++;
+      publish (p);
       pthread_cond_wait (&p->wake, &p->lock);
       p->waiting--;
     }
@@ -119,6 +130,7 @@ worker (void *arg)
     struct job *j = batch_take (&p->queue);
     if (p->queue.first)
       wake_one (p);
+    publish (p);
     pthread_mutex_unlock (&p->lock);
     j->run (j);
     pthread_mutex_lock (&p->lock);
@@ -172,6 +184,7 @@ pool_submit (struct pool *p, struct batch *b)
     orphans = p->queue.first;
     p->queue = (struct batch){ 0 };
   }
+  publish (p);
   pthread_mutex_unlock (&p->lock);
   run_here (orphans);
 }

@@ -244,6 +244,7 @@ struct q_stats {
   uint64_t refcount_hits, refcount_misses; /* refcount blocks */
   uint64_t refcount_cache_bytes, refcount_cache_max;
   uint64_t dirty_tables;    /* L2 tables and refcount blocks that a flush will write */
+  uint64_t device_size;     /* of the block device that holds the image; 0: it is in a file */
   uint64_t limbo_bytes;     /* of clusters that were let go of and are not free yet */
   uint64_t flush_requests;  /* calls of q_flush, and what the engine asks for itself */
   uint64_t flush_rounds;    /* how many group commits they came to ... */

@@ -40,6 +40,8 @@ q_get_stats (struct q_image *img, struct q_stats *stats)
   };
   for (const struct q_image *layer = img; layer; layer = layer->backing)
     add_layer (layer, stats);
+  if (img->file->is_device && q_file_size (img->file, &stats->device_size) < 0)
+    stats->device_size = 0; /* it has gone */
   q_alloc_lock (img);
   stats->refcount_hits = img->refblock_hits;
   stats->refcount_misses = img->refblock_misses;
