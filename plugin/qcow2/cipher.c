@@ -14,7 +14,7 @@
 #include "cipher.h"
 #include "image.h"
 
-#ifdef __SANITIZE_ADDRESS__
+#ifdef NBDCOW_ASAN
 /* What libgcrypt adds to its locked memory it never gives back, and a checker takes that for a
  * leak. */
 const char *__lsan_default_suppressions (void) __attribute__ ((visibility ("default")));
