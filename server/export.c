@@ -351,28 +351,30 @@ static void
 make_snapshot_exports (struct export *x, const struct export_options *opts)
 {
   struct export *last = x;
-  struct q_snapshot_info info;
-  struct q_image_info image;
+  struct q_snapshot_info *list;
+  int n = q_get_snapshots (x->img, &list);
 
-  q_get_info (x->img, &image);
-  if (image.nb_snapshots > MAX_SNAPSHOT_EXPORTS) {
+  if (n < 0)
+    log_warning ("export \"%s\": no snapshot is served: %s", x->name, strerror (-n));
+  if (n > MAX_SNAPSHOT_EXPORTS) {
     log_warning (
-        "export \"%s\": snapshots=on: the image has %u snapshots, and of more than %d none "
+        "export \"%s\": snapshots=on: the image has %d snapshots, and of more than %d none "
         "is served: load-snapshot serves one",
-        x->name, image.nb_snapshots, MAX_SNAPSHOT_EXPORTS);
-    return;
+        x->name, n, MAX_SNAPSHOT_EXPORTS);
+    n = 0;
   }
-  for (unsigned i = 0; q_get_snapshot (x->img, i, &info) == 0; i++) {
+  for (int i = 0; i < n; i++) {
     struct q_error why = { "" };
-    int r = make_snapshot_export (x, &info, opts, &last->next, &why);
+    int r = make_snapshot_export (x, &list[i], opts, &last->next, &why);
     if (r == 0)
       last = last->next;
     else
-      log_warning ("export \"%s\": snapshot %u of its image is not served: %s", x->name, i + 1,
+      log_warning ("export \"%s\": snapshot %d of its image is not served: %s", x->name, i + 1,
                    why.text[0]    ? why.text
                    : r == -EEXIST ? "its name, or its id, is that of another"
                                   : strerror (-r));
   }
+  free (list);
 }
 
 /* Closes those in LIST, which nobody else knows. */
@@ -765,17 +767,17 @@ export_snapshot_create (struct export *x, const char *name, char id[Q_SNAPSHOT_I
 static void
 resolve_snapshot (struct q_image *img, const char *name_or_id, char id[Q_SNAPSHOT_ID_SIZE])
 {
-  struct q_snapshot_info info;
+  struct q_snapshot_info *list;
+  int n = q_get_snapshots (img, &list);
   bool by_name = false;
 
   *id = '\0';
-  q_pin_t pin = q_pin ();
-  for (unsigned i = 0; !by_name && q_get_snapshot (img, i, &info) == 0; i++) {
-    by_name = strcmp (info.name, name_or_id) == 0;
-    if (by_name || (!*id && strcmp (info.id, name_or_id) == 0))
-      snprintf (id, Q_SNAPSHOT_ID_SIZE, "%s", info.id);
+  for (int i = 0; !by_name && i < n; i++) {
+    by_name = strcmp (list[i].name, name_or_id) == 0;
+    if (by_name || (!*id && strcmp (list[i].id, name_or_id) == 0))
+      snprintf (id, Q_SNAPSHOT_ID_SIZE, "%s", list[i].id);
   }
-  q_unpin (pin);
+  free (list);
 }
 
 /* Whether Y shows the snapshot ID of X's image. */

@@ -43,7 +43,7 @@ snapshot_id (const struct source *s, const char *text, char **id, struct q_error
 {
   struct q_open_options opts = s->open;
   const char *want_id = NULL, *want_name = NULL;
-  struct q_snapshot_info info;
+  struct q_snapshot_info *list;
   struct q_image *img;
   json_t *words;
 
@@ -64,9 +64,11 @@ snapshot_id (const struct source *s, const char *text, char **id, struct q_error
   opts.snapshot = NULL;
   int r = q_open (&img, s->filename, &opts, err);
   if (r == 0) {
-    for (unsigned i = 0; !*id && q_get_snapshot (img, i, &info) == 0; i++)
-      if (matches (&info, want_id, want_name))
-        *id = strdup (info.id);
+    int n = q_get_snapshots (img, &list);
+    for (int i = 0; !*id && i < n; i++)
+      if (matches (&list[i], want_id, want_name))
+        *id = strdup (list[i].id);
+    free (list);
     r = q_close (&img, err);
   }
   if (r == 0 && !*id) {

@@ -3,6 +3,8 @@
  * Changing bitmaps while the image is in use: a list of actions that take effect at one instant,
  * between two writes, or not at all.  See bitmap.h.
  *
+ *     begin     holds the bitmaps of other images that are merged from.  No lock is held then, so
+ *               that two images may merge from each other.
  *     prepare   checks the actions one after the other as if those before them had been done; marks
  *               what will change as in use on disk; writes the new directory beside the old one,
  *               durably; readies all memory.  All that can fail.
@@ -32,12 +34,14 @@ struct planned {
 struct step {
   enum q_bitmap_op op;
   struct q_bitmap *b, *source;
-  bool held;            /* the source, which is another image's */
+  bool held;            /* the source, which is another image's: from begin on */
   struct q_bits *blank; /* Q_BITMAP_CLEAR: the bits that take the place of the others; then those */
 };
 
 struct q_bitmap_changes {
   struct q_image *img;
+  const struct q_bitmap_action *const *action;
+  bool locked;
   struct planned *planned;
   unsigned n;
   struct step *step;
@@ -191,11 +195,23 @@ plan_add (struct q_bitmap_changes *c, const struct q_bitmap_action *a, struct q_
                : 0;
 }
 
+/* Of the disk that a bitmap is about. */
+static uint64_t
+disk_size (const struct q_bitmap *b)
+{
+  q_pin_t pin = q_pin (); /* another image may be resized meanwhile */
+  uint64_t size = atomic_load (&b->bits)->size;
+
+  q_unpin (pin);
+  return size;
+}
+
 static int
 plan_merge (struct q_bitmap_changes *c, const struct q_bitmap_action *a, struct step *s,
             struct q_error *err)
 {
   struct planned *to, *from;
+  uint64_t size;
   int r = find_free (c, a->name, false, &to, err);
 
   if (r == 0)
@@ -203,12 +219,7 @@ plan_merge (struct q_bitmap_changes *c, const struct q_bitmap_action *a, struct 
   if (r < 0)
     return r;
   s->b = to->b;
-  if (a->source_image && a->source_image != c->img) {
-    r = q_bitmap_hold (a->source_image, a->source, &s->source, err);
-    if (r < 0)
-      return r;
-    s->held = true;
-  } else {
+  if (!s->held) {
     r = find_free (c, a->source, false, &from, err);
     if (r == 0)
       r = q_bitmap_read_bits (from->b, err);
@@ -216,12 +227,12 @@ plan_merge (struct q_bitmap_changes *c, const struct q_bitmap_action *a, struct 
       return r;
     s->source = from->b;
   }
-  if (atomic_load (&s->source->bits)->size != to->bits->size)
+  size = disk_size (s->source);
+  if (size != to->bits->size)
     return q_fail (err, -EINVAL,
                    "%s: Bitmaps are of different sizes (destination size is %llu, source size is "
                    "%llu) and can't be merged",
-                   c->img->filename, ull (to->bits->size),
-                   ull (atomic_load (&s->source->bits)->size));
+                   c->img->filename, ull (to->bits->size), ull (size));
   return 0;
 }
 
@@ -242,13 +253,12 @@ plan_clear (struct q_bitmap_changes *c, struct planned *p, struct step *s, struc
 }
 
 static int
-plan (struct q_bitmap_changes *c, const struct q_bitmap_action *a, struct q_error *err)
+plan (struct q_bitmap_changes *c, const struct q_bitmap_action *a, struct step *s,
+      struct q_error *err)
 {
-  struct step *s = &c->step[c->n_steps++];
   struct planned *p;
   int r;
 
-  *s = (struct step){ .op = a->op };
   if (a->op == Q_BITMAP_ADD)
     return plan_add (c, a, err);
   if (a->op == Q_BITMAP_MERGE)
@@ -275,24 +285,19 @@ plan (struct q_bitmap_changes *c, const struct q_bitmap_action *a, struct q_erro
 
 /* ---- preparing ------------------------------------------------------------------------------- */
 
+/* What there is before the first action. */
 static int
-begin (struct q_image *img, unsigned n, struct q_bitmap_changes **out, struct q_error *err)
+take_stock (struct q_bitmap_changes *c, struct q_error *err)
 {
-  struct q_bitmaps *l = &img->bitmaps;
-  struct q_bitmap_changes *c = calloc (1, sizeof *c);
-  unsigned room = l->n + n + 1;
+  struct q_bitmaps *l = &c->img->bitmaps;
+  size_t room = l->n + c->n_steps + 1ull;
 
-  if (!c)
-    return no_memory (img, err);
-  c->img = img;
   c->planned = calloc (room, sizeof *c->planned);
-  c->step = calloc (n + 1ull, sizeof *c->step);
   c->list = calloc (room, sizeof (struct q_bitmap *));
   c->marked = calloc (room, sizeof (struct q_bitmap *));
   c->tracker = malloc (sizeof *c->tracker + room * sizeof c->tracker->bits[0]);
-  *out = c;
-  if (!c->planned || !c->step || !c->list || !c->marked || !c->tracker)
-    return no_memory (img, err);
+  if (!c->planned || !c->list || !c->marked || !c->tracker)
+    return no_memory (c->img, err);
   c->tracker->n = 0;
   for (c->n = 0; c->n < l->n; ++c->n) {
     struct q_bitmap *b = l->bitmap[c->n];
@@ -361,9 +366,11 @@ ready (struct q_bitmap_changes *c, struct q_error *err)
   return q_bitmaps_mark_in_use (img, c->marked, c->n_marked, err);
 }
 
-static void
-free_changes (struct q_bitmap_changes *c)
+void
+q_bitmap_end (struct q_bitmap_changes *c)
 {
+  if (!c)
+    return;
   for (unsigned i = 0; c->step && i < c->n_steps; ++i)
     if (c->step[i].held)
       q_bitmap_release (c->step[i].source);
@@ -379,15 +386,17 @@ free_changes (struct q_bitmap_changes *c)
 void
 q_bitmap_abandon (struct q_bitmap_changes *c)
 {
-  struct q_image *img;
+  struct q_image *img = c->img;
 
-  if (!c)
+  if (!c->locked)
     return;
-  img = c->img;
   q_shared_record_drop (img, &c->record);
   q_directory_drop (img, &c->directory);
-  if (!(img->autoclear & Q_AUTOCLEAR_BITMAPS) && atomic_load (&img->sticky) == 0)
+  if (!(img->autoclear & Q_AUTOCLEAR_BITMAPS) && atomic_load (&img->sticky) == 0) {
+    q_flush_hold (img);                           /* which may add one */
     q_header_drop_extension (img, Q_EXT_BITMAPS); /* the room that was made for it */
+    q_flush_let_go (img);
+  }
   for (unsigned i = 0; c->step && i < c->n_steps; ++i)
     q_bits_free (c->step[i].blank);
   for (unsigned i = 0; c->planned && i < c->n; ++i)
@@ -396,41 +405,58 @@ q_bitmap_abandon (struct q_bitmap_changes *c)
       q_bitmap_destroy (c->planned[i].b);
     }
   q_bitmaps_save_disabled (img); /* those that were only marked: the mark goes */
-  free_changes (c);
   pthread_mutex_unlock (&img->bitmap_lock);
 }
 
 int
-q_bitmap_prepare (struct q_image *img, const struct q_bitmap_action *actions, unsigned n,
-                  struct q_bitmap_changes **changes, struct q_error *err)
+q_bitmap_begin (struct q_image *img, const struct q_bitmap_action *const *actions, unsigned n,
+                struct q_bitmap_changes **changes, struct q_error *err)
 {
-  struct q_bitmap_changes *c = NULL;
+  struct q_bitmap_changes *c;
   int r = q_writable (img);
 
   *changes = NULL;
-  if (err)
-    err->text[0] = '\0';
   if (r < 0)
     return q_fail (err, r, "%s: the image is read-only", img->filename);
   if (img->format != Q_FORMAT_QCOW2 || img->version < 3)
     return q_fail (err, -ENOTSUP,
                    "%s: only qcow2 images of version 3 (compat=1.1) have persistent bitmaps",
                    img->filename);
-  pthread_mutex_lock (&img->bitmap_lock);
-  r = q_bitmaps_read (img, err);
-  if (r == 0)
-    r = begin (img, n, &c, err);
-  for (unsigned i = 0; r == 0 && i < n; ++i)
-    r = plan (c, &actions[i], err);
-  if (r == 0)
-    r = ready (c, err);
-  if (r == 0)
-    *changes = c;
-  else if (c)
-    q_bitmap_abandon (c);
-  else
-    pthread_mutex_unlock (&img->bitmap_lock);
+  c = calloc (1, sizeof *c);
+  if (c)
+    c->step = calloc (n + 1ull, sizeof *c->step);
+  if (!c || !c->step) {
+    free (c);
+    return no_memory (img, err);
+  }
+  *changes = c;
+  c->img = img;
+  c->action = actions;
+  c->n_steps = n;
+  for (unsigned i = 0; r == 0 && i < n; ++i) {
+    c->step[i].op = actions[i]->op;
+    if (actions[i]->op == Q_BITMAP_MERGE && actions[i]->source_image &&
+        actions[i]->source_image != img) {
+      r = q_bitmap_hold (actions[i]->source_image, actions[i]->source, &c->step[i].source, err);
+      c->step[i].held = r == 0;
+    }
+  }
   return r;
+}
+
+int
+q_bitmap_prepare (struct q_bitmap_changes *c, struct q_error *err)
+{
+  int r;
+
+  pthread_mutex_lock (&c->img->bitmap_lock);
+  c->locked = true;
+  r = q_bitmaps_read (c->img, err);
+  if (r == 0)
+    r = take_stock (c, err);
+  for (unsigned i = 0; r == 0 && i < c->n_steps; ++i)
+    r = plan (c, c->action[i], &c->step[i], err);
+  return r == 0 ? ready (c, err) : r;
 }
 
 /* ---- the instant ----------------------------------------------------------------------------- */
@@ -462,14 +488,20 @@ q_bitmap_commit (struct q_bitmap_changes *c)
   struct q_image *img = c->img;
   struct q_bitmap **list = img->bitmaps.bitmap;
   struct q_tracker *old = atomic_load (&img->tracker);
+  q_pin_t pin = q_pin (); /* for bits of other images, which a resize replaces */
 
   for (unsigned i = 0; i < c->n_steps; ++i)
     take_step (&c->step[i]);
-  for (unsigned i = 0; i < c->n; ++i)
-    if (!c->planned[i].removed) {
-      c->planned[i].b->enabled = c->planned[i].enabled;
-      c->planned[i].b->live = c->planned[i].live;
-    }
+  q_unpin (pin);
+  for (unsigned i = 0; i < c->n; ++i) {
+    struct planned *p = &c->planned[i];
+
+    if (p->removed)
+      continue;
+    if (p->b->enabled != p->enabled) /* who holds one looks at this without a lock */
+      p->b->enabled = p->enabled;
+    p->b->live = p->live;
+  }
   img->bitmaps.bitmap = c->list;
   img->bitmaps.n = c->n_list;
   c->list = list;
@@ -514,22 +546,6 @@ q_bitmap_finish (struct q_bitmap_changes *c, struct q_error *err)
     }
   if (r == 0)
     q_bitmaps_save_disabled (img);
-  free_changes (c);
   pthread_mutex_unlock (&img->bitmap_lock);
   return r;
-}
-
-int
-q_bitmap_change (struct q_image *img, const struct q_bitmap_action *actions, unsigned n,
-                 struct q_error *err)
-{
-  struct q_bitmap_changes *c;
-  int r = q_bitmap_prepare (img, actions, n, &c, err);
-
-  if (r < 0)
-    return r;
-  q_gate_close (img);
-  q_bitmap_commit (c);
-  q_gate_open (img);
-  return q_bitmap_finish (c, err);
 }

@@ -218,12 +218,13 @@ q_bitmaps_resize_abort (struct q_bitmaps_resize *z)
   free_resize (z);
 }
 
-/* Bits for B on a disk of SIZE bytes, beside *TOTAL bytes of others, to which they are added. */
+/* Bits for B on a disk of SIZE bytes, beside *TOTAL bytes of others, to which they are added; those
+ * for what is new are set if it is enabled. */
 static int
 prepare_one (struct q_image *img, struct q_bitmap *b, uint64_t size, uint64_t *total,
              struct q_bits **bits, struct q_error *err)
 {
-  const uint64_t bytes = q_bits_bytes (size, b->granularity_bits);
+  const uint64_t bytes = q_bits_bytes (size, b->granularity_bits), old = q_size (img);
   int r;
 
   if (b->unusable)
@@ -245,6 +246,8 @@ prepare_one (struct q_image *img, struct q_bitmap *b, uint64_t size, uint64_t *t
   *bits = q_bits_new (img, size, b->granularity_bits);
   if (!*bits)
     return q_fail (err, -ENOMEM, "%s: out of memory for bitmap '%s'", img->filename, b->name);
+  if (b->enabled && size > old)
+    q_bits_set (*bits, old, size - old);
   q_bits_share (img, *bits);
   return 0;
 }

@@ -502,6 +502,9 @@ take_bits (struct q_image *img, const struct left *l, const struct shared_entry 
 
     atomic_store (&bits->word[bit / 64], left < 64 ? v & ~0ull >> (64 - left) : v);
   }
+  /* The process was killed when the disk had grown and the bitmaps had not. */
+  if (e->flags & ENTRY_ENABLED)
+    q_bits_set (bits, e->size, q_size (img) > e->size ? q_size (img) - e->size : 0);
   q_bits_changed_all (bits);
   b->granularity_bits = e->granularity_bits;
   b->enabled = e->flags & ENTRY_ENABLED;

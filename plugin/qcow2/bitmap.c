@@ -312,27 +312,52 @@ q_bitmap_read_bits (struct q_bitmap *b, struct q_error *err)
 
 /* ---- what callers see ------------------------------------------------------------------------ */
 
-int
-q_get_bitmap (struct q_image *img, unsigned index, struct q_bitmap_info *info, struct q_error *err)
+/* Infos, and behind them their names.  bitmap_lock held. */
+static int
+copy_infos (const struct q_image *img, struct q_bitmap_info **list, struct q_error *err)
 {
-  int r;
+  const struct q_bitmaps *l = &img->bitmaps;
+  size_t bytes = (l->n + 1ul) * sizeof **list;
+  char *name;
 
-  pthread_mutex_lock (&img->bitmap_lock);
-  r = q_bitmaps_read (img, err);
-  if (r == 0 && index >= img->bitmaps.n)
-    r = -ENOENT;
-  if (r == 0) {
-    const struct q_bitmap *b = img->bitmaps.bitmap[index];
+  for (unsigned i = 0; i < l->n; ++i)
+    bytes += strlen (l->bitmap[i]->name) + 1;
+  *list = malloc (bytes);
+  if (!*list)
+    return q_fail (err, -ENOMEM, "%s: out of memory for %u bitmaps", img->filename, l->n);
+  name = (char *)(*list + l->n + 1);
+  for (unsigned i = 0; i < l->n; ++i) {
+    const struct q_bitmap *b = l->bitmap[i];
+    const struct q_bits *bits = atomic_load (&b->bits);
 
-    *info = (struct q_bitmap_info){ .granularity = 1ull << (b->granularity_bits & 63),
-                                    .in_use = b->live || (b->flags & Q_BITMAP_IN_USE),
-                                    .automatic = b->enabled,
-                                    .inconsistent = b->inconsistent,
-                                    .busy = b->users > 0 };
-    memcpy (info->name, b->name, strlen (b->name) + 1);
+    (*list)[i] = (struct q_bitmap_info){ .name = name,
+                                         .granularity = 1ull << (b->granularity_bits & 63),
+                                         .in_use = b->live || (b->flags & Q_BITMAP_IN_USE),
+                                         .automatic = b->enabled,
+                                         .inconsistent = b->inconsistent,
+                                         .busy = b->users > 0,
+                                         .in_memory = bits && !b->inconsistent };
+    if ((*list)[i].in_memory)
+      (*list)[i].dirty = q_bits_count (bits) << b->granularity_bits;
+    name = stpcpy (name, b->name) + 1;
   }
+  return (int)l->n;
+}
+
+int
+q_get_bitmaps (struct q_image *img, struct q_bitmap_info **list, struct q_error *err)
+{
+  int n;
+
+  *list = NULL;
+  if (err)
+    err->text[0] = '\0';
+  pthread_mutex_lock (&img->bitmap_lock);
+  n = q_bitmaps_read (img, err);
+  if (n == 0)
+    n = copy_infos (img, list, err);
   pthread_mutex_unlock (&img->bitmap_lock);
-  return r;
+  return n;
 }
 
 int

@@ -28,7 +28,9 @@
  * complete, and are put on disk by the next open once the state is proven (bitmap-state.c).
  *
  * Locks: bitmap_lock is for the list and for everything that is written; it is taken before the
- * gate, and held over I/O.  Setting and reading bits takes no lock.
+ * flush and the gate, and held over I/O.  Those of several images are taken in the order of their
+ * addresses.  Setting and reading bits takes no lock; whoever holds a bitmap looks at its bits in a
+ * pin, for a resize replaces them.
  */
 
 #ifndef Q_BITMAP_H
@@ -67,7 +69,8 @@ struct q_bits *q_bits_new (struct q_image *img, uint64_t size, unsigned granular
 void q_bits_free (struct q_bits *b);
 /* Sets the bits that [offset, offset + len) touches, as far as the disk goes. */
 void q_bits_set (struct q_bits *b, uint64_t offset, uint64_t len);
-/* Into TO, which is clear: the bits of FROM, of the same granularity and another size of disk. */
+/* Adds to TO, which is clear as far as FROM goes, the bits of FROM, of the same granularity and
+ * another size of disk. */
 void q_bits_copy (struct q_bits *to, const struct q_bits *from);
 /* Sets the bits that TO has for whatever a set bit of FROM covers. */
 void q_bits_merge (struct q_bits *to, const struct q_bits *from);
@@ -185,15 +188,20 @@ void q_bitmaps_save_disabled (struct q_image *img);
 
 /* ---- bitmap-change.c ------------------------------------------------------------------------- */
 
-/* q_bitmap_change in steps, for who has more to do at the same instant: prepare, then commit while
- * the gate is closed, then finish when it is open again; or abandon instead of commit.  bitmap_lock
- * is held from prepare on. */
+/* Changes of one image's bitmaps in steps (change.c): begin, prepare, then commit while the gate is
+ * closed, then finish when it is open again; or abandon instead of all that follows begin; then
+ * end.  bitmap_lock is held from prepare to finish or abandon.  ACTIONS are the caller's until the
+ * end. */
 struct q_bitmap_changes;
-int q_bitmap_prepare (struct q_image *img, const struct q_bitmap_action *actions, unsigned n,
-                      struct q_bitmap_changes **changes, struct q_error *err);
+/* Holds what is merged from other images, so that their locks are not needed later. */
+int q_bitmap_begin (struct q_image *img, const struct q_bitmap_action *const *actions, unsigned n,
+                    struct q_bitmap_changes **changes, struct q_error *err);
+int q_bitmap_prepare (struct q_bitmap_changes *c, struct q_error *err);
 void q_bitmap_commit (struct q_bitmap_changes *c); /* cannot fail */
 int q_bitmap_finish (struct q_bitmap_changes *c, struct q_error *err);
 void q_bitmap_abandon (struct q_bitmap_changes *c);
+/* Lets go of what begin holds, which takes the locks of the images that it is of, and frees. */
+void q_bitmap_end (struct q_bitmap_changes *c);
 
 /* ---- bitmap-state.c -------------------------------------------------------------------------- */
 

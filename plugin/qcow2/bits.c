@@ -137,7 +137,8 @@ q_bits_copy (struct q_bits *to, const struct q_bits *from)
 
     if (n - w * 64 < 64)
       v &= ~0ull >> (64 - (n - w * 64));
-    atomic_store_explicit (&to->word[w], v, memory_order_relaxed);
+    if (v)
+      atomic_fetch_or_explicit (&to->word[w], v, memory_order_relaxed);
   }
   for (uint32_t i = 0; i < to->chunks && i < from->chunks; ++i)
     atomic_store_explicit (&to->changed[i],

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 
 #include "names.h"
+#include "readers.h"
 #include "state.h"
 
 #define ull(v) ((unsigned long long)(v))
@@ -28,6 +29,7 @@ q_open_options_init (struct q_open_options *opts)
 static void
 free_layer (struct q_image *img)
 {
+  q_readers_leave (img);
   q_below_close (img);
   q_bitmaps_free (img);
   q_inflate_close (img);
@@ -171,7 +173,7 @@ open_tables (struct q_image *img, bool top, struct q_error *err)
 
   if (r == 0 && q_inflate_open (img) < 0)
     r = q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
-  if (r == 0 && top) {
+  if (r == 0 && top && !img->beside_writer) {
     r = q_refcount_open (img, err);
     if (r == 0)
       r = q_highest_open (img, err);
@@ -274,6 +276,32 @@ activate (struct q_image *img, const struct q_open_options *opts, struct q_error
   return r == 0 ? q_bitmaps_start (img, err) : r;
 }
 
+/* The top layer of a file that others in this process may have open as well: whoever writes it does
+ * not replace what is being read (readers.h). */
+static int
+open_qcow2_top (struct q_image *img, const struct q_open_options *opts, struct q_error *err)
+{
+  struct q_image *writer;
+  int r;
+
+  if (img->read_only && !opts->snapshot)
+    return open_qcow2 (img, opts, true, err);
+  if (q_readers_join (img) < 0)
+    return q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
+  writer = img->read_only ? q_readers_writer (img) : NULL;
+  if (writer)
+    q_flush_hold (writer);
+  r = open_qcow2 (img, opts, true, err);
+  if (writer) {
+    q_flush_let_go (writer);
+    img->beside_writer = true;
+    atomic_store (&img->highest, q_highest_offset (writer));
+  }
+  if (img->read_only)
+    q_readers_unlock (img); /* it is known what it shows */
+  return r;
+}
+
 /* LAYER, which is about to be added below TOP, must not be there already. */
 static int
 check_loop (const struct q_image *top, const struct q_image *layer, struct q_error *err)
@@ -335,7 +363,9 @@ open_layer (struct q_image **layer, const char *filename, enum q_format format, 
   if (r == 0)
     r = find_format (img, format, top && opts->backing == Q_BACKING_PROBE, err);
   if (r == 0)
-    r = img->format == Q_FORMAT_RAW ? open_raw (img, err) : open_qcow2 (img, opts, !top, err);
+    r = img->format == Q_FORMAT_RAW ? open_raw (img, err)
+        : top                       ? open_qcow2 (img, opts, false, err)
+                                    : open_qcow2_top (img, opts, err);
   if (r == 0)
     r = q_data_open (img, top, opts, flags, err);
   if (r == 0)
@@ -433,6 +463,8 @@ q_open (struct q_image **img, const char *filename, const struct q_open_options 
     free_chain (top);
     return r;
   }
+  if (!top->read_only)
+    q_readers_unlock (top);
   *img = top;
   return 0;
 }

@@ -153,6 +153,7 @@ struct q_snapshot {
   uint32_t extra_data_size;
   uint8_t *extra_data;
   char *id, *name;
+  uint16_t id_size, name_size; /* bytes on disk; any may be among them, NUL too */
 };
 
 /* The snapshot table.  Never changed: whoever changes it publishes another one. */
@@ -162,6 +163,7 @@ struct q_snapshots {
 };
 
 struct q_counting; /* snapshot-make.c */
+struct q_readers;  /* readers.h */
 
 struct q_state; /* state.h */
 struct q_below; /* below.c */
@@ -279,6 +281,12 @@ struct q_image {
   uint64_t crypto_offset, crypto_length;
   struct q_snapshots *_Atomic snapshots; /* read under a pin; NULL: not read, or there are none */
   struct q_counting *_Atomic counting;   /* a snapshot is being made */
+  struct q_readers *readers;             /* of the same file; NULL: not joined (readers.h) */
+  struct q_image *readers_next;
+  bool readers_locked;
+  bool beside_writer; /* the file was being written when it was opened: its refcounts, which a
+                       * reader does without, have not been read */
+  uint64_t shows;     /* the snapshot whose L1 table is there; 0: the present state */
 
   /* mapping (l2.c) */
   struct q_l1 *_Atomic l1;
@@ -465,14 +473,8 @@ int q_snapshots_read (struct q_image *img, struct q_error *err);
 /* Makes the snapshot with this id, or else this name, what the image shows; it is read-only. */
 int q_snapshot_select (struct q_image *img, const char *id_or_name, struct q_error *err);
 void q_snapshots_free (struct q_image *img);
-static inline uint32_t
-q_snapshots_count (const struct q_image *img)
-{
-  const struct q_snapshots *list = atomic_load (&img->snapshots);
-
-  return list ? list->n : 0;
-}
-/* The one with this id, or NULL; with this name. */
+uint32_t q_snapshots_count (const struct q_image *img);
+/* The one with this id, or NULL; with this name.  Hold a pin, or what keeps the list. */
 const struct q_snapshot *q_snapshot_by_id (const struct q_image *img, const char *id);
 const struct q_snapshot *q_snapshot_by_name (const struct q_image *img, const char *name);
 /* 0 if its L1 table can be what it says. */
@@ -486,15 +488,41 @@ void q_snapshots_dispose (void *list);
 uint64_t q_snapshots_bytes (const struct q_image *img, const struct q_snapshots *list);
 /* Writes LIST to the clusters at HOST, which are the caller's and counted on disk, points the
  * header to it, and publishes it: from the write to the header on, LIST belongs to the image, and
- * *SWITCHED is true.  The old table's clusters are let go of. */
+ * *SWITCHED is true.  The old table's clusters are let go of.  The caller has locked the readers:
+ * -EBUSY if one of them shows a snapshot that is not in LIST. */
 int q_snapshots_write (struct q_image *img, struct q_snapshots *list, uint64_t host,
                        bool *switched);
+/* All of that: the list without DROP (or NULL) in clusters of its own.  Sets the dirty bit. */
+int q_snapshots_replace (struct q_image *img, const struct q_snapshot *drop, bool *switched,
+                         struct q_error *err);
+/* Before the disk gets another size: snapshots that do not say how large theirs is (version 2)
+ * would have it from then on.  The layout lock is held. */
+int q_snapshots_record_sizes (struct q_image *img, struct q_error *err);
 
 /* ---- snapshot-make.c --------------------------------------------------------------------------
  */
 
+/* Making a snapshot in steps (change.c), with the layout lock held all the while: begin counts what
+ * it refers to while the disk is in use; stop counts the rest, with the flush held and the gate
+ * closed, and then the disk as it is at this moment is the snapshot's; write, with the readers
+ * locked, makes it one, from when on a crash leaves it there.  End: when the gate is open again and
+ * nothing is held but the layout lock; undoes whatever was done unless KEEP; frees.  A failure of
+ * one step leaves end to be called.  ID is set by begin. */
+struct q_making;
+int q_snapshot_begin (struct q_image *img, const char *name, char id[Q_SNAPSHOT_ID_SIZE],
+                      struct q_making **making, struct q_error *err);
+int q_snapshot_stop (struct q_making *m, struct q_error *err);
+int q_snapshot_write (struct q_making *m, struct q_error *err);
+void q_snapshot_end (struct q_making *m, bool keep);
+
 /* T is about to be changed: if it has been counted for a snapshot, what was counted is kept. */
 int q_counting_save (struct q_image *img, const struct q_table *t);
+
+/* ---- snapshot-drop.c --------------------------------------------------------------------------
+ */
+
+/* Deletes the one with this id; the layout lock is held. */
+int q_snapshot_take_back (struct q_image *img, const char *id, struct q_error *err);
 
 /* ---- tree.c -----------------------------------------------------------------------------------
  */
@@ -560,8 +588,9 @@ q_bitmaps_mark (struct q_image *img, uint64_t offset, uint64_t len)
 int q_empty_clusters (struct q_image *img, uint64_t first, uint64_t end);
 
 /* Bitmaps for a disk of another size: prepare (everything that can fail, before the size changes),
- * then commit (once it has; closes the gate for a moment) or abort.  What is new is clean: it reads
- * as zeros. */
+ * then commit (once it has; closes the gate for a moment) or abort.  What is new is dirty where
+ * writes are recorded: a disk that was larger once had something else there, and one that goes back
+ * to a snapshot has. */
 struct q_bitmaps_resize;
 int q_bitmaps_resize_prepare (struct q_image *img, uint64_t size, struct q_bitmaps_resize **resize,
                               struct q_error *err);

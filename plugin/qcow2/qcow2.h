@@ -38,9 +38,21 @@
  * file, the field, the value and what would be right.  The data path returns an errno alone; what a
  * person must know (a metadata write failed, corruption was found) goes to the log, once.
  *
- * Threads.  All calls may be made from any thread at any time between q_open and q_close, except
- * where said.  Overlapping requests in flight at once are served in an undefined order, as on a
- * disk.
+ * Threads.  All calls may be made from any thread at any time between q_open and q_close, each
+ * beside any other, but for these:
+ *
+ *   - q_close is the last call, with no other under way.
+ *   - For an image that nobody else uses meanwhile: q_set_backing, q_expect_backing, q_amend,
+ *     q_check_image, q_check, q_compact, q_survey.  (q_is_sparse may be wrong beside writes.)
+ *   - q_preallocate and q_empty: nobody else writes to the range meanwhile.
+ *   - q_get_bitmaps, q_bitmap_hold, q_bitmap_release, and all that changes the image as a whole
+ *     (q_resize, q_shrink, q_snapshot_*, q_bitmap_change, q_change, q_change_keys), may wait for
+ * one another, for seconds, and do I/O: not on a thread that serves requests.  None of them in a
+ * pin.
+ *
+ * What asks (q_size, q_get_info, q_get_snapshots, q_highest_offset, q_read_only, ...) never waits
+ * for I/O but that of a system call about the file's size.  What it answers was so at one instant.
+ * Overlapping requests in flight at once are served in an undefined order, as on a disk.
  */
 
 #ifndef Q_QCOW2_H
@@ -149,7 +161,9 @@ struct q_open_options {
                            * is.  Without it, opening for writing refuses a corrupt one and
                            * repairs a dirty one; opening read-only takes both */
   const char *snapshot;   /* open this internal snapshot, by id or else by name, instead of the
-                           * present state; read-only only */
+                           * present state; read-only only.  An image of this process may write the
+                           * file meanwhile (then lock is Q_LOCK_OFF): the snapshot cannot be
+                           * deleted until this is closed */
   bool metadata_only;     /* no backing files and no data file: for info and check.  Data in a data
                            * file can be mapped, but not read (-ENXIO) */
   uint64_t l2_cache_size; /* bytes, for the whole chain; 0 means 128 MiB: 1 TiB at 64 KiB
@@ -226,13 +240,13 @@ struct q_image_info {
   bool lazy_refcounts, corrupt, dirty, extended_l2, data_file_raw;
   const char *compression_type; /* "zlib" or "zstd" */
   const char *encryption;       /* NULL, "aes" or "luks" */
-  const char *backing_file;     /* as recorded; NULL if none.  Valid until q_close */
+  const char *backing_file;     /* as recorded; NULL if none.  All of these strings are valid until
+                                 * q_close, q_set_backing or q_amend */
   const char *backing_format;   /* as recorded; NULL if not recorded */
   const char *backing_path;     /* resolved against the overlay's directory; NULL if none */
   const char *data_file;        /* as recorded; NULL if none */
   const char *data_path;        /* the data file in use; NULL if none or not opened */
-  unsigned nb_snapshots;
-  unsigned nb_bitmaps;
+  unsigned nb_snapshots, nb_bitmaps; /* at some time: q_get_snapshots says how many it lists */
 };
 void q_get_info (const struct q_image *img, struct q_image_info *info);
 
@@ -277,15 +291,15 @@ int q_survey (struct q_image *img,
 int q_backing_allowed (const struct q_image *img, enum q_backing policy, struct q_error *err);
 
 struct q_snapshot_info {
-  const char *id, *name; /* valid until the list changes (see below) or q_close */
+  const char *id, *name; /* up to a NUL that is among their bytes */
   uint64_t vm_state_size, disk_size;
   uint64_t vm_clock_nsec;
   uint32_t date_sec, date_nsec;
   int64_t icount; /* -1 if not recorded */
 };
-/* INDEX below info.nb_snapshots; -ENOENT past it.  If others may change the list meanwhile, hold a
- * pin: what INFO points to is valid inside it. */
-int q_get_snapshot (const struct q_image *img, unsigned index, struct q_snapshot_info *info);
+/* All there are at one instant, in the order of the image: returns how many, or -ENOMEM.  *LIST is
+ * the caller's, to be given back by one free (). */
+int q_get_snapshots (const struct q_image *img, struct q_snapshot_info **list);
 
 /* ---- persistent dirty bitmaps (bitmap.h) ---------------------------------------------------- */
 
@@ -294,16 +308,19 @@ int q_get_snapshot (const struct q_image *img, unsigned index, struct q_snapshot
  * them so (a killed process does not, with a state file): then their bits mean nothing any more. */
 
 struct q_bitmap_info {
-  char name[1024];
+  const char *name;
   uint64_t granularity; /* bytes of the disk for one bit */
   bool in_use;          /* on disk: is not saved */
   bool automatic;       /* enabled: writers must keep it up to date */
   bool inconsistent;    /* was left in use: can only be removed */
   bool busy;            /* somebody holds it: it cannot be changed */
+  bool in_memory;       /* as all that are enabled or held: then ... */
+  uint64_t dirty;       /* ... so many bytes are dirty, in whole granules.  Of others, who holds
+                         * them can tell: q_bitmap_count */
 };
-/* INDEX from 0; -ENOENT past the last. */
-int q_get_bitmap (struct q_image *img, unsigned index, struct q_bitmap_info *info,
-                  struct q_error *err);
+/* All there are at one instant, in the order of the image: returns how many, or a negative errno.
+ * *LIST is the caller's, to be given back by one free (). */
+int q_get_bitmaps (struct q_image *img, struct q_bitmap_info **list, struct q_error *err);
 
 /* The bitmap called NAME, its bits in memory; nobody changes it but by writing to the disk until it
  * is released.  -ENOENT, -EINVAL (damaged, left in use, or of a kind that cannot be understood),
@@ -340,7 +357,8 @@ struct q_bitmap_action {
   const char *source;           /* Q_BITMAP_MERGE: the name of a bitmap ... */
   struct q_image *source_image; /* ... of this image; NULL: of the same one */
 };
-/* -ENOENT, -EEXIST, -EBUSY (held), -EINVAL (granularity, sizes that differ, left in use), -ENOTSUP
+/* Bits that are merged from another image are those of the same instant, if that is written too.
+ * -ENOENT, -EEXIST, -EBUSY (held), -EINVAL (granularity, sizes that differ, left in use), -ENOTSUP
  * (no version 3 image), -EFBIG, -E2BIG (too many, no room in the header), -ENOSPC, -EROFS, -EIO. */
 int q_bitmap_change (struct q_image *img, const struct q_bitmap_action *actions, unsigned n,
                      struct q_error *err);
@@ -551,11 +569,40 @@ int q_change_keys (struct q_image *img, const struct q_key_change *change, struc
  * its id.  -ERANGE: the refcounts are too narrow; -EFBIG: there are too many. */
 int q_snapshot_create (struct q_image *img, const char *name, char id[Q_SNAPSHOT_ID_SIZE],
                        struct q_error *err);
-/* Deletes the (first) one with this name, or else this id.  -ENOENT. */
+/* Deletes the (first) one with this name, or else this id.  -ENOENT; -EBUSY: an image of this
+ * process shows it (q_open_options.snapshot). */
 int q_snapshot_delete (struct q_image *img, const char *name_or_id, struct q_error *err);
 /* Makes the disk what it was, its size included, when the snapshot with this id, or else this name,
  * was made.  A request that is under way may see the disk before or after it. */
 int q_snapshot_apply (struct q_image *img, const char *id_or_name, struct q_error *err);
+
+/* ---- several changes at one instant (change.c) ------------------------------------------------
+ */
+
+/* One change: a snapshot that is made, or an action on a bitmap. */
+struct q_change {
+  struct q_image *img;
+  const char *snapshot;          /* its name; NULL: it is about a bitmap ... */
+  struct q_bitmap_action bitmap; /* ... with what this says */
+  char id[Q_SNAPSHOT_ID_SIZE];   /* of the snapshot: filled in */
+};
+
+/* All of them, of one image or of several, take effect at one instant between two writes, or none
+ * does: what a backup of several disks needs (a checkpoint), with or without snapshots to read it
+ * from.  Actions on bitmaps of one image happen in their order; an image has one snapshot at most,
+ * which no bitmap is in.  Errors as for the two alone, ERR names the image.  Further: -EINVAL (a
+ * second snapshot of an image); -EBUSY also for a bitmap that is changed, and merged from into
+ * another image, by the same call.
+ *
+ * All writes to all these images stand still for the instant: as long as the longest wait for a
+ * write that is under way, and with snapshots as long as it takes to count and make durable what
+ * was written while the rest was counted, and two syncs an image more unless there is one snapshot
+ * and nothing else.  Reads go on.
+ *
+ * A crash may leave it done for some images and not for others, and the snapshot of an image
+ * without what was done to its bitmaps; each image by itself is sound, and its bitmaps are as after
+ * any crash.  -EIO after which an image is read-only means that nobody can tell. */
+int q_change (struct q_change *changes, unsigned n, struct q_error *err);
 
 /* ---- making images (create.c) -------------------------------------------------------------- */
 

@@ -41,8 +41,10 @@ grow_qcow2 (struct q_image *img, uint64_t size, struct q_error *err)
   uint64_t old = q_size (img);
   unsigned shift = img->cluster_bits + img->l2_bits;
   struct q_bitmaps_resize *bitmaps;
-  int r = q_bitmaps_resize_prepare (img, size, &bitmaps, err);
+  int r = q_snapshots_record_sizes (img, err);
 
+  if (r == 0)
+    r = q_bitmaps_resize_prepare (img, size, &bitmaps, err);
   if (r < 0)
     return r;
   q_flush_hold (img);
@@ -170,8 +172,10 @@ shrink_qcow2 (struct q_image *img, uint64_t size, struct q_error *err)
   uint64_t rest = q_min (q_round_up (size, cluster), q_size (img)) - size;
   struct shrinking s = { .img = img, .size = size };
   struct q_bitmaps_resize *bitmaps = NULL;
-  int r = rest > 0 ? q_zero (img, size, rest, 0) : 0;
+  int r = q_snapshots_record_sizes (img, err);
 
+  if (r == 0 && rest > 0)
+    r = q_zero (img, size, rest, 0);
   if (r < 0)
     return r;
   s.entries = (uint32_t)q_div_up (size, 1ull << shift);
@@ -224,11 +228,6 @@ check_size (struct q_image *img, uint64_t size, struct q_error *err)
                    ull (size));
   if (img->format != Q_FORMAT_QCOW2)
     return 0;
-  if (img->version == 2 && q_snapshots_count (img) > 0)
-    return q_fail (err, -ENOTSUP,
-                   "%s: a version 2 image with snapshots cannot change its size: the snapshots do "
-                   "not record theirs",
-                   img->filename);
   if (size > INT64_MAX - q_cluster_bytes (img) ||
       q_div_up (size, 1ull << shift) > Q_MAX_L1_BYTES / 8 ||
       (q_has_data_file (img) && size > Q_MAX_HOST_OFFSET))

@@ -21,6 +21,7 @@
 #include <stdlib.h>
 
 #include "entry.h"
+#include "readers.h"
 
 #define ull(v) ((unsigned long long)(v))
 
@@ -78,34 +79,6 @@ l1_clusters (const struct q_image *img, uint32_t entries)
 
 /* ---- deleting -------------------------------------------------------------------------------- */
 
-static int
-unlist (struct q_image *img, const struct q_snapshot *s, bool *gone, struct q_error *err)
-{
-  struct q_snapshots *list;
-  uint64_t cluster = 0, clusters;
-  int r = q_snapshots_edit (img, s, NULL, &list, err);
-
-  *gone = false;
-  if (r < 0)
-    return r;
-  clusters = q_div_up (q_snapshots_bytes (img, list), q_cluster_bytes (img));
-  r = q_header_set_dirty (img, true);
-  if (r == 0 && clusters > 0)
-    r = q_alloc_table (img, clusters, &cluster);
-  if (r < 0)
-    clusters = 0;
-  if (r == 0)
-    r = q_flush (img); /* the counts */
-  if (r == 0)
-    r = q_snapshots_write (img, list, cluster << img->cluster_bits, gone);
-  if (!*gone) {
-    q_snapshots_dispose (list);
-    if (clusters > 0)
-      q_alloc_drop (img, cluster, clusters);
-  }
-  return r;
-}
-
 /* Gives back what the L1 table ENTRY, which lay at HOST, referred to. */
 static void
 give_back (struct q_image *img, const uint64_t *entry, uint32_t entries, uint64_t host)
@@ -146,8 +119,15 @@ static int delete (struct q_image *img, const struct q_snapshot *s, struct q_err
                 img->filename, s->name);
   else if (r > 0)
     r = read_l1 (img, s, entry, err);
-  if (r == 0)
-    r = unlist (img, s, &gone, err);
+  if (r == 0) {
+    q_readers_lock (img);
+    r = q_readers_show (img, host)
+            ? q_fail (err, -EBUSY,
+                      "%s: snapshot '%s' is in use: it is open, or exported, as a disk",
+                      img->filename, s->name)
+            : q_snapshots_replace (img, s, &gone, err);
+    q_readers_unlock (img);
+  }
   if (r < 0)
     q_fail (err, r, "%s: cannot delete the snapshot: %s", img->filename, strerror (-r));
   if (gone && q_writable (img) == 0) {
@@ -156,6 +136,14 @@ static int delete (struct q_image *img, const struct q_snapshot *s, struct q_err
   }
   free (entry);
   return r;
+}
+
+int
+q_snapshot_take_back (struct q_image *img, const char *id, struct q_error *err)
+{
+  const struct q_snapshot *s = q_snapshot_by_id (img, id);
+
+  return s ? delete (img, s, err) : not_found (img, id, err);
 }
 
 int
@@ -275,22 +263,11 @@ switch_l1 (struct going_back *b, struct q_l1 *new)
   b->old_host = img->l1_offset;
   for (uint32_t i = 0; i < b->n_old; ++i)
     b->old[i] = q_entry_get (l1->table, i);
+  /* Before the disk changes: a kill finds it in what survives.  What lies beyond the disk as it is
+   * has no bits yet: see take_bits in bitmap-state.c. */
   q_bitmaps_mark (img, 0, q_size (img));
   Q_PROBE ("before the disk goes back");
   return q_l1_switch (img, new, b->size);
-}
-
-/* The bitmaps follow the size, and all of the disk has changed. */
-static void
-bitmaps_follow (struct q_image *img, struct q_bitmaps_resize *bitmaps)
-{
-  if (!bitmaps)
-    return;
-  q_bitmaps_resize_commit (bitmaps);
-  if (q_gate_enter (img, 0) == 0) {
-    q_bitmaps_mark (img, 0, q_size (img));
-    q_gate_leave (img);
-  }
 }
 
 static int
@@ -299,11 +276,12 @@ go_back (struct going_back *b, struct q_error *err)
   struct q_image *img = b->img;
   struct q_bitmaps_resize *bitmaps = NULL;
   struct q_l1 *new = NULL;
-  int r = q_header_set_dirty (img, true);
+  int r = b->size == q_size (img) ? 0 : q_snapshots_record_sizes (img, err);
 
-  if (r < 0)
-    return r;
-  r = q_alloc_table (img, l1_clusters (img, b->entries), &b->cluster);
+  if (r == 0)
+    r = q_header_set_dirty (img, true);
+  if (r == 0)
+    r = q_alloc_table (img, l1_clusters (img, b->entries), &b->cluster);
   if (r < 0)
     return r;
   r = count_all (b);
@@ -321,8 +299,8 @@ go_back (struct going_back *b, struct q_error *err)
     r = switch_l1 (b, new);
     q_gate_open (img);
     q_flush_let_go (img);
-    if (r == 0)
-      bitmaps_follow (img, bitmaps);
+    if (r == 0 && bitmaps)
+      q_bitmaps_resize_commit (bitmaps);
     else if (bitmaps)
       q_bitmaps_resize_abort (bitmaps);
   }

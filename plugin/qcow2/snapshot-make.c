@@ -35,6 +35,7 @@
 #include <time.h>
 
 #include "entry.h"
+#include "readers.h"
 
 /* As many as QEMU can name. */
 #define MAX_NAME 255u
@@ -49,15 +50,19 @@ struct q_counting {
   _Atomic uint64_t saved;
 };
 
-struct making {
+struct q_making {
   struct q_image *img;
+  char name[MAX_NAME + 1], id[Q_SNAPSHOT_ID_SIZE];
   struct q_counting *c;
   uint8_t *l2, *other; /* an L2 table each */
   uint64_t *l1;        /* the copy, in host byte order, with the flags that there were */
   uint32_t tables;     /* L2 tables below so many L1 entries have been counted */
-  bool stopped;        /* the gate has been closed: l1 is complete */
+  bool begun;          /* the image has been touched */
+  bool stopped;        /* the disk has stood still: l1 is complete */
+  bool made;           /* the header has been touched */
+  struct timeval when; /* that it is of */
+  uint64_t size;       /* of the disk by then */
   uint64_t l1_cluster, l1_clusters, table_cluster, table_clusters;
-  uint64_t pause_ns;
 };
 
 /* ---- what was counted ------------------------------------------------------------------------ */
@@ -132,7 +137,7 @@ clear_copied (struct q_image *img, struct q_table *t)
  * A table that others share is changed only if it has flags that it should not have: then it is
  * first given a place of its own. */
 static int
-hold (struct making *m, uint32_t index, struct q_table **t)
+hold (struct q_making *m, uint32_t index, struct q_table **t)
 {
   bool own;
   int r = q_l2_keep (m->img, index, t, &own);
@@ -149,7 +154,7 @@ hold (struct making *m, uint32_t index, struct q_table **t)
 /* Counts what the table of L1 entry INDEX refers to for the first time.  Claimed, or stopped: only
  * then may the flags go as well. */
 static int
-count_table (struct making *m, uint32_t index, bool stopped)
+count_table (struct q_making *m, uint32_t index, bool stopped)
 {
   struct q_table *t;
   q_pin_t pin = q_pin ();
@@ -172,7 +177,7 @@ count_table (struct making *m, uint32_t index, bool stopped)
 /* Whoever overwrites in place, without a claim, what a flag says is ours must have done so before
  * the flag goes: the next writer to that cluster copies it. */
 static int
-clear_flags (struct making *m, uint32_t index)
+clear_flags (struct q_making *m, uint32_t index)
 {
   struct q_table *t;
   bool own;
@@ -190,7 +195,7 @@ clear_flags (struct making *m, uint32_t index)
 
 /* Counts what a table refers to now and did not when it was counted.  Stopped. */
 static int
-count_change (struct making *m, uint32_t index)
+count_change (struct q_making *m, uint32_t index)
 {
   struct q_table *t;
   q_pin_t pin = q_pin ();
@@ -216,7 +221,7 @@ count_change (struct making *m, uint32_t index)
 /* ---- while the disk is in use ---------------------------------------------------------------- */
 
 static int
-count_in_use (struct making *m)
+count_in_use (struct q_making *m)
 {
   struct q_image *img = m->img;
   int r = 0;
@@ -252,7 +257,7 @@ count_in_use (struct making *m)
 
 /* Everything that is referred to has been counted.  Now the L2 tables. */
 static int
-count_tables (struct making *m)
+count_tables (struct q_making *m)
 {
   struct q_l1 *l1 = atomic_load (&m->img->l1);
   int r = 0;
@@ -274,7 +279,7 @@ count_tables (struct making *m)
 
 /* Takes back count_tables: before the gate opens, since a shared table must not be dirty. */
 static void
-uncount_tables (struct making *m)
+uncount_tables (struct q_making *m)
 {
   for (uint32_t i = 0; i < m->tables; ++i) {
     if ((m->l1[i] & Q_OFFSET_MASK) == 0)
@@ -286,7 +291,7 @@ uncount_tables (struct making *m)
 }
 
 static int
-stand_still (struct making *m)
+stand_still (struct q_making *m)
 {
   int r = 0;
 
@@ -305,40 +310,11 @@ stand_still (struct making *m)
   return r;
 }
 
-static uint64_t
-now_ns (void)
-{
-  struct timespec t;
-
-  clock_gettime (CLOCK_MONOTONIC, &t);
-  return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-static int
-stop_and_count (struct making *m)
-{
-  uint64_t start;
-  int r;
-
-  q_flush_hold (m->img);
-  start = now_ns ();
-  q_gate_close (m->img);
-  Q_PROBE ("standing still for a snapshot");
-  r = stand_still (m);
-  m->stopped = r == 0;
-  if (r == 0)
-    atomic_store (&m->img->counting, NULL);
-  q_gate_open (m->img);
-  m->pause_ns = now_ns () - start;
-  q_flush_let_go (m->img);
-  return r;
-}
-
 /* ---- undoing --------------------------------------------------------------------------------- */
 
 /* Takes back count_table and count_change. */
 static void
-uncount (struct making *m, uint32_t index)
+uncount (struct q_making *m, uint32_t index)
 {
   struct q_table *t;
   q_pin_t pin = q_pin ();
@@ -359,7 +335,7 @@ uncount (struct making *m, uint32_t index)
 }
 
 static void
-undo (struct making *m)
+undo (struct q_making *m)
 {
   struct q_image *img = m->img;
 
@@ -404,50 +380,64 @@ choose_id (const struct q_image *img, char *id, size_t size)
 
 /* The list with the new entry, whose L1 table is at m->l1_cluster. */
 static int
-new_list (struct making *m, char *id, char *name, const struct timeval *when,
-          struct q_snapshots **list, struct q_error *err)
+new_list (struct q_making *m, struct q_snapshots **list, struct q_error *err)
 {
-  struct q_image *img = m->img;
   struct qcow2_snapshot_extra x = { .vm_state_size = put64 (0),
-                                    .disk_size = put64 (q_size (img)),
+                                    .disk_size = put64 (m->size),
                                     .icount = put64 (UINT64_MAX) };
   struct q_snapshot s = {
-    .l1_table_offset = m->l1_cluster << img->cluster_bits,
+    .l1_table_offset = m->l1_cluster << m->img->cluster_bits,
     .l1_size = m->c->entries ? m->c->entries : 1,
-    .info = { .disk_size = q_size (img),
-              .date_sec = (uint32_t)when->tv_sec,
-              .date_nsec = (uint32_t)when->tv_usec * 1000u,
+    .info = { .disk_size = m->size,
+              .date_sec = (uint32_t)m->when.tv_sec,
+              .date_nsec = (uint32_t)m->when.tv_usec * 1000u,
               .icount = -1 },
     .extra_data_size = sizeof x,
     .extra_data = (uint8_t *)&x,
-    .id = id,
-    .name = name,
+    .id = m->id,
+    .name = m->name,
+    .id_size = (uint16_t)strlen (m->id),
+    .name_size = (uint16_t)strlen (m->name),
   };
 
-  return q_snapshots_edit (img, NULL, &s, list, err);
+  return q_snapshots_edit (m->img, NULL, &s, list, err);
 }
 
-/* Writes the copy of the L1 table and makes the snapshot.  *MADE: the header has been touched. */
+/* Writes the copy of the L1 table and makes the snapshot. */
 static int
-write_snapshot (struct making *m, struct q_snapshots *list, bool *made)
+write_snapshot (struct q_making *m, struct q_snapshots *list)
 {
   struct q_image *img = m->img;
   uint64_t bytes = list->s[list->n - 1].l1_size * 8ull;
   be64 *l1 = calloc (1, bytes);
   int r = l1 ? 0 : -ENOMEM;
 
-  *made = false;
   for (uint32_t i = 0; r == 0 && i < m->c->entries; ++i)
     l1[i] = put64 (m->l1[i] & Q_OFFSET_MASK);
   if (r == 0)
     r = q_file_pwrite (img->file, l1, bytes, m->l1_cluster << img->cluster_bits);
   free (l1);
   if (r == 0)
-    r = q_snapshots_write (img, list, m->table_cluster << img->cluster_bits, made);
+    r = q_snapshots_write (img, list, m->table_cluster << img->cluster_bits, &m->made);
   return r;
 }
 
-/* ---- all of it ------------------------------------------------------------------------------- */
+/* ---- the steps ------------------------------------------------------------------------------- */
+
+static int
+explain (const struct q_making *m, int r, struct q_error *err)
+{
+  const char *file = m->img->filename;
+
+  return r == -ERANGE ? q_fail (err, r,
+                                "%s: some cluster is shared by as many snapshots as refcounts of "
+                                "%u bits can count; delete one, or convert the image to one with "
+                                "wider refcounts",
+                                file, 1u << m->img->refcount_order)
+         : r < 0      ? q_fail (err, r, "%s: cannot make the snapshot '%s': %s", file, m->name,
+                                strerror (-r))
+                      : 0;
+}
 
 static int
 check_possible (struct q_image *img, const char *name, struct q_error *err)
@@ -465,11 +455,14 @@ check_possible (struct q_image *img, const char *name, struct q_error *err)
   if (strlen (name) > MAX_NAME)
     return q_fail (err, -EINVAL, "%s: a snapshot name of %zu bytes is too long, %u are possible",
                    img->filename, strlen (name), MAX_NAME);
+  if (q_snapshots_count (img) >= Q_MAX_SNAPSHOTS)
+    return q_fail (err, -EFBIG, "%s: has %u snapshots, and there can be no more", img->filename,
+                   Q_MAX_SNAPSHOTS);
   return 0;
 }
 
 static int
-prepare (struct making *m, struct q_error *err)
+prepare (struct q_making *m, struct q_error *err)
 {
   struct q_image *img = m->img;
   uint32_t entries = img->l1_size;
@@ -481,9 +474,6 @@ prepare (struct making *m, struct q_error *err)
   if (!m->c || !m->l2 || !m->other || !m->l1)
     return q_fail (err, -ENOMEM, "%s: out of memory for an L1 table of %u entries", img->filename,
                    entries);
-  if (q_snapshots_count (img) >= Q_MAX_SNAPSHOTS)
-    return q_fail (err, -EFBIG, "%s: has %u snapshots, and there can be no more", img->filename,
-                   Q_MAX_SNAPSHOTS);
   if (q_refcount_max (img) == 1)
     for (uint32_t i = 0; i < entries; ++i)
       if (q_entry_get (atomic_load (&img->l1)->table, i) & Q_OFFSET_MASK)
@@ -494,103 +484,115 @@ prepare (struct making *m, struct q_error *err)
   return 0;
 }
 
-/* LIST is that with the new entry, for its size: it is made again once it is known where things
- * are. */
+/* Room for the L1 table and the snapshot table, which will be as large as it would be now. */
 static int
-allocate (struct making *m, const struct q_snapshots *list)
+allocate (struct q_making *m, struct q_error *err)
 {
   struct q_image *img = m->img;
-  uint64_t cluster = q_cluster_bytes (img), l1_bytes = list->s[list->n - 1].l1_size * 8ull;
-  int r;
+  uint64_t cluster = q_cluster_bytes (img), clusters;
+  struct q_snapshots *list;
+  int r = new_list (m, &list, err);
 
-  m->l1_clusters = q_div_up (l1_bytes, cluster);
-  m->table_clusters = q_div_up (q_snapshots_bytes (img, list), cluster);
-  r = q_alloc_table (img, m->l1_clusters, &m->l1_cluster);
-  if (r < 0) {
-    m->l1_clusters = m->table_clusters = 0;
-    return r;
-  }
-  r = q_alloc_table (img, m->table_clusters, &m->table_cluster);
   if (r < 0)
-    m->table_clusters = 0;
+    return r;
+  clusters = q_div_up (list->s[list->n - 1].l1_size * 8ull, cluster);
+  r = q_alloc_table (img, clusters, &m->l1_cluster);
+  m->l1_clusters = r == 0 ? clusters : 0;
+  clusters = q_div_up (q_snapshots_bytes (img, list), cluster);
+  if (r == 0) {
+    r = q_alloc_table (img, clusters, &m->table_cluster);
+    m->table_clusters = r == 0 ? clusters : 0;
+  }
+  q_snapshots_dispose (list);
   return r;
 }
 
-static int
-make (struct making *m, char *id, char *name, struct q_error *err)
+int
+q_snapshot_begin (struct q_image *img, const char *name, char id[Q_SNAPSHOT_ID_SIZE],
+                  struct q_making **making, struct q_error *err)
 {
-  struct q_image *img = m->img;
-  struct q_snapshots *list = NULL;
-  struct timeval when;
-  bool made = false;
-  int r;
+  struct q_making *m;
+  int r = check_possible (img, name, err);
 
-  gettimeofday (&when, NULL);
-  r = new_list (m, id, name, &when, &list, err);
+  *making = NULL;
   if (r < 0)
     return r;
+  m = calloc (1, sizeof *m);
+  if (!m)
+    return q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
+  *making = m;
+  m->img = img;
+  m->size = q_size (img);
+  snprintf (m->name, sizeof m->name, "%s", name);
+  choose_id (img, m->id, sizeof m->id);
+  memcpy (id, m->id, sizeof m->id);
+  r = prepare (m, err);
+  if (r < 0)
+    return r;
+  m->begun = true;
   r = q_header_set_dirty (img, true);
   if (r == 0)
-    r = allocate (m, list);
-  q_snapshots_dispose (list);
-  list = NULL;
+    r = allocate (m, err);
   if (r == 0) {
     atomic_store (&img->counting, m->c);
     r = count_in_use (m);
   }
+  return explain (m, r, err);
+}
+
+int
+q_snapshot_stop (struct q_making *m, struct q_error *err)
+{
+  int r;
+
+  Q_PROBE ("standing still for a snapshot");
+  r = stand_still (m);
+  m->stopped = r == 0;
   if (r == 0)
-    r = stop_and_count (m);
-  gettimeofday (&when, NULL);
-  if (r == 0)
-    r = new_list (m, id, name, &when, &list, err);
-  if (r == 0)
-    r = write_snapshot (m, list, &made);
-  if (!made) {
-    q_snapshots_dispose (list);
+    atomic_store (&m->img->counting, NULL);
+  gettimeofday (&m->when, NULL);
+  return explain (m, r, err);
+}
+
+int
+q_snapshot_write (struct q_making *m, struct q_error *err)
+{
+  struct q_snapshots *list;
+  int r = new_list (m, &list, err);
+
+  if (r == 0) {
+    r = write_snapshot (m, list);
+    if (!m->made)
+      q_snapshots_dispose (list);
+  }
+  return explain (m, r, err);
+}
+
+void
+q_snapshot_end (struct q_making *m, bool keep)
+{
+  struct q_image *img;
+
+  if (!m)
+    return;
+  img = m->img;
+  if (m->made && !keep && q_writable (img) == 0) {
+    struct q_error err = { "" };
+
+    if (q_snapshot_take_back (img, m->id, &err) < 0)
+      q_log (Q_LOG_WARNING, "the snapshot %s of %s stays: %s", m->id, img->filename, err.text);
+  } else if (m->begun && !m->made) {
     undo (m);
     if (m->l1_clusters > 0)
       q_alloc_drop (img, m->l1_cluster, m->l1_clusters);
     if (m->table_clusters > 0)
       q_alloc_drop (img, m->table_cluster, m->table_clusters);
   }
-  if (r == -ERANGE)
-    q_fail (err, r,
-            "%s: some cluster is shared by as many snapshots as refcounts of %u bits can count; "
-            "delete one, or convert the image to one with wider refcounts",
-            img->filename, 1u << img->refcount_order);
-  else if (r < 0)
-    q_fail (err, r, "%s: cannot make the snapshot '%s': %s", img->filename, name, strerror (-r));
-  return r;
-}
-
-int
-q_snapshot_create (struct q_image *img, const char *name, char id[Q_SNAPSHOT_ID_SIZE],
-                   struct q_error *err)
-{
-  struct making m = { .img = img };
-  char own_name[MAX_NAME + 1];
-  int r;
-
-  if (err)
-    err->text[0] = '\0';
-  r = check_possible (img, name, err);
-  if (r < 0)
-    return r;
-  pthread_mutex_lock (&img->layout_lock);
-  snprintf (own_name, sizeof own_name, "%s", name);
-  choose_id (img, id, Q_SNAPSHOT_ID_SIZE);
-  r = prepare (&m, err);
-  if (r == 0) {
-    r = make (&m, id, own_name, err);
+  if (m->begun)
     q_tree_settle (img);
-  }
-  if (r == 0)
-    q_log (Q_LOG_INFO, "%s: snapshot %s ('%s'): writes stood still for %.3f ms", img->filename, id,
-           name, (double)m.pause_ns / 1e6);
-  pthread_mutex_unlock (&img->layout_lock);
-  counting_free (m.c);
-  free (m.l2);
-  free (m.other);
-  free (m.l1);
-  return r;
+  counting_free (m->c);
+  free (m->l2);
+  free (m->other);
+  free (m->l1);
+  free (m);
 }

@@ -12,7 +12,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "image.h"
+#include "readers.h"
 
 #define ull(v) ((unsigned long long)(v))
 
@@ -49,19 +49,21 @@ read_entry (struct q_image *img, struct q_snapshot *s, unsigned i, uint64_t *pos
                    img->filename, i, s->l1_size, Q_MAX_L1_BYTES / 8);
 
   s->extra_data = malloc (s->extra_data_size + 1u);
-  s->id = calloc (1, get16 (d.id_size) + 1u);
-  s->name = calloc (1, get16 (d.name_size) + 1u);
+  s->id_size = get16 (d.id_size);
+  s->name_size = get16 (d.name_size);
+  s->id = calloc (1, s->id_size + 1u);
+  s->name = calloc (1, s->name_size + 1u);
   if (!s->extra_data || !s->id || !s->name)
     return q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
   start += sizeof d;
   r = q_file_pread (img->file, s->extra_data, s->extra_data_size, start);
   start += s->extra_data_size;
   if (r == 0)
-    r = q_file_pread (img->file, s->id, get16 (d.id_size), start);
-  start += get16 (d.id_size);
+    r = q_file_pread (img->file, s->id, s->id_size, start);
+  start += s->id_size;
   if (r == 0)
-    r = q_file_pread (img->file, s->name, get16 (d.name_size), start);
-  start += get16 (d.name_size);
+    r = q_file_pread (img->file, s->name, s->name_size, start);
+  start += s->name_size;
   if (r < 0)
     return q_fail (err, r, "%s: cannot read the snapshot table: %s", img->filename, strerror (-r));
   *pos = q_round_up (start - img->snapshots_offset, 8) + img->snapshots_offset;
@@ -216,18 +218,55 @@ q_snapshot_select (struct q_image *img, const char *id_or_name, struct q_error *
   atomic_store (&img->size, s->info.disk_size);
   img->l1_offset = s->l1_table_offset;
   img->l1_size = s->l1_size;
+  img->shows = s->l1_table_offset;
   return 0;
 }
 
-int
-q_get_snapshot (const struct q_image *img, unsigned index, struct q_snapshot_info *info)
-{
-  const struct q_snapshots *list = atomic_load (&img->snapshots);
+/* ---- listing --------------------------------------------------------------------------------- */
 
-  if (!list || index >= list->n)
-    return -ENOENT;
-  *info = list->s[index].info;
-  return 0;
+uint32_t
+q_snapshots_count (const struct q_image *img)
+{
+  q_pin_t pin = q_pin ();
+  const struct q_snapshots *list = atomic_load (&img->snapshots);
+  uint32_t n = list ? list->n : 0;
+
+  q_unpin (pin);
+  return n;
+}
+
+/* Infos, and behind them their strings. */
+static int
+copy_infos (const struct q_snapshots *from, struct q_snapshot_info **list)
+{
+  uint32_t n = from ? from->n : 0;
+  size_t bytes = (n + 1ul) * sizeof **list;
+  char *text;
+
+  for (uint32_t i = 0; i < n; ++i)
+    bytes += strlen (from->s[i].id) + strlen (from->s[i].name) + 2;
+  *list = malloc (bytes);
+  if (!*list)
+    return -ENOMEM;
+  text = (char *)(*list + n + 1);
+  for (uint32_t i = 0; i < n; ++i) {
+    (*list)[i] = from->s[i].info;
+    (*list)[i].id = text;
+    text = stpcpy (text, from->s[i].id) + 1;
+    (*list)[i].name = text;
+    text = stpcpy (text, from->s[i].name) + 1;
+  }
+  return (int)n;
+}
+
+int
+q_get_snapshots (const struct q_image *img, struct q_snapshot_info **list)
+{
+  q_pin_t pin = q_pin ();
+  int n = copy_infos (atomic_load (&img->snapshots), list);
+
+  q_unpin (pin);
+  return n;
 }
 
 /* ---- changing -------------------------------------------------------------------------------- */
@@ -237,26 +276,35 @@ copy (struct q_snapshot *to, const struct q_snapshot *from)
 {
   *to = *from;
   to->extra_data = malloc (from->extra_data_size + 1u);
-  to->id = strdup (from->id);
-  to->name = strdup (from->name);
+  to->id = calloc (1, from->id_size + 1u);
+  to->name = calloc (1, from->name_size + 1u);
   to->info.id = to->id;
   to->info.name = to->name;
   if (!to->extra_data || !to->id || !to->name)
     return false;
   memcpy (to->extra_data, from->extra_data, from->extra_data_size);
+  memcpy (to->id, from->id, from->id_size);
+  memcpy (to->name, from->name, from->name_size);
   return true;
 }
 
-/* What version 3 wants and an entry from before an upgrade lacks. */
+/* What version 3 wants, and what old writers left out: without it a snapshot has no size of its
+ * own, but that of the disk. */
 static bool
-complete (const struct q_image *img, struct q_snapshot *s)
+is_complete (const struct q_snapshot *s)
+{
+  return s->extra_data_size >= 16;
+}
+
+static bool
+complete (struct q_snapshot *s)
 {
   struct qcow2_snapshot_extra x = { .vm_state_size = put64 (s->info.vm_state_size),
                                     .disk_size = put64 (s->info.disk_size),
                                     .icount = put64 ((uint64_t)s->info.icount) };
   struct qcow2_snapshot_extra *extra;
 
-  if (img->version < 3 || s->extra_data_size >= 16)
+  if (is_complete (s))
     return true;
   extra = malloc (sizeof x);
   if (!extra)
@@ -279,7 +327,7 @@ q_snapshots_edit (struct q_image *img, const struct q_snapshot *drop, const stru
 
   for (uint32_t i = 0; ok && i < n; ++i)
     if (&old->s[i] != drop) {
-      ok = copy (&list->s[to], &old->s[i]) && complete (img, &list->s[to]);
+      ok = copy (&list->s[to], &old->s[i]) && complete (&list->s[to]);
       ++to;
     }
   if (ok && add)
@@ -301,7 +349,7 @@ static uint64_t
 entry_bytes (const struct q_snapshot *s)
 {
   return q_round_up (
-      sizeof (struct qcow2_snapshot) + s->extra_data_size + strlen (s->id) + strlen (s->name), 8);
+      sizeof (struct qcow2_snapshot) + s->extra_data_size + s->id_size + s->name_size, 8);
 }
 
 uint64_t
@@ -318,12 +366,11 @@ q_snapshots_bytes (const struct q_image *img, const struct q_snapshots *list)
 static void
 write_entry (uint8_t *to, const struct q_snapshot *s)
 {
-  size_t id = strlen (s->id), name = strlen (s->name);
   struct qcow2_snapshot d = {
     .l1_table_offset = put64 (s->l1_table_offset),
     .l1_size = put32 (s->l1_size),
-    .id_size = put16 ((uint16_t)id),
-    .name_size = put16 ((uint16_t)name),
+    .id_size = put16 (s->id_size),
+    .name_size = put16 (s->name_size),
     .date_sec = put32 (s->info.date_sec),
     .date_nsec = put32 (s->info.date_nsec),
     .vm_clock_nsec = put64 (s->info.vm_clock_nsec),
@@ -335,8 +382,8 @@ write_entry (uint8_t *to, const struct q_snapshot *s)
   to += sizeof d;
   memcpy (to, s->extra_data, s->extra_data_size);
   to += s->extra_data_size;
-  memcpy (to, s->id, id);
-  memcpy (to + id, s->name, name);
+  memcpy (to, s->id, s->id_size);
+  memcpy (to + s->id_size, s->name, s->name_size);
 }
 
 /* The header points to LIST, at HOST, or to nothing if it is empty. */
@@ -364,6 +411,8 @@ q_snapshots_write (struct q_image *img, struct q_snapshots *list, uint64_t host,
   int r = buf ? 0 : -ENOMEM;
 
   *switched = false;
+  if (r == 0 && !q_readers_allow (img, list))
+    r = -EBUSY;
   for (uint32_t i = 0; r == 0 && i < list->n; ++i) {
     write_entry (buf + at, &list->s[i]);
     at += entry_bytes (&list->s[i]);
@@ -391,4 +440,53 @@ q_snapshots_write (struct q_image *img, struct q_snapshots *list, uint64_t host,
     q_alloc_release (img, old_offset >> img->cluster_bits,
                      q_div_up (old_bytes, q_cluster_bytes (img)));
   return 0;
+}
+
+int
+q_snapshots_replace (struct q_image *img, const struct q_snapshot *drop, bool *switched,
+                     struct q_error *err)
+{
+  struct q_snapshots *list;
+  uint64_t cluster = 0, clusters;
+  int r = q_snapshots_edit (img, drop, NULL, &list, err);
+
+  *switched = false;
+  if (r < 0)
+    return r;
+  clusters = q_div_up (q_snapshots_bytes (img, list), q_cluster_bytes (img));
+  r = q_header_set_dirty (img, true);
+  if (r == 0 && clusters > 0)
+    r = q_alloc_table (img, clusters, &cluster);
+  if (r < 0)
+    clusters = 0;
+  if (r == 0)
+    r = q_flush (img); /* the counts */
+  if (r == 0)
+    r = q_snapshots_write (img, list, cluster << img->cluster_bits, switched);
+  if (!*switched) {
+    q_snapshots_dispose (list);
+    if (clusters > 0)
+      q_alloc_drop (img, cluster, clusters);
+  }
+  return r;
+}
+
+int
+q_snapshots_record_sizes (struct q_image *img, struct q_error *err)
+{
+  const struct q_snapshots *list = atomic_load (&img->snapshots);
+  bool all = true, switched;
+  int r;
+
+  for (uint32_t i = 0; list && i < list->n; ++i)
+    all = all && is_complete (&list->s[i]);
+  if (all)
+    return 0;
+  q_readers_lock (img);
+  r = q_snapshots_replace (img, NULL, &switched, err);
+  q_readers_unlock (img);
+  q_tree_settle (img);
+  return r < 0 ? q_fail (err, r, "%s: cannot record the sizes of its snapshots: %s", img->filename,
+                         strerror (-r))
+               : 0;
 }

@@ -29,28 +29,14 @@ struct job {
 struct q_bitmap_info *
 img_list_bitmaps (struct q_image *img, unsigned *n)
 {
-  struct q_bitmap_info *list = NULL;
+  struct q_bitmap_info *list;
   struct q_error err = { "" };
-  int r = 0;
+  int r = q_get_bitmaps (img, &list, &err);
 
-  for (*n = 0;; ++*n) {
-    struct q_bitmap_info *longer = realloc (list, (*n + 1ull) * sizeof *list);
-
-    if (!longer) {
-      r = img_error ("out of memory");
-      break;
-    }
-    list = longer;
-    r = q_get_bitmap (img, *n, &list[*n], &err);
-    if (r < 0)
-      break;
-  }
-  if (r == -ENOENT)
-    return list;
   if (r < 0)
     img_error ("%s", err.text);
-  free (list);
-  return NULL;
+  *n = r < 0 ? 0 : (unsigned)r;
+  return list;
 }
 
 static const enum q_bitmap_op ops[] = {

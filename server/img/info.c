@@ -64,9 +64,11 @@ static json_t *
 snapshots_json (const struct q_image *img)
 {
   json_t *list = json_array ();
-  struct q_snapshot_info s;
+  struct q_snapshot_info *all;
+  int n = q_get_snapshots (img, &all);
 
-  for (unsigned i = 0; q_get_snapshot (img, i, &s) == 0; i++) {
+  for (int i = 0; i < n; i++) {
+    const struct q_snapshot_info s = all[i];
     json_t *j = json_object ();
 
     if (s.icount != -1)
@@ -82,6 +84,7 @@ snapshots_json (const struct q_image *img)
     json_object_set_new (j, "vm-state-size", json_integer ((json_int_t)s.vm_state_size));
     json_array_append_new (list, j);
   }
+  free (all);
   return list;
 }
 
@@ -103,9 +106,11 @@ static json_t *
 bitmaps_json (struct q_image *img)
 {
   json_t *list = json_array ();
-  struct q_bitmap_info b;
+  struct q_bitmap_info *all;
+  int n = q_get_bitmaps (img, &all, NULL);
 
-  for (unsigned i = 0; q_get_bitmap (img, i, &b, NULL) == 0; i++) {
+  for (int i = 0; i < n; i++) {
+    const struct q_bitmap_info b = all[i];
     json_t *names = json_array ();
     struct flag flags[N_FLAGS];
 
@@ -117,6 +122,7 @@ bitmaps_json (struct q_image *img)
                                             img_json_name (b.name), "granularity",
                                             (json_int_t)b.granularity));
   }
+  free (all);
   return list;
 }
 
@@ -221,11 +227,13 @@ layer_json (struct q_image *img, const struct view *view)
 static void
 print_snapshots (const struct q_image *img)
 {
-  struct q_snapshot_info s;
+  struct q_snapshot_info *all;
+  int n = q_get_snapshots (img, &all);
 
   printf ("Snapshot list:\n%-9s %-16s %8s %19s %12s %10s\n", "ID", "TAG", "VM SIZE", "DATE",
           "VM CLOCK", "ICOUNT");
-  for (unsigned i = 0; q_get_snapshot (img, i, &s) == 0; i++) {
+  for (int i = 0; i < n; i++) {
+    const struct q_snapshot_info s = all[i];
     uint64_t clock = s.vm_clock_nsec / 1000000000;
     time_t date = s.date_sec;
     char when[32] = "", size[32], icount[32] = "";
@@ -240,6 +248,7 @@ print_snapshots (const struct q_image *img)
             (unsigned)(clock / 60 % 60), (unsigned)(clock % 60),
             (unsigned)(s.vm_clock_nsec / 1000000 % 1000), icount);
   }
+  free (all);
 }
 
 static const char *
@@ -251,21 +260,24 @@ yes_no (bool b)
 static void
 print_bitmaps (struct q_image *img)
 {
-  struct q_bitmap_info b;
+  struct q_bitmap_info *all;
+  int n_all = q_get_bitmaps (img, &all, NULL);
 
   printf ("    bitmaps:\n");
-  for (unsigned i = 0; q_get_bitmap (img, i, &b, NULL) == 0; i++) {
+  for (int i = 0; i < n_all; i++) {
+    const struct q_bitmap_info b = all[i];
     struct flag flags[N_FLAGS];
     unsigned n = 0;
 
     bitmap_flags (&b, flags);
-    printf ("        [%u]:\n            flags:\n", i);
+    printf ("        [%d]:\n            flags:\n", i);
     for (unsigned k = 0; k < N_FLAGS; k++)
       if (flags[k].set)
         printf ("                [%u]: %s\n", n++, flags[k].name);
     printf ("            name: %s\n            granularity: %llu\n", img_plain (b.name),
             (unsigned long long)b.granularity);
   }
+  free (all);
 }
 
 static void

@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "create.h"
@@ -114,17 +115,20 @@ data_bytes (struct measuring *m, uint64_t cluster_size, uint64_t *bytes)
 static uint64_t
 bitmap_bytes (struct q_image *img, uint64_t cluster_size)
 {
-  struct q_bitmap_info b;
+  struct q_bitmap_info *list;
   uint64_t bytes = 0, directory = 0;
+  int n = q_get_bitmaps (img, &list, NULL);
 
-  for (unsigned i = 0; q_get_bitmap (img, i, &b, NULL) == 0; i++) {
-    uint64_t clusters = div_up (div_up (div_up (q_size (img), b.granularity), 8), cluster_size);
+  for (int i = 0; i < n; i++) {
+    const struct q_bitmap_info *b = &list[i];
+    uint64_t clusters = div_up (div_up (div_up (q_size (img), b->granularity), 8), cluster_size);
 
-    if (b.in_use)
+    if (b->in_use)
       continue;
     bytes += clusters * cluster_size + up (clusters * ENTRY_BYTES, cluster_size);
-    directory += up (BITMAP_ENTRY_BYTES + strlen (b.name), 8);
+    directory += up (BITMAP_ENTRY_BYTES + strlen (b->name), 8);
   }
+  free (list);
   return bytes + up (directory, cluster_size);
 }
 

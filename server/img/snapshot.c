@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -19,9 +20,13 @@ struct snapshotting {
 static int
 list (struct q_image *img)
 {
-  struct q_snapshot_info s;
+  struct q_snapshot_info *all;
+  int n = q_get_snapshots (img, &all);
 
-  for (unsigned i = 0; q_get_snapshot (img, i, &s) == 0; i++) {
+  if (n < 0)
+    return img_error ("%s: %s", q_filename (img), strerror (-n));
+  for (int i = 0; i < n; i++) {
+    const struct q_snapshot_info s = all[i];
     uint64_t seconds = s.vm_clock_nsec / 1000000000;
     char date[32] = "", size[32], clock[48], icount[32] = "";
     time_t when = s.date_sec;
@@ -40,6 +45,7 @@ list (struct q_image *img)
     printf ("%-7s %-16s %8s %19s %15s %10s\n", img_plain (s.id), img_plain (s.name),
             img_size_text (s.vm_state_size, size), date, clock, icount);
   }
+  free (all);
   return 0;
 }
 

@@ -86,23 +86,27 @@ find_uncovered (struct q_image *img, const struct run *run, const struct q_bitma
 bool
 bitmaps_hold (struct run *run, struct q_image *img, const char *when)
 {
-  struct q_bitmap_info info;
+  struct q_bitmap_info *list;
   struct q_bitmap *b = NULL;
+  bool found = false, inconsistent = false;
   struct q_error err;
-  unsigned i = 0;
   uint64_t at;
-  int r;
+  int n;
 
   if (!run->w->bitmaps)
     return true;
-  while ((r = q_get_bitmap (img, i, &info, &err)) == 0 && strcmp (info.name, "all") != 0)
-    ++i;
-  if (r < 0) {
+  n = q_get_bitmaps (img, &list, &err);
+  for (int i = 0; !found && i < n; ++i) {
+    found = strcmp (list[i].name, "all") == 0;
+    inconsistent = list[i].inconsistent;
+  }
+  free (list);
+  if (!found) {
     workload_fail (run, "%s: bitmap 'all' is not there: %s", when,
-                   r == -ENOENT ? "nor anything else" : err.text);
+                   n >= 0 ? "others may be" : err.text);
     return false;
   }
-  if (info.inconsistent) {
+  if (inconsistent) {
     if (!run->bitmaps_may_be_lost)
       workload_fail (run, "%s: bitmap 'all' was lost", when);
     return run->bitmaps_may_be_lost;

@@ -204,9 +204,10 @@ snaps_check (struct run *run, const char *file, const char *when)
 {
   struct q_open_options opts = run->opts;
   bool found[MAX_SNAPS] = { false }, good = true;
-  struct q_snapshot_info info;
+  struct q_snapshot_info *list;
   struct q_image *img;
   struct q_error err;
+  int n_list;
 
   opts.read_only = true;
   opts.state_dir = NULL;
@@ -214,7 +215,9 @@ snaps_check (struct run *run, const char *file, const char *when)
     workload_fail (run, "%s: %s", when, err.text);
     return false;
   }
-  for (unsigned i = 0; good && q_get_snapshot (img, i, &info) == 0; ++i) {
+  n_list = q_get_snapshots (img, &list);
+  for (int i = 0; good && i < n_list; ++i) {
+    const struct q_snapshot_info info = list[i];
     unsigned n;
 
     if (sscanf (info.name, "s%u", &n) != 1) /* it was there before */
@@ -227,6 +230,7 @@ snaps_check (struct run *run, const char *file, const char *when)
       good = has_contents (run, file, &run->snaps->s[n], info.name, when);
     }
   }
+  free (list);
   for (unsigned i = 0; good && i < run->snaps->n; ++i)
     if (run->snaps->s[i].must && !found[i]) {
       workload_fail (run, "%s: snapshot s%u is not there", when, i);
@@ -239,17 +243,15 @@ snaps_check (struct run *run, const char *file, const char *when)
 bool
 snaps_delete_all (struct run *run, struct q_image *img)
 {
-  struct q_snapshot_info info;
+  struct q_snapshot_info *list;
   struct q_error err;
+  int n = q_get_snapshots (img, &list);
+  bool good = n >= 0;
 
-  while (q_get_snapshot (img, 0, &info) == 0) {
-    char name[256];
-
-    snprintf (name, sizeof name, "%s", info.name);
-    if (q_snapshot_delete (img, name, &err) < 0) {
-      workload_fail (run, "after recovery: %s", err.text);
-      return false;
-    }
-  }
-  return true;
+  for (int i = 0; good && i < n; ++i)
+    good = q_snapshot_delete (img, list[i].name, &err) == 0;
+  if (!good)
+    workload_fail (run, "after recovery: %s", n < 0 ? strerror (-n) : err.text);
+  free (list);
+  return good;
 }

@@ -110,9 +110,7 @@ test_longer_l1 (void **state)
 static void
 test_refused (void **state)
 {
-  struct q_create_options o;
   struct fixture f;
-  struct mem_file *m;
   struct q_image *img;
   struct q_error err;
 
@@ -140,22 +138,69 @@ test_refused (void **state)
   unit_close (img);
   f.opts.read_only = false;
 
-  q_create_options_init (&o);
-  o.version = 2;
-  m = unit_create (&f, "old", 4 * K, &o);
-  {
-    uint64_t table = unit_take (m, 1), l1 = unit_take (m, 1);
-    struct qcow2_snapshot s = { .l1_table_offset = put64 (l1), .l1_size = put32 (1) };
-
-    memcpy (m->data + table, &s, sizeof s);
-    unit_header (m)->nb_snapshots = put32 (1);
-    unit_header (m)->snapshots_offset = put64 (table);
-  }
-  img = unit_open (&f, "old");
-  assert_int_equal (q_resize (img, 5 * K, &err), -ENOTSUP);
-  assert_contains (err.text, "snapshots");
-  unit_close (img);
   unit_done (&f);
+}
+
+/* Snapshots that do not say how large they are keep the size that they had. */
+static void
+unrecorded_sizes (unsigned version, int change)
+{
+  struct q_create_options o;
+  struct q_snapshot_info *info;
+  struct fixture f;
+  struct mem_file *m;
+  struct q_image *img;
+  uint64_t table, l1;
+  struct qcow2_snapshot s;
+
+  unit_init (&f);
+  q_create_options_init (&o);
+  o.version = version;
+  m = unit_create (&f, "old", 400 * K, &o);
+  table = unit_take (m, 1);
+  l1 = unit_take (m, 1);
+  s = (struct qcow2_snapshot){ .l1_table_offset = put64 (l1),
+                               .l1_size = put32 (1),
+                               .id_size = put16 (1),
+                               .name_size = put16 (4),
+                               .vm_state_size = put32 (77) };
+  memcpy (m->data + table, &s, sizeof s);
+  memcpy (m->data + table + sizeof s, "1a\0\377b", 5);
+  unit_header (m)->nb_snapshots = put32 (1);
+  unit_header (m)->snapshots_offset = put64 (table);
+  img = unit_open (&f, "old");
+  unit_writes (img, 0, 400 * K, 3);
+  if (change > 0)
+    assert_int_equal (q_resize (img, 500 * K, &f.err), 0);
+  else
+    assert_int_equal (q_shrink (img, 100 * K, &f.err), 0);
+  unit_close (img);
+  unit_check (&f, "old");
+  img = unit_open (&f, "old");
+  assert_int_equal (q_size (img), (change > 0 ? 500 : 100) * K);
+  assert_int_equal (q_get_snapshots (img, &info), 1);
+  assert_int_equal (info[0].disk_size, 400 * K);
+  assert_int_equal (info[0].vm_state_size, 77);
+  free (info);
+  /* A name keeps all of its bytes. */
+  table = get64 (unit_header (m)->snapshots_offset);
+  assert_memory_equal (m->data + table + sizeof s + sizeof (struct qcow2_snapshot_extra),
+                       "1a\0\377b", 5);
+  assert_int_equal (q_snapshot_apply (img, "1", &f.err), 0);
+  assert_int_equal (q_size (img), 400 * K);
+  unit_reads (img, 0, 400 * K, 0);
+  unit_close (img);
+  unit_check (&f, "old");
+  unit_done (&f);
+}
+
+static void
+test_unrecorded_sizes (void **state)
+{
+  (void)state;
+  for (unsigned version = 2; version <= 3; ++version)
+    for (int change = -1; change <= 1; change += 2)
+      unrecorded_sizes (version, change);
 }
 
 static void
@@ -293,9 +338,13 @@ int
 main (void)
 {
   static const struct CMUnitTest tests[] = {
-    cmocka_unit_test (test_plain),      cmocka_unit_test (test_longer_backing),
-    cmocka_unit_test (test_longer_l1),  cmocka_unit_test (test_refused),
-    cmocka_unit_test (test_raw),        cmocka_unit_test (test_enospc),
+    cmocka_unit_test (test_plain),
+    cmocka_unit_test (test_longer_backing),
+    cmocka_unit_test (test_longer_l1),
+    cmocka_unit_test (test_refused),
+    cmocka_unit_test (test_unrecorded_sizes),
+    cmocka_unit_test (test_raw),
+    cmocka_unit_test (test_enospc),
     cmocka_unit_test (test_under_load),
   };
 
