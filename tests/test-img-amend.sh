@@ -148,6 +148,11 @@ def compare(what, unknown, before, same_info=True):
     if ours != unknown:
         sys.exit("%s: unknown extensions: %s instead of %s" % (what, ours, unknown))
 
+def excuses(text):
+    """What qemu-img does and then leaves half done, or what it does not look at."""
+    return any(x in text for x in ("only one", "no room", "compressed clusters in snapshots",
+                                   "does not record the size"))
+
 def one(seed):
     r = random.Random(seed)
     make(r, "before.qcow2")
@@ -164,15 +169,15 @@ def one(seed):
             # It loops for ever on some images with small clusters and snapshots.
             counts["hangs"] += 1
             ours = run(IMG, *args, "-f", "qcow2", "ours.qcow2")
+            if ours.returncode and excuses(ours.stderr):
+                return
             if ours.returncode or check("ours.qcow2"):
                 sys.exit("%s: %d %s" % (what, ours.returncode, ours.stderr))
             shutil.copyfile("before.qcow2", "theirs.qcow2")
             compare(what, unknown, start, False)
             return
         ours = run(IMG, *args, "-f", "qcow2", "ours.qcow2")
-        # What qemu-img does and then leaves half done, or what it does not look at.
-        excused = "only one" in ours.stderr or "no room" in ours.stderr or "compressed clusters in snapshots" in ours.stderr \
-            or "does not record the size" in ours.stderr
+        excused = excuses(ours.stderr)
         if (theirs.returncode != 0) != (ours.returncode != 0) and not excused:
             sys.exit("%s: qemu-img %d %s, nbdcow-img %d %s" %
                      (what, theirs.returncode, theirs.stderr, ours.returncode, ours.stderr))
