@@ -27,8 +27,21 @@ READERS = (
     ["bench", "-c", "1"],
     ["measure", "-O", "qcow2", "TOP"],
     ["info", "--backing-chain"],
+    ["amend", "-o", "lazy_refcounts=on"],
+    ["resize", "-f", "qcow2", "TOP", "2M"],
     ["rebase", "-b", ""],
     ["commit"],
+)
+# What has no business below the image.
+OTHERS = (
+    ["info"],
+    ["check"],
+    ["check", "-r", "all"],
+    ["compact"],
+    ["recompress"],
+    ["snapshot", "-l"],
+    ["bitmap", "--add", "TOP", "b"],
+    ["rebase", "-u", "-F", "raw", "-b", "nonesuch"],
 )
 
 
@@ -102,6 +115,12 @@ def anywhere():
         refuses(image, ["other/base.raw"], mode("same-dir"), ["backing=recorded"])
         refuses(image, ["other/base.raw"], ["--untrusted"], ["backing=recorded", "backing=none"])
         opens(image, "other/base.raw", ["--untrusted"] + mode("recorded"))
+    with Watch("other/base.raw"):
+        for name, argv in commands(image, [], OTHERS):
+            r = run(name, argv)
+            if r.status:
+                raise Sin(str(r))
+    image = top("../other/base.raw")
     # backing=none: zeros, without a look.
     with Watch("other/base.raw"):
         if any(tool("convert", image, "--backing-mode=none").data):
@@ -142,7 +161,7 @@ def same_dir():
     set_names("dir/middle.qcow2", backing="../other/base.raw", fmt="raw")
     image = top("middle.qcow2", "qcow2")
     with Watch("other/base.raw"):
-        for name, argv in commands(image, mode("same-dir"), READERS[:8]):
+        for name, argv in commands(image, mode("same-dir"), READERS[:-1]):
             one_line(run(name, argv), ["middle.qcow2", "recorded"], status=trouble([name]))
         for kind in kinds():
             serve_refused(kind, image, ["middle.qcow2", "recorded"], ["--backing=same-dir"])
