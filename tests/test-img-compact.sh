@@ -79,7 +79,7 @@ for seed in range(SEED, SEED + ROUNDS):
         p = subprocess.Popen([IMG, "compact", "-q", "copy"], stderr=subprocess.DEVNULL)
         time.sleep(r.random() * 0.02)
         p.send_signal(sig)
-        if p.wait(timeout=30) not in (0, 1, -sig):
+        if p.wait(timeout=90) not in (0, 1, -sig):
             fail("status", p.returncode, "after", sig)
         sound("copy", leaks=True)
         if contents("copy", snapshots) != want:

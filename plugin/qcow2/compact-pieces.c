@@ -190,27 +190,26 @@ move_piece (struct moving *m, size_t first, size_t end)
 {
   struct compaction *k = m->k;
   struct q_image *img = k->c.img;
-  struct piece_move *p = &m->move[m->n];
+  struct piece_move p = { .first = first, .n = end - first };
   uint32_t span;
   int r;
 
-  *p = (struct piece_move){ .first = first, .n = end - first };
-  q_compressed_decode (k->piece[first].entry, img->cluster_bits, &p->from, &span);
-  p->span = span;
-  r = q_file_pread (img->file, m->in, span, p->from);
+  q_compressed_decode (k->piece[first].entry, img->cluster_bits, &p.from, &span);
+  p.span = span;
+  r = q_file_pread (img->file, m->in, span, p.from);
   if (r < 0)
     return r;
-  p->size = q_inflate_measure (img, m->in, span, m->out);
-  if (p->size == 0) /* damaged, or of a kind of its own */
-    p->size = span;
-  if (!find_place (m, p->size, p->n, &p->to))
+  p.size = q_inflate_measure (img, m->in, span, m->out);
+  if (p.size == 0) /* damaged, or of a kind of its own */
+    p.size = span;
+  if (!find_place (m, p.size, p.n, &p.to))
     return -ENOSPC;
-  r = copy (m, p);
+  r = copy (m, &p);
   if (r < 0)
     return r;
-  m->end = p->to + p->size;
-  m->bytes += p->size;
-  m->n++;
+  m->end = p.to + p.size;
+  m->bytes += p.size;
+  m->move[m->n++] = p;
   return 0;
 }
 

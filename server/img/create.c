@@ -51,7 +51,7 @@ img_creation_help (const char *text, const char *name)
 {
   const bool raw = name && strcmp (name, "raw") == 0, qcow2 = name && strcmp (name, "qcow2") == 0;
 
-  if (strcmp (text, "help") != 0 && strcmp (text, "?") != 0)
+  if (!text || (strcmp (text, "help") != 0 && strcmp (text, "?") != 0))
     return false;
   if (!raw)
     printf ("%s%s", qcow2_help, img_encrypt_help);
