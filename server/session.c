@@ -115,12 +115,19 @@ memory_is_short (const struct shard *shard)
   return shard->cache.outstanding >= shard->max_memory;
 }
 
+/* Memory counts beside bytes: a piece of a long read that is a hole is few bytes of a large buffer.
+ */
+static bool
+is_full (const struct session *s)
+{
+  bool low = memory_is_short (s->shard);
+  return s->out.bytes >= MAX_QUEUED || s->held + s->out.memory >= (low ? MAX_HELD_LOW : MAX_HELD);
+}
+
 bool
 session_blocked (const struct session *s)
 {
-  bool low = memory_is_short (s->shard);
-  return s->out.bytes >= MAX_QUEUED || s->inflight >= MAX_INFLIGHT ||
-         s->held + s->out.memory >= (low ? MAX_HELD_LOW : MAX_HELD);
+  return s->inflight >= MAX_INFLIGHT || is_full (s);
 }
 
 void
@@ -302,7 +309,10 @@ session_send (struct session *s, const void *p, size_t n)
 void
 session_resume (struct session *s)
 {
-  while (s->parked.first && s->out.bytes < MAX_QUEUED)
+  while (s->parked.first && !is_full (s))
+    exec_resume ((struct request *)batch_take (&s->parked));
+  /* What is full may be a payload that the client goes on with once it has its reply. */
+  if (s->parked.first && s->out.bytes == 0 && s->inflight == s->parked.count)
     exec_resume ((struct request *)batch_take (&s->parked));
 }
 
