@@ -165,7 +165,9 @@ q_backing_allowed (const struct q_image *img, enum q_backing policy, struct q_er
   if (!img->backing_path) {
     char *path;
 
-    return q_name_resolve (img, "backing file", "", img->backing_file, &path, err);
+    r = q_name_resolve (img, "backing file", "", img->backing_file, &path, err);
+    free (path);
+    return r;
   }
   r = q_name_check_backing (img, policy, &flags, err);
   return r == 0 ? q_name_backing_format (img, policy, &format, err) : r;
