@@ -49,6 +49,8 @@ openssl             command openssl
 busybox-static      command busybox
 cpio                command cpio
 clang               command clang
+libclang-rt-dev     header  sanitizer/lsan_interface.h
+llvm                command llvm-cov
 clang-format        command clang-format
 clang-tidy          command clang-tidy
 '

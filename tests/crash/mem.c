@@ -240,7 +240,9 @@ mem_truncate (struct q_file *f, uint64_t size)
 {
   struct mem_file *m = mem_of (f);
   struct mem_call call = { .kind = MEM_TRUNCATE, .len = size };
-  int r = m->device ? -EINVAL : before (m, &call, NULL);
+  int r = m->device                                           ? -EINVAL
+          : m->limit > 0 && size > m->limit && size > m->size ? -EFBIG
+                                                              : before (m, &call, NULL);
 
   if (r < 0)
     return r;

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * What all fuzz targets are made of: see fuzz.h.
+ *
+ * Linked with --wrap for two of the engine's functions: deriving a key takes no time here, however
+ * many rounds a header asks for (the bound on these is tested by test-luks), and what is
+ * unpredictable elsewhere is the same in each run.
+ */
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "cipher.h"
+#include "fuzz.h"
+#include "mem.h"
+
+#define ROUNDS 2u
+
+static uint64_t random_state;
+
+int __wrap_q_random (void *buf, size_t len, bool key);
+int __real_q_pbkdf2 (const char *hash, const void *password, size_t password_len, const void *salt,
+                     size_t salt_len, uint32_t iterations, void *out, size_t len);
+int __wrap_q_pbkdf2 (const char *hash, const void *password, size_t password_len, const void *salt,
+                     size_t salt_len, uint32_t iterations, void *out, size_t len);
+
+int
+__wrap_q_random (void *buf, size_t len, bool key)
+{
+  (void)key;
+  for (size_t i = 0; i < len; ++i)
+    ((uint8_t *)buf)[i] = (uint8_t)random_next (&random_state);
+  return 0;
+}
+
+int
+__wrap_q_pbkdf2 (const char *hash, const void *password, size_t password_len, const void *salt,
+                 size_t salt_len, uint32_t iterations, void *out, size_t len)
+{
+  return __real_q_pbkdf2 (hash, password, password_len, salt, salt_len,
+                          iterations < ROUNDS ? iterations : ROUNDS, out, len);
+}
+
+static void
+ignore (void *opaque, enum q_log_level level, const char *text)
+{
+  (void)opaque;
+  if (getenv ("FUZZ_LOG"))
+    fprintf (stderr, "log %d: %s\n", (int)level, text);
+}
+
+void
+fuzz_begin (void)
+{
+  static bool begun;
+
+  if (!begun)
+    q_set_log (ignore, NULL);
+  begun = true;
+  random_state = random_seed (1);
+}
+
+void
+broken (const char *fmt, ...)
+{
+  va_list ap;
+
+  fflush (stdout);
+  fputs ("oracle: ", stderr);
+  va_start (ap, fmt);
+  vfprintf (stderr, fmt, ap);
+  va_end (ap);
+  fputc ('\n', stderr);
+  abort ();
+}
