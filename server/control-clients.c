@@ -7,16 +7,17 @@
 
 #include "clients.h"
 #include "control.h"
+#include "describe.h"
 
 static json_t *
 describe_client (const struct client_info *c)
 {
   json_t *j = json_pack ("{s:I, s:o, s:f, s:b, s:I, s:I, s:I}", "id", (json_int_t)c->id, "peer",
-                         control_text (c->peer ? c->peer : ""), "since", c->since, "tls", c->tls,
+                         describe_text (c->peer ? c->peer : ""), "since", c->since, "tls", c->tls,
                          "requests", (json_int_t)c->requests, "bytes-read",
                          (json_int_t)c->bytes_read, "bytes-written", (json_int_t)c->bytes_written);
   if (c->export)
-    json_object_set_new (j, "export", control_text (c->export));
+    json_object_set_new (j, "export", describe_text (c->export));
   return j;
 }
 

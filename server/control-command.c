@@ -6,14 +6,13 @@
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "control.h"
 
 static const struct control_command *const tables[] = {
-  control_server_commands, control_export_commands, control_client_commands,
-  control_node_commands,   control_reload_commands,
+  control_server_commands, control_export_commands, control_client_commands, control_node_commands,
+  control_reload_commands, control_change_commands, control_stats_commands,
 };
 
 static void __attribute__ ((format (printf, 3, 0)))
@@ -79,22 +78,6 @@ control_return (json_t **ret, json_t *value)
 {
   *ret = value;
   return value ? 0 : -ENOMEM;
-}
-
-json_t *
-control_text (const char *text)
-{
-  json_t *j = json_string (text);
-  char *copy = j ? NULL : strdup (text);
-
-  /* Not UTF-8: names in images can be anything. */
-  for (char *p = copy; p && *p; p++)
-    if ((unsigned char)*p >= 0x80)
-      *p = '?';
-  if (copy)
-    j = json_string (copy);
-  free (copy);
-  return j;
 }
 
 const struct control_command *

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "control.h"
+#include "describe.h"
 #include "control-queue.h"
 #include "control-run.h"
 #include "control-stream.h"
@@ -164,7 +165,7 @@ reply (struct control_client *c, int result, json_t *ret, const struct control_e
 
   if (result < 0)
     object = json_pack ("{s:{s:s, s:o}}", "error", "class", classes[err->class], "desc",
-                        control_text (*err->q.text ? err->q.text : strerror (-result)));
+                        describe_text (*err->q.text ? err->q.text : strerror (-result)));
   else
     object = json_pack ("{s:o}", "return", ret ? json_incref (ret) : json_object ());
   if (object && id && json_object_set (object, "id", (json_t *)id) < 0) {

@@ -38,6 +38,7 @@ struct control;
  */
 struct control_context {
   struct exports *exports;
+  const struct export_options *defaults; /* of an export that is added */
   struct clients *clients;
   unsigned (*count_clients) (void *opaque);
   struct reload *reload;       /* reload.h; NULL: there is no configuration file */
@@ -73,6 +74,8 @@ extern const struct control_command control_export_commands[];
 extern const struct control_command control_client_commands[];
 extern const struct control_command control_node_commands[];
 extern const struct control_command control_reload_commands[];
+extern const struct control_command control_change_commands[];
+extern const struct control_command control_stats_commands[];
 
 /* A socket at PATH, of which nobody else may be at the other end.  NULL on error. */
 struct control *control_open (const char *path, struct q_error *err);
@@ -114,7 +117,5 @@ const struct control_command *control_find_command (const char *name);
 json_t *control_command_names (void);
 /* control-server.c: what query-version returns, and the greeting has. */
 json_t *control_version (void);
-/* TEXT as a JSON string, whatever bytes it has. */
-json_t *control_text (const char *text);
 
 #endif /* CONTROL_H */

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "control.h"
+#include "describe.h"
 #include "export.h"
 #include "log.h"
 #include "nbd.h"
@@ -140,6 +141,7 @@ describe (struct export *x, const struct export_options *opts, const struct sour
   }
   x->read_only = s->open.read_only;
   x->multi_conn = opts->multi_conn;
+  x->direct = s->open.cache == Q_CACHE_DIRECT;
   x->write_through = s->write_through;
   x->ignore_flush = s->ignore_flush;
   x->compress = s->compress && !x->read_only;
@@ -535,7 +537,7 @@ close_all (struct export *list, struct q_error *err)
   while (list) {
     struct export *x = list;
     struct q_error one = { "" };
-    json_t *data = json_pack ("{s:o}", "id", control_text (x->name));
+    json_t *data = json_pack ("{s:o}", "id", describe_text (x->name));
     list = x->next;
     int r = export_close (x, &one);
     control_event ("BLOCK_EXPORT_DELETED", data);

@@ -71,6 +71,7 @@ struct export
   bool resizable;        /* clients may do that */
   bool read_only;
   bool multi_conn;    /* more than one client may connect */
+  bool direct;        /* the page cache is not used */
   bool write_through; /* every write is followed by a flush */
   bool ignore_flush;
   bool compress;   /* whole clusters are stored compressed */

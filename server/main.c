@@ -490,12 +490,15 @@ serve (struct program *p)
     return EXIT_FAILURE;
 
   int status = -1;
+  struct export_options defaults;
   if (prepare (p)) {
     so.attached = p->kernel;
     so.tls = p->tls;
     so.reload = p->reload;
     so.control = p->control;
     forget_key (p);
+    serve_defaults (opts, p->tls, &defaults);
+    so.defaults = &defaults;
     announce (p);
     status = server_run (&so, &p->listeners, &p->exports);
     p->kernel = -1;

@@ -331,6 +331,7 @@ start_control (struct server *sv, struct exports *exports)
 {
   struct control_context context = {
     .exports = exports,
+    .defaults = sv->options.defaults,
     .clients = sv->options.clients,
     .count_clients = count_clients,
     .reload = sv->options.reload,

@@ -30,9 +30,10 @@ struct server_options {
   size_t memory;           /* bytes for requests and replies of all clients */
   struct tls *tls;         /* NULL for none */
   struct control *control; /* control.h; NULL: none */
-  struct clients *clients; /* clients.h */
-  struct reload *reload;   /* reload.h; NULL: there is no configuration file */
-  int attached;            /* a connected socket, the first client; -1 if there is none */
+  const struct export_options *defaults; /* of exports that it adds */
+  struct clients *clients;               /* clients.h */
+  struct reload *reload;                 /* reload.h; NULL: there is no configuration file */
+  int attached; /* a connected socket, the first client; -1 if there is none */
   /* Clients are being taken in.  Returns the process number of a child to end with, 0 if there is
    * none, or -1: end at once, the reason has been logged. */
   int (*ready) (void *opaque);

@@ -53,7 +53,7 @@ class Client:
             self.events.append(value)
 
     # What a command returns; Error if it fails.
-    def execute(self, name, arguments=None, **more):
+    def execute(self, name, arguments=None, /, **more):
         arguments = dict(arguments or {}, **{k.replace("_", "-"): v for k, v in more.items()})
         request = {"execute": name, "id": [name]}
         if arguments:
@@ -67,7 +67,7 @@ class Client:
         return value["return"]
 
     # The class of the error with which a command fails, and its description.
-    def refuses(self, name, arguments=None, **more):
+    def refuses(self, name, arguments=None, /, **more):
         try:
             value = self.execute(name, arguments, **more)
         except Error as e:

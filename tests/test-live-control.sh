@@ -265,6 +265,33 @@ i.set_strict_mode(0)
 i.pwrite(b"y" * 512, (16 << 20) - 512)
 assert connect("a").get_size() == 16 << 20
 
+# What has been done, counted.
+stats = {x["node-name"]: x["stats"] for x in c.execute("query-blockstats")}
+a = stats["a"]
+assert a["wr_operations"] == 2 and a["wr_bytes"] == 4096 + 512 and a["rd_operations"] >= 2, a
+assert a["wr_highest_offset"] > 0 and a["wr_total_time_ns"] > 0, a
+for kind in "rd", "wr", "flush":
+    h = a[kind + "_latency_histogram"]
+    assert len(h["bins"]) == len(h["boundaries"]) + 1 and h["boundaries"] == sorted(h["boundaries"])
+    assert sum(h["bins"]) == a[kind + "_operations"] + a["failed_%s_operations" % kind], (kind, a)
+assert stats["b"]["wr_operations"] == 0
+
+# Bitmaps and snapshots are changed while they are in use, or not: test-live-control-qemu.sh.
+node = {x["node-name"]: x for x in c.execute("query-named-block-nodes")}["a"]
+assert node["highest-allocated-offset"] == a["wr_highest_offset"]
+assert node["image"]["virtual-size"] == 16 << 20 and not node["ro"]
+c.execute("transaction", actions=[{"type": "block-dirty-bitmap-add", "data": {"node": "a", "name": "m%d" % n}} for n in range(100)])
+assert "4096" in c.refuses("transaction", actions=[{"type": "abort", "data": {}}] * 5000)[1]
+c.refuses("transaction", actions=[{"type": "block-dirty-bitmap-merge", "data": {
+    "node": "a", "target": "m0", "bitmaps": ["m1"] * 5000}}])
+c.execute("transaction", actions=[{"type": "block-dirty-bitmap-merge", "data": {
+    "node": "a", "target": "m0", "bitmaps": ["m1"] * 4096}}])
+assert "persistent" in c.refuses("block-dirty-bitmap-add", node="a", name="x", persistent=False)[1]
+assert c.execute("blockdev-snapshot-internal-sync", device="a", name="x") == {"id": "1"}
+assert c.execute("blockdev-snapshot-internal-sync", device="a", name="1") == {"id": "2"}
+assert c.execute("blockdev-snapshot-delete-internal-sync", device="a", id="2")["name"] == "1"
+assert c.execute("blockdev-snapshot-delete-internal-sync", device="a", id="1")["name"] == "x"
+
 # Leaving.
 assert c.refuses("block-export-del", id="x")
 assert c.refuses("block-export-del", id="a", mode="soft")[0] == "GenericError"
@@ -276,11 +303,71 @@ assert c.execute("block-export-del", id="a", mode="hard") == {}
 assert ended(i)
 assert watcher.wait_event("BLOCK_EXPORT_DELETED") == {"id": "a"}
 assert [x["id"] for x in c.execute("query-block-exports")] == ["part"]
+
 try:
     connect("a")
     raise AssertionError("it is still served")
 except nbd.Error:
     pass
+
+# Coming, and again.
+add = {"type": "nbd", "id": "a", "file": "a.qcow2"}
+assert c.execute("block-export-add", add) == {}
+assert not c.execute("query-block-exports")[-1]["writable"]
+c.execute("block-export-del", id="a")
+assert c.execute("block-export-add", add, description="again", writable=True, bitmaps=["m0", {"node": "a", "name": "m1"}]) == {}
+x = {x["id"]: x for x in c.execute("query-block-exports")}["a"]
+assert x["writable"] and x["description"] == "again", x
+h = nbd.NBD()
+h.add_meta_context("qemu:dirty-bitmap:m1")
+h.connect_uri("nbd+unix:///a?socket=%s" % sock)
+assert h.can_meta_context("qemu:dirty-bitmap:m1") and not h.is_read_only()
+assert h.pread(512, (16 << 20) - 512) == b"y" * 512
+assert "in use" in c.refuses("block-export-del", id="a")[1]
+assert "m0" in c.refuses("block-dirty-bitmap-clear", node="a", name="m0")[1]
+assert c.refuses("block-export-add", add)[0] == "GenericError"
+h.shutdown()
+for wait in range(1000):
+    if c.execute("query-clients") == []:
+        break
+    time.sleep(.01)
+c.execute("block-export-del", id="a")
+for bad in ({"id": "n"}, {"type": "nbd", "id": "n"}, {"type": "fuse", "id": "n", "file": "b.qcow2"},
+            {"type": "nbd", "file": "b.qcow2"}, {"type": "nbd", "id": 5, "file": "b.qcow2"},
+            {"type": "nbd", "id": "n", "file": "none.qcow2"}, {"type": "nbd", "id": "n", "file": "c.raw"},
+            {"type": "nbd", "id": "n", "file": "b.qcow2", "name": "m"}, {"type": "nbd", "id": "n", "node-name": "m", "file": "b.qcow2"},
+            {"type": "nbd", "id": "n", "file": "b.qcow2", "nmae": "n"}, {"type": "nbd", "id": "n", "file": "b.qcow2", "bitmaps": "x"},
+            {"type": "nbd", "id": "n", "file": "b.qcow2", "bitmaps": ["x"]}, {"type": "nbd", "id": "n", "file": "b.qcow2", "bitmaps": [{"node": "m", "name": "x"}]},
+            {"type": "nbd", "id": "n", "file": "b.qcow2", "read-only": True}, {"type": "nbd", "id": "n", "file": "b.qcow2", "writable": "on"},
+            {"type": "nbd", "id": "n" * 5000, "file": "b.qcow2"}, {"type": "nbd", "id": "part", "file": "b.qcow2"}):
+    assert c.refuses("block-export-add", bad)[0] == "GenericError"
+assert [x["id"] for x in c.execute("query-block-exports")] == ["part"]
+
+# Events for those who read, and for one who does not.
+deaf = qmp.Client(control)
+big = "n" * 4000
+n = 0
+while n < 200:
+    c.execute("block-export-add", add, id=big)
+    c.execute("block-export-del", id=big)
+    while watcher.wait_event("BLOCK_EXPORT_DELETED") != {"id": big}:
+        assert n == 0, "somebody else's event"
+    n += 1
+seen = lost = 0
+deaf.execute("query-version")
+deaf.execute("query-version")
+for e in deaf.events:
+    if e["event"] == "BLOCK_EXPORT_DELETED":
+        seen += 1
+    else:
+        assert e["event"] == "NBDCOW_EVENTS_LOST"
+        lost += e["data"]["count"]
+assert seen + lost == 200 and lost > 0, (seen, lost)
+
+c.execute("block-export-add", add, writable=True)
+h = connect("a")
+h.pwrite(b"z" * 512, 0)
+h.shutdown()
 END
 stop_server
 check_image a.qcow2
