@@ -224,7 +224,7 @@ check_options (const struct export_options *opts, struct q_error *err)
               "export \"%s\": resize=on is for whole disks, without offset and size", opts->name);
     return -EINVAL;
   }
-  if (opts->throw_away && (opts->snapshot || opts->snapshots)) {
+  if (opts->throw_away && opts->snapshot) {
     snprintf (err->text, sizeof err->text,
               "export \"%s\": an internal snapshot is read-only: it cannot be loaded under a "
               "temporary overlay",

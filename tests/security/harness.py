@@ -180,8 +180,14 @@ class Server:
                 self.process.kill()
                 self.process.wait()
                 raise Sin("%s: neither serves nor ends: %s" % (kind, self.text()))
-            self.started = os.path.exists(self.pidfile) and os.path.getsize(self.pidfile) > 0
+            self.started = self.has_pid()
             time.sleep(0.002)
+
+    def has_pid(self):
+        try:
+            return os.path.getsize(self.pidfile) > 0
+        except FileNotFoundError:  # not yet, or no more
+            return False
 
     def text(self):
         with open(self.log, encoding="utf-8", errors="replace") as f:
