@@ -13,6 +13,7 @@ requires_file "${NBDCOW_IMG:-}" nbdcow-img
 requires qemu-img qemu-io
 requires_python
 use_seed
+in_memory 400
 export NBDCOW_IMG
 
 cat >amend.py <<'END'
@@ -23,8 +24,8 @@ seed = int(sys.argv[1])
 runs = int(sys.argv[2])
 counts = {"made": 0, "refused": 0, "hangs": 0}
 
-def run(*args):
-    return subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=10)
+def run(*args, timeout=60):
+    return subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=timeout)
 
 def must(*args):
     p = run(*args)
@@ -164,7 +165,7 @@ def one(seed):
             shutil.copyfile("before.qcow2", name + ".qcow2")
         what = "seed %d: %s" % (seed, " ".join(args))
         try:
-            theirs = run("qemu-img", *args, "-f", "qcow2", "theirs.qcow2")
+            theirs = run("qemu-img", *args, "-f", "qcow2", "theirs.qcow2", timeout=2)
         except subprocess.TimeoutExpired:
             # It loops for ever on some images with small clusters and snapshots.
             counts["hangs"] += 1

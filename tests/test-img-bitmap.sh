@@ -10,6 +10,7 @@ requires qemu-img qemu-io qemu-nbd
 requires_file "${NBDCOW_IMG:-}" nbdcow-img
 requires_python_nbd
 use_seed
+in_memory 400
 
 img () { "$NBDCOW_IMG" "$@"; }
 py () { "$PYTHON" "$SRCDIR/bitmaps.py" "$@"; }

@@ -44,6 +44,9 @@ offers _nbdcow_img nbdcow-img --strict "$NBDCOW_IMG" compare --
 offers _nbdcow_img nbdcow-img svg "$NBDCOW_IMG" map --output ''
 offers _nbdcow_img nbdcow-img svg "$NBDCOW_IMG" map --output = s
 offers _nbdcow_img nbdcow-img leaks "$NBDCOW_IMG" check -r l
+offers _nbdcow_img nbdcow-img zstd "$NBDCOW_IMG" recompress --type = zs
+offers _nbdcow_img nbdcow-img full "$NBDCOW_IMG" resize --preallocation f
+offers _nbdcow_img nbdcow-img --bitmaps "$NBDCOW_IMG" convert --bi
 offers _nbdcow_img nbdcow-img qcow2 "$NBDCOW_IMG" info -f q
 : >disk.qcow2
 offers _nbdcow_img nbdcow-img disk.qcow2 "$NBDCOW_IMG" info di

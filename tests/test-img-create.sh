@@ -31,7 +31,7 @@ def comparable(j):
 def info(tool, name, *args):
     p = run(tool, "info", "--output", "json", *args, name)
     assert p.returncode == 0, p.stderr
-    return comparable(json.loads(p.stdout))
+    return json.loads(p.stdout)
 
 def case(args, size, unsafe=False):
     global cases, made, refused
@@ -56,11 +56,12 @@ def case(args, size, unsafe=False):
     if ours.stderr or ours.stdout != theirs.stdout.replace("theirs", "ours"):
         bad("said", ours.stdout, ours.stderr, "instead of", theirs.stdout)
     chain = [] if unsafe else ["--backing-chain"]
-    want = info("qemu-img", "theirs", *chain)
+    want = comparable(info("qemu-img", "theirs", *chain))
     for tool in "qemu-img", IMG:
         got = info(tool, "ours", *chain)
-        if got != want:
+        if comparable(got) != want:
             bad(tool + " info", got, "instead of", want)
+    highest = (got if unsafe else got[0]).get("highest-allocated-offset")
     if "raw" in args[:2]:
         return
     ours = run(IMG, "check", "--output", "json", "ours")
@@ -71,19 +72,22 @@ def case(args, size, unsafe=False):
         if theirs.returncode != 0 or json.loads(theirs.stdout) != json.loads(ours.stdout):
             bad("check", ours.stdout, "and qemu-img", theirs.stdout, theirs.stderr)
     want = json.loads(ours.stdout)["image-end-offset"]
-    got = json.loads(run(IMG, "info", "--output", "json", "ours").stdout)["highest-allocated-offset"]
-    if got != want:
+    if highest != want:
+        got = highest
         bad("highest allocated offset", got, "instead of", want)
 
 def option(*pairs):
     return ["-f", "qcow2", "-o", ",".join(pairs)]
 
 # Geometry: every width with the extreme cluster sizes, every cluster size with the usual width.
-for c, r in (list(itertools.product(("512", "64k", "2M"), ("1", "2", "4", "8", "16", "32", "64"))) +
-             [(c, "16") for c in ("1k", "4K", "128k", "1M")]):
-    for size in "0", "1000", "1.5M", "10G":
+# Of the sizes each meets every width and every cluster size, if not both at once.
+sizes = "0", "1000", "1.5M", "10G"
+for n, (c, r) in enumerate(list(itertools.product(("512", "64k", "2M"), ("1", "2", "4", "8", "16", "32", "64"))) +
+                           [(c, "16") for c in ("1k", "4K", "128k", "1M")]):
+    for size in sizes[n % 4], sizes[(n + n // 7 + 1) % 4]:
         case(option("cluster_size=" + c, "refcount_bits=" + r), [size])
-for c, compat in itertools.product(("512", "4k", "64k", "2M"), ("0.10", "v2", "1.1", "v3")):
+# Two names for each version: which is used does not depend on the rest.
+for c, compat in (list(itertools.product(("512", "64k", "2M"), ("0.10", "v3"))) + [("4k", "v2"), ("4k", "1.1")]):
     for extra in ("lazy_refcounts=on", "compression_type=zstd", "preallocation=metadata",
                   "preallocation=falloc", "preallocation=full", "refcount_bits=1"):
         case(option("cluster_size=" + c, "compat=" + compat, extra), ["3M"])
@@ -92,9 +96,9 @@ case(option("cluster_size=64k", "preallocation=metadata"), ["50G"])
 
 # Extended L2 entries.
 for c, compat in itertools.product(("512", "8k", "16k", "64k", "2M"), ("v2", "v3")):
-    for extra in "extended_l2=on", "extended_l2=off":
-        for size in "0", "1000", "1G":
-            case(option("cluster_size=" + c, "compat=" + compat, extra), [size])
+    for size in ("0", "1000", "1G") if compat == "v3" else ("1G",):
+        case(option("cluster_size=" + c, "compat=" + compat, "extended_l2=on"), [size])
+case(option("extended_l2=off"), ["1G"])
 for mode in "metadata", "falloc", "full":
     case(option("extended_l2=on", "preallocation=" + mode), ["40M"])
     case(option("extended_l2=on", "cluster_size=16k", "preallocation=" + mode), ["70M"])
@@ -159,7 +163,7 @@ for o in "encryption=on", "encrypt.format=luks":
         sys.exit("create -o %s: %d %s" % (o, p.returncode, p.stderr))
 
 print("%d cases: %d made, %d refused" % (cases, made, refused))
-if made < 200 or refused < 40:
+if made < 120 or refused < 40:
     sys.exit("fewer cases than there should be")
 END
 "$PYTHON" create.py

@@ -11,6 +11,7 @@ requires_file "${NBDCOW_IMG:-}" nbdcow-img
 requires qemu-img qemu-io
 requires_python
 use_seed
+in_memory 400
 ROUNDS=${ROUNDS:-10}
 export NBDCOW_IMG ROUNDS
 

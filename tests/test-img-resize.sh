@@ -6,6 +6,7 @@
 . "${SRCDIR:-$(dirname "$0")}/functions.sh"
 requires_file "${NBDCOW_IMG:-}" nbdcow-img
 requires qemu-img qemu-io
+in_memory 400
 
 # size FILE: the disk's, as QEMU sees it.
 size ()

@@ -11,6 +11,7 @@ requires_file "${BUILDDIR:-}/model/contents" contents
 requires qemu-img qemu-io
 requires_python
 use_seed
+in_memory 400
 export NBDCOW_IMG BUILDDIR SEED ROUNDS="${ROUNDS:-10}"
 
 cat >snapshot.py <<'END'
