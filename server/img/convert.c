@@ -398,6 +398,8 @@ run (int argc, char **argv)
   else if (check_options (&o)) {
     o.target.name = argv[argc - 1];
     o.target.compression_level = (int)o.level;
+    /* One that is made names what the user has named. */
+    o.target.untrusted = o.no_create && o.source.untrusted;
     status = convert (&o, argv + optind, (unsigned)(argc - optind - 1));
   }
 out:

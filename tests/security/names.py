@@ -391,6 +391,17 @@ def untrusted():
         with Server(kind, image, ["--untrusted"]) as s:
             if not s.started:
                 raise Sin(s.text())
+    # Whichever of several images it is.
+    create("good.qcow2", "1M")
+    with Watch("dir/base.raw"):
+        bad = top("base.raw")
+        for argv in (
+            ["compare", "--untrusted", "good.qcow2", bad],
+            ["diff", "--untrusted", "good.qcow2", bad],
+            ["convert", "--untrusted", "-O", "raw", "good.qcow2", bad, "out.raw"],
+            ["convert", "--untrusted", "-n", "-O", "qcow2", "good.qcow2", bad],
+        ):
+            one_line(run(argv[0], [IMG] + argv), ["not trusted"], status=trouble(argv))
     # Changing the name is what one does about it; no file is opened for that.
     with Watch("dir/base.raw"):
         r = run("rebase -u", [IMG, "rebase", "--untrusted", "-f", "qcow2", "-u", "-b", "", top("base.raw")])
