@@ -226,21 +226,23 @@ int
 q_bitmap_read_table (struct q_bitmap *b, struct q_error *err)
 {
   struct q_image *img = b->img;
-  uint64_t *table;
+  uint64_t *table, file_size = 0;
   int r;
 
   if (b->table || b->table_offset == 0)
     return 0;
   table = malloc (b->table_size * sizeof *table + 1);
-  r = table ? q_file_pread (img->file, table, b->table_size * sizeof *table, b->table_offset)
-            : -ENOMEM;
+  r = table ? q_file_size (img->file, &file_size) : -ENOMEM;
+  if (r == 0)
+    r = q_file_pread (img->file, table, b->table_size * sizeof *table, b->table_offset);
   if (r < 0)
     q_fail (err, r, "%s: cannot read the table of bitmap '%s': %s", img->filename, b->name,
             strerror (-r));
   for (uint32_t i = 0; r == 0 && i < b->table_size; ++i) {
     uint64_t t = table[i] = be64toh (table[i]), host = t & Q_OFFSET_MASK;
 
-    if ((t & Q_BITMAP_ENTRY_RESERVED) || (host & (q_cluster_bytes (img) - 1)) ||
+    /* Past the end of the file it would read as clean. */
+    if ((t & Q_BITMAP_ENTRY_RESERVED) || (host & (q_cluster_bytes (img) - 1)) || host > file_size ||
         (host && (t & Q_BITMAP_ENTRY_ONES)))
       r = q_fail (err, -EINVAL, "%s: bitmap '%s': table entry %u is %#llx, which cannot be",
                   img->filename, b->name, i, ull (t));

@@ -102,12 +102,24 @@ bitmap_flags (const struct q_bitmap_info *b, struct flag flags[N_FLAGS])
   flags[1] = (struct flag){ "auto", b->automatic };
 }
 
+/* Their number; what is wrong with the list is said, and then there are none. */
+static int
+list_bitmaps (struct q_image *img, struct q_bitmap_info **all)
+{
+  struct q_error err = { "" };
+  int n = q_get_bitmaps (img, all, &err);
+
+  if (n < 0)
+    img_warning ("%s", err.text);
+  return n;
+}
+
 static json_t *
 bitmaps_json (struct q_image *img)
 {
   json_t *list = json_array ();
   struct q_bitmap_info *all;
-  int n = q_get_bitmaps (img, &all, NULL);
+  int n = list_bitmaps (img, &all);
 
   for (int i = 0; i < n; i++) {
     const struct q_bitmap_info b = all[i];
@@ -261,7 +273,7 @@ static void
 print_bitmaps (struct q_image *img)
 {
   struct q_bitmap_info *all;
-  int n_all = q_get_bitmaps (img, &all, NULL);
+  int n_all = list_bitmaps (img, &all);
 
   printf ("    bitmaps:\n");
   for (int i = 0; i < n_all; i++) {

@@ -256,6 +256,56 @@ def disk_size():
         refused("bad.qcow2", "size")
 
 
+def with_bitmaps(name="bad.qcow2"):
+    """Two saved bitmaps with dirty bits; and where the second one's directory entry is."""
+    filled(name, MIB)
+    for bitmap in ("one", "two"):
+        r = run("bitmap", [IMG, "bitmap", "-f", "qcow2", "--add", "-g", "64k", name, bitmap])
+        assert r.status == 0, r
+    r = run("bench", [IMG, "bench", "-q", "-w", "-f", "qcow2", "-c", "4", name])
+    assert r.status == 0, r
+    image = qcow2.Image(name, True)
+    _, _, _, directory = struct.unpack(">IIQQ", dict(image.extensions()[0])[0x23852875])
+    return image, directory + 32
+
+
+@T.sin(
+    "bitmap directories",
+    "nobody's in particular: entries that run past the directory, names with a NUL, bits that are nowhere",
+    "the image is not written as long as its bitmaps cannot be understood; bits that cannot be read are not clean",
+)
+def bitmaps_lie():
+    for offset, value, words in (
+        (20, b"\xff\xff\xff\x00", ("32 are left",)),
+        (20, b"\x00\x00\x00\x20", ("32 are left",)),
+        (18, b"\xff\xff", ("32 are left",)),
+        (18, b"\x00\x00", ("bitmap's name",)),
+        (24, b"\x00", ("NUL",)),
+    ):
+        image, entry = with_bitmaps()
+        image.pwrite(entry + offset, value)
+        before = digest("bad.qcow2")
+        for kind in kinds():
+            if kind == "nbdcow":  # nbdkit opens for writing when somebody comes
+                serve_refused(kind, "bad.qcow2", ("bitmap",) + words)
+        for command in (["--add", "bad.qcow2", "x"], ["--merge", "two", "bad.qcow2", "one"]):
+            one_line(run("bitmap", [IMG, "bitmap", "-f", "qcow2"] + command), ("bitmap",) + words)
+        r = tool("info", "bad.qcow2")
+        if r.status or words[0] not in r.err:
+            raise Sin(str(r))
+        if digest("bad.qcow2") != before:
+            raise Sin("the image was changed")
+        bounded("bad.qcow2")
+    for value in (0x1234567, 1 << 60 | 0x10000, 1 << 50, 0xFFFFFFFFFE00, 0x10001):
+        image, entry = with_bitmaps()
+        table = struct.unpack(">Q", image.pread(entry, 8))[0]
+        image.pwrite(table, struct.pack(">Q", value))
+        r = run("merge", [IMG, "bitmap", "-f", "qcow2", "--merge", "two", "bad.qcow2", "one"])
+        if r.status != 1 or "two" not in r.err:
+            raise Sin("bits at %#x are taken for true: %s" % (value, r))
+        bounded("bad.qcow2")
+
+
 # ---- names of other files -----------------------------------------------------------------------
 
 
