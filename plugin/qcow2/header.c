@@ -570,8 +570,8 @@ q_header_append_extension (struct q_image *img, uint32_t type, const void *data,
       return r;
   }
   if (!img->extensions_marked)
-    return -E2BIG; /* the area reaches the end of the cluster */
-  e = calloc (1, sizeof *e + length);
+    return -E2BIG;                    /* the area reaches the end of the cluster */
+  e = calloc (1, sizeof *e + padded); /* what takes its place may be longer, as on disk */
   tail = calloc (1, padded + sizeof head);
   if (!e || !tail) {
     free (e);
