@@ -302,7 +302,7 @@ punch_kept (struct q_image *img, uint64_t gc, const struct q_l2_entry *old,
     uint64_t host = 0;
     uint32_t part = emptied (img, gc + i, old[i], new[i], &host);
 
-    for (unsigned k = 0; part >> k && k < q_subclusters (img); ++k)
+    for (unsigned k = 0; k < q_subclusters (img) && part >> k; ++k)
       if (part >> k & 1)
         punch_next (img, &s, host + ((uint64_t)k << img->subcluster_bits),
                     1ull << img->subcluster_bits);
