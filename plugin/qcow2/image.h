@@ -756,6 +756,9 @@ void q_below_found (struct q_below *b, uint64_t offset, unsigned depth);
 
 /* ---- write.c: what zero.c shares ------------------------------------------------------------- */
 
+/* As q_pwrite, of zeros. */
+int q_write_zeros (struct q_image *img, uint64_t offset, uint64_t len);
+
 static inline void
 q_note_data_written (struct q_image *img)
 {

@@ -13,24 +13,6 @@
 
 #include "image.h"
 
-#define BUFFER (1u << 20)
-
-static int
-write_zeros (struct q_image *img, uint64_t offset, uint64_t len)
-{
-  static const uint8_t zeros[BUFFER];
-  int r = 0;
-
-  while (r == 0 && len > 0) {
-    uint64_t n = q_min (len, sizeof zeros);
-
-    r = q_pwrite (img, zeros, offset, n);
-    offset += n;
-    len -= n;
-  }
-  return r;
-}
-
 /* Makes the bytes at HOST zeros. */
 static int
 make_zeros (struct q_file *file, uint64_t host, uint64_t len, enum q_preallocation mode)
@@ -98,7 +80,7 @@ preallocate_raw (struct q_image *img, uint64_t offset, uint64_t len)
   int r = q_file_allocate (img->file, offset, len);
 
   q_note_data_written (img);
-  return r == -ENOTSUP ? write_zeros (img, offset, len) : r;
+  return r == -ENOTSUP ? q_write_zeros (img, offset, len) : r;
 }
 
 /* A hole at the end of the file has to be in it. */
@@ -126,16 +108,16 @@ q_preallocate (struct q_image *img, uint64_t offset, uint64_t len, enum q_preall
   if (mode == Q_PREALLOC_OFF || len == 0)
     return 0;
   if (mode == Q_PREALLOC_FULL || img->crypt_method != Q_CRYPT_NONE)
-    return write_zeros (img, offset, len);
+    return q_write_zeros (img, offset, len);
   if (img->format != Q_FORMAT_QCOW2)
     return mode == Q_PREALLOC_METADATA ? -ENOTSUP : preallocate_raw (img, offset, len);
   first = q_min (q_round_up (offset, cluster), end);
   last = end & ~(cluster - 1);
   last = last > first ? last : first;
-  r = write_zeros (img, offset, first - offset);
+  r = q_write_zeros (img, offset, first - offset);
   if (r == 0)
     r = allocate_all (img, first, last, mode);
   if (r == 0)
-    r = write_zeros (img, last, end - last);
+    r = q_write_zeros (img, last, end - last);
   return r < 0 ? r : reach_end (img);
 }

@@ -30,7 +30,10 @@
 /* The most bytes of new clusters in one plan: bounds the time that a claim is held. */
 #define MAX_ALLOCATING (8u << 20)
 
-/* Zero padding around data: the largest cluster.  Never written to. */
+/* The source of padding around data, and of zeros that are data: the largest cluster.  Never
+ * written to.  It begins with a page: the kernel copies up to a page of the source that is not
+ * there yet, and goes on when it is; killed in between, it leaves the copy torn at that place,
+ * which must not be within a sector. */
 static uint8_t zeros[1u << Q_MAX_CLUSTER_BITS] __attribute__ ((aligned (4096)));
 
 static bool
@@ -585,6 +588,21 @@ q_pwrite (struct q_image *img, const void *buf, uint64_t offset, uint64_t len)
     buf = (const char *)buf + plan.len;
     offset += plan.len;
     len -= plan.len;
+  }
+  return r;
+}
+
+int
+q_write_zeros (struct q_image *img, uint64_t offset, uint64_t len)
+{
+  int r = 0;
+
+  while (r == 0 && len > 0) {
+    uint64_t n = q_min (len, sizeof zeros);
+
+    r = q_pwrite (img, zeros, offset, n);
+    offset += n;
+    len -= n;
   }
   return r;
 }

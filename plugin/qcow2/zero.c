@@ -54,7 +54,6 @@ keeps (enum mode mode)
 #define WANTS_CLUSTER UINT64_MAX
 
 #define MAX_CLUSTERS (1u << 14) /* at a time: bounds how long the claim is held */
-#define ZERO_BUFFER  (1u << 20)
 
 /* ---- what becomes of one cluster ------------------------------------------------------------ */
 
@@ -478,22 +477,6 @@ out:
 /* ---- zeros as data -------------------------------------------------------------------------- */
 
 static int
-write_zeros (struct q_image *img, uint64_t offset, uint64_t len)
-{
-  static const uint8_t zeros[ZERO_BUFFER];
-  int r = 0;
-
-  while (r == 0 && len > 0) {
-    uint64_t n = q_min (len, sizeof zeros);
-
-    r = q_pwrite (img, zeros, offset, n);
-    offset += n;
-    len -= n;
-  }
-  return r;
-}
-
-static int
 zero_part (struct q_image *img, uint64_t offset, uint64_t len, enum mode mode)
 {
   q_pin_t pin;
@@ -503,7 +486,7 @@ zero_part (struct q_image *img, uint64_t offset, uint64_t len, enum mode mode)
     return 0;
   if (mode ==
       ZERO_PROVISION) /* also where it reads as zeros: data is what is provisioned for sure */
-    return write_zeros (img, offset, len);
+    return q_write_zeros (img, offset, len);
   r = q_gate_enter (img, 0);
   if (r < 0)
     return r;
@@ -512,7 +495,7 @@ zero_part (struct q_image *img, uint64_t offset, uint64_t len, enum mode mode)
   pin = q_pin ();
   r = img->expects_backing ? 0 : q_reads_zero (img, offset, len, 0);
   q_unpin (pin);
-  return r < 0 ? r : r > 0 ? 0 : write_zeros (img, offset, len);
+  return r < 0 ? r : r > 0 ? 0 : q_write_zeros (img, offset, len);
 }
 
 /* The whole subclusters in a range: [*first, *last).  Only whole clusters are provisioned. */
