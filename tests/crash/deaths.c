@@ -267,7 +267,7 @@ try_instants (struct run *run, const struct watch *w, double until, struct count
       else if (e->kind == REC_MARK && e->mark == MARK_DONE) {
         expect_done (&x, &run->op[e->subject]);
         expect_settle_op (&x, &run->op[e->subject]);
-      } else if (e->kind == REC_MARK && e->mark == MARK_GROWN)
+      } else if (e->kind == REC_MARK && e->mark == MARK_SIZE)
         run->least = e->subject;
       else if (e->kind == REC_MARK)
         snaps_follow (run->snaps, e->mark, e->subject);

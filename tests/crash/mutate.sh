@@ -271,6 +271,12 @@ without directory-before-header bitmap-store.c \
   's/(q_flush_hold \(img\);\s*)r = q_flush_round \(img\);(\s*if \(r == 0\) \{\s*r = write_extension)/$1 r = 0;$2/'
 without bits-kept-for-the-record bitmap-live.c \
   's/(q_shared_record_commit \(img, &z->record\);\s*q_gate_open \(img\);)(.*?)(for \(unsigned i = 0; i < l->n; \+\+i\)\s*if \(z->bits\[i\]\)\s*q_grace_retire \(z->bits\[i\], free_bits\);)/$3 $1/s'
+without new-is-dirty bitmap-live.c \
+  's/if \(b->enabled && size > old\)/if (false)/'
+without new-is-dirty-after-a-kill bitmap-state.c \
+  's/if \(e->flags & ENTRY_ENABLED\)\s*q_bits_set/if (false) q_bits_set/'
+without going-back-is-dirty snapshot-drop.c \
+  's/q_bitmaps_mark \(img, 0, q_size \(img\)\);/;/'
 without record-at-the-instant bitmap-change.c \
   's/q_shared_record_commit \(img, &c->record\);/;/'
 without tables-forgotten-before-bitmaps recover.c \

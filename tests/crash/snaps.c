@@ -40,7 +40,8 @@ read_disk (struct run *run)
 
   if (run->w->threads > 1)
     return NULL;
-  buf = xalloc (run->disk);
+  buf = xalloc (run->size); /* with zeros behind it */
+  memset (buf, 0, run->size);
   if (q_pread (run->img, buf, 0, run->disk) == 0)
     return buf;
   free (buf);
@@ -108,16 +109,23 @@ static void
 go_back (struct guest *g, unsigned i)
 {
   struct run *run = g->run;
+  const struct snap *s = &run->snaps->s[i];
   struct guest_op *op;
   struct q_error err;
   char name[16];
   int r;
 
   name_of (i, name);
-  op = workload_begin (g, GUEST_GO_BACK, 0, run->disk);
-  op->contents = run->snaps->s[i].contents;
+  op = workload_begin (g, GUEST_GO_BACK, 0, s->size > run->disk ? s->size : run->disk);
+  op->contents = s->contents;
+  if (s->size < run->disk)
+    workload_size (run, s->size);
   r = q_snapshot_apply (run->img, name, &err);
   if (r == 0) {
+    if (s->size > run->disk)
+      workload_size (run, s->size);
+    if (run->disk != s->size)
+      run->disk = g->to = s->size;
     workload_done (g, op);
     /* It is durable. */
     pthread_mutex_lock (&run->lock);

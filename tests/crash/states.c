@@ -223,7 +223,7 @@ follow (struct expect *x, struct run *run, const struct rec_entry *e)
   case MARK_DONE:
     expect_done (x, &run->op[e->subject]);
     break;
-  case MARK_GROWN:
+  case MARK_SIZE:
     run->least = e->subject;
     break;
   case MARK_FLUSHED:

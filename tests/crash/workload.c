@@ -77,6 +77,7 @@ workload_prepare (struct run *run, const struct workload *w, uint64_t seed)
   q_open_options_init (&run->opts);
   run->opts.secret = &images_secret;
   run->opts.discard = true;
+  run->opts.discard_no_unref = w->no_unref;
   run->opts.opener = &run->store.opener;
   choose_geometry (run, &random);
   run->contents = xalloc (run->size);
@@ -345,10 +346,43 @@ grow (struct guest *g)
   if (r == 0) {
     pthread_mutex_lock (&run->lock);
     run->disk = g->to = size;
-    workload_mark (run, MARK_GROWN, size);
+    workload_mark (run, MARK_SIZE, size);
     pthread_mutex_unlock (&run->lock);
   }
   return check_error (g, "resize", r);
+}
+
+void
+workload_size (struct run *run, uint64_t size)
+{
+  pthread_mutex_lock (&run->lock);
+  workload_mark (run, MARK_SIZE, size);
+  pthread_mutex_unlock (&run->lock);
+}
+
+/* What is cut off is as if it had been zeroed: that is what is there if the disk grows again. */
+static int
+shrink (struct guest *g)
+{
+  struct run *run = g->run;
+  uint64_t size = 512 * (1 + random_below (&g->random, run->disk / 512));
+  struct guest_op *op;
+  struct q_error err;
+  int r;
+
+  if (size >= run->disk)
+    return 0;
+  op = workload_begin (g, GUEST_ZERO, size, run->disk - size);
+  workload_size (run, size);
+  r = q_shrink (run->img, size, &err);
+  if (r == 0) {
+    run->disk = g->to = size;
+    workload_done (g, op);
+    pthread_mutex_lock (&run->lock); /* it is durable */
+    workload_mark (run, MARK_FLUSHED, op->when);
+    pthread_mutex_unlock (&run->lock);
+  }
+  return check_error (g, "shrink", r);
 }
 
 int
@@ -414,7 +448,7 @@ guest_operate (struct guest *g)
 {
   const struct workload_mix *m = &g->run->w->mix;
   uint64_t total = m->small + m->cluster + m->large + m->zero + m->discard + m->read + m->flush +
-                   m->grow + m->compress + m->snapshot + m->bitmap;
+                   m->grow + m->shrink + m->compress + m->snapshot + m->bitmap;
   uint64_t pick = random_below (&g->random, total), cluster = 1ull << g->run->cluster_bits;
   uint64_t some = 8ull << (random_below (&g->random, 2) ? g->run->unit_bits : g->run->cluster_bits);
   uint64_t offset, len;
@@ -440,7 +474,9 @@ guest_operate (struct guest *g)
     guest_read (g, offset, len);
   } else if ((pick -= m->read) < m->grow)
     grow (g);
-  else if ((pick -= m->grow) < m->compress)
+  else if ((pick -= m->grow) < m->shrink)
+    shrink (g);
+  else if ((pick -= m->shrink) < m->compress)
     compress (g);
   else if ((pick -= m->compress) < m->snapshot)
     snaps_operate (g);

@@ -31,6 +31,7 @@ struct workload_mix {
   unsigned small, cluster, large; /* writes: of up to 4 KiB, of whole clusters, of many */
   unsigned zero, discard, read, flush;
   unsigned grow;     /* the disk */
+  unsigned shrink;   /* it; one thread only */
   unsigned bitmap;   /* changes of bitmaps */
   unsigned compress; /* whole clusters, compressed; most of them become smaller */
   unsigned snapshot; /* made, deleted, gone back to */
@@ -55,8 +56,9 @@ struct workload {
   bool bitmaps;  /* dirty bitmaps record what is written */
   bool zstd;     /* compression type */
   bool encrypted;
-  bool data; /* the guest's data is in an external data file; device is about that then */
-  bool raw;  /* which is raw */
+  bool data;     /* the guest's data is in an external data file; device is about that then */
+  bool raw;      /* which is raw */
+  bool no_unref; /* what is discarded stays allocated */
   struct workload_mix mix;
 };
 
@@ -67,7 +69,7 @@ extern const size_t n_workloads;
 enum workload_mark {
   MARK_BEGUN,      /* operation */
   MARK_DONE,       /* operation */
-  MARK_GROWN,      /* the new size */
+  MARK_SIZE,       /* the disk has, or may have from now on, at least so many bytes */
   MARK_SNAP_BEGUN, /* snapshot */
   MARK_SNAP_DROPPING,
   /* from here on: something more is demanded of the same file */
@@ -125,6 +127,8 @@ struct guest_op *workload_begin (struct guest *g, enum guest_kind kind, uint64_t
 void workload_done (struct guest *g, struct guest_op *op);
 /* One flush, with its marks. */
 int workload_flush (struct run *run);
+/* From now on the disk may have SIZE bytes. */
+void workload_size (struct run *run, uint64_t size);
 /* Reads the whole disk of IMG, as large as it is, and compares it with X; false with *BAD and the
  * byte read.  A read error ends the test. */
 bool workload_compare (struct q_image *img, const struct expect *x, uint64_t *bad, uint8_t *byte);
