@@ -177,7 +177,7 @@ without copied-neighbours write.c \
 without zeros-in-reused-clusters alloc.c \
   's/\*fresh =\s*img->file->holes_are_zero && [^;]*;/*fresh = true;/'
 without zeros-in-old-space alloc.c \
-  's/img->file->holes_are_zero && (\*host >= .*?) && \*host >= img->hole_from/$1/'
+  's/img->guest->holes_are_zero && (\*host >= .*?) && \*host >= img->hole_from/$1/'
 
 # ---- claims, limbo and pins ------------------------------------------------------------------------
 

@@ -288,6 +288,110 @@ test_refusals (void **state)
   unit_done (&f);
 }
 
+/* Going back to a snapshot changes all of the disk, and what it is larger by. */
+static void
+test_going_back (void **state)
+{
+  char id[Q_SNAPSHOT_ID_SIZE];
+  struct fixture f;
+  struct q_image *img;
+
+  (void)state;
+  unit_init (&f);
+  unit_create_clusters (&f, "a", MIB, 9);
+  img = unit_open (&f, "a");
+  unit_writes (img, 0, MIB, 1);
+  add (&f, img, "on", 512, false);
+  add (&f, img, "off", 512, true);
+  assert_int_equal (q_snapshot_create (img, "s", id, &f.err), 0);
+  assert_string_equal (dirty (img, "on"), "");
+  assert_int_equal (q_snapshot_apply (img, "s", &f.err), 0);
+  assert_string_equal (dirty (img, "on"), "[0,2048)");
+  assert_int_equal (q_shrink (img, MIB / 2, &f.err), 0);
+  assert_int_equal (change (&f, img, Q_BITMAP_CLEAR, "on"), 0);
+  assert_int_equal (q_snapshot_apply (img, "s", &f.err), 0);
+  assert_string_equal (dirty (img, "on"), "[0,2048)");
+  assert_string_equal (dirty (img, "off"), "");
+  unit_close (img);
+  unit_check (&f, "a");
+  img = unit_open (&f, "a");
+  assert_string_equal (dirty (img, "on"), "[0,2048)");
+  unit_close (img);
+  unit_done (&f);
+}
+
+/* Two images merge from each other, and change at one instant with a snapshot. */
+static void
+test_together (void **state)
+{
+  struct fixture f;
+  struct q_image *a, *b;
+  struct q_snapshot_info *info;
+
+  (void)state;
+  unit_init (&f);
+  unit_create_clusters (&f, "a", MIB, 9);
+  unit_create_clusters (&f, "b", MIB, 12);
+  a = unit_open (&f, "a");
+  b = unit_open (&f, "b");
+  add (&f, a, "x", 512, false);
+  add (&f, b, "x", 512, false);
+  unit_writes (a, 0, 512, 1);
+  unit_writes (b, 512, 512, 1);
+  struct q_change c[] = {
+    { .img = a, .bitmap = { .op = Q_BITMAP_ADD, .name = "y", .granularity = 512 } },
+    { .img = b, .snapshot = "at" },
+    { .img = a, .bitmap = { .op = Q_BITMAP_MERGE, .name = "y", .source = "x", .source_image = b } },
+    { .img = b, .bitmap = { .op = Q_BITMAP_ADD, .name = "y", .granularity = 512 } },
+    { .img = b, .bitmap = { .op = Q_BITMAP_MERGE, .name = "y", .source = "x", .source_image = a } },
+    { .img = a, .snapshot = "at" },
+    { .img = a, .bitmap = { .op = Q_BITMAP_DISABLE, .name = "none" } },
+  };
+
+  /* Nothing of it, if one cannot be done. */
+  assert_int_equal (q_change (c, lengthof (c), &f.err), -ENOENT);
+  assert_contains (f.err.text, "a: ");
+  assert_int_equal (q_get_snapshots (b, &info), 0);
+  free (info);
+  unit_reads (b, 512, 512, 1);
+  assert_int_equal (q_change (c, lengthof (c) - 1, &f.err), 0);
+  assert_string_equal (c[1].id, "1");
+  assert_string_equal (dirty (a, "y"), "[1,2)");
+  assert_string_equal (dirty (b, "y"), "[0,1)");
+  unit_writes (a, 0, MIB, 2);
+  assert_int_equal (q_snapshot_apply (a, "at", &f.err), 0);
+  unit_reads (a, 0, 512, 1);
+  unit_reads (a, 512, 512, 0);
+
+  /* The storage fails in one of them: the other has no snapshot either. */
+  c[0] = (struct q_change){ .img = a, .snapshot = "two" };
+  c[1] = (struct q_change){ .img = b, .snapshot = "two" };
+  for (unsigned n = 0; n < 200 && !q_read_only (a) && !q_read_only (b); n += 1 + n / 20) {
+    int r, in_a, in_b;
+
+    f.fail_kind = MEM_WRITE;
+    f.fail_with = -ENOSPC;
+    f.fail_after = n;
+    r = q_change (c, 2, &f.err);
+    f.fail_with = 0;
+    in_a = q_get_snapshots (a, &info);
+    free (info);
+    in_b = q_get_snapshots (b, &info);
+    free (info);
+    if (r == 0) {
+      assert_int_equal (in_a + in_b, 4);
+      assert_int_equal (q_snapshot_delete (a, "two", &f.err), 0);
+      assert_int_equal (q_snapshot_delete (b, "two", &f.err), 0);
+    } else if (in_a != 1 || in_b != 1)
+      fail_msg ("after %u writes: %d and %d snapshots", n, in_a, in_b);
+  }
+  unit_close (a);
+  unit_close (b);
+  unit_check (&f, "a");
+  unit_check (&f, "b");
+  unit_done (&f);
+}
+
 int
 main (void)
 {
@@ -297,6 +401,8 @@ main (void)
     cmocka_unit_test (test_foreign_entries),
     cmocka_unit_test (test_many),
     cmocka_unit_test (test_refusals),
+    cmocka_unit_test (test_going_back),
+    cmocka_unit_test (test_together),
   };
 
   return cmocka_run_group_tests (tests, NULL, NULL);

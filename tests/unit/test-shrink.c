@@ -291,13 +291,49 @@ test_preallocate (void **state)
     }
 }
 
+/* A request beyond the end of a disk that has just become smaller: the entries of a raw data file
+ * are settled within the disk as it is by then. */
+static void
+test_settled_within (void **state)
+{
+  struct q_create_options o;
+  struct fixture f;
+  struct q_image *img;
+
+  (void)state;
+  for (unsigned bits = 9; bits <= 16; bits += 7) {
+    unit_init (&f);
+    q_create_options_init (&o);
+    o.cluster_bits = bits;
+    o.data_file = "data";
+    o.data_file_raw = true;
+    unit_create (&f, "disk", 1 << 20, &o);
+    f.opts.discard = true;
+    img = unit_open (&f, "disk");
+    unit_writes (img, 0, 1 << 20, 5);
+    assert_int_equal (q_discard (img, 0, 1 << 20), 0);
+    shrink (&f, img, 200 * K + 512);
+    /* As q_pwrite calls it when it has looked at the size before. */
+    assert_int_equal (q_data_settle (img, 700 * K, 1000), -ENOSPC);
+    assert_int_equal (q_data_settle (img, 150 * K, 100 * K), bits == 9 ? -ENOSPC : 0);
+    assert_int_equal (q_data_settle (img, 200 * K, 512), 0);
+    unit_writes (img, 200 * K, 512, 6);
+    assert_int_equal (q_resize (img, 1 << 20, &f.err), 0);
+    unit_reads (img, 200 * K + 512, (1 << 20) - 200 * K - 512, 0);
+    unit_close (img);
+    unit_check (&f, "disk");
+    unit_done (&f);
+  }
+}
+
 int
 main (void)
 {
   static const struct CMUnitTest tests[] = {
-    cmocka_unit_test (test_sizes),  cmocka_unit_test (test_refused),
-    cmocka_unit_test (test_raw),    cmocka_unit_test (test_in_use),
-    cmocka_unit_test (test_faults), cmocka_unit_test (test_preallocate),
+    cmocka_unit_test (test_sizes),       cmocka_unit_test (test_refused),
+    cmocka_unit_test (test_raw),         cmocka_unit_test (test_settled_within),
+    cmocka_unit_test (test_in_use),      cmocka_unit_test (test_faults),
+    cmocka_unit_test (test_preallocate),
   };
 
   alarm (60);
