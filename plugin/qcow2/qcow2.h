@@ -588,7 +588,8 @@ struct q_change {
 };
 
 /* All of them, of one image or of several, take effect at one instant between two writes, or none
- * does: what a backup of several disks needs (a checkpoint), with or without snapshots to read it
+ * does (unless undoing fails as well: a storage that is full may keep one snapshot, which the log
+ * says): what a backup of several disks needs (a checkpoint), with or without snapshots to read it
  * from.  Actions on bitmaps of one image happen in their order; an image has one snapshot at most,
  * which no bitmap is in.  Errors as for the two alone, ERR names the image.  Further: -EINVAL (a
  * second snapshot of an image); -EBUSY also for a bitmap that is changed, and merged from into

@@ -313,8 +313,9 @@ test_settled_within (void **state)
     unit_writes (img, 0, 1 << 20, 5);
     assert_int_equal (q_discard (img, 0, 1 << 20), 0);
     shrink (&f, img, 200 * K + 512);
-    /* As q_pwrite calls it when it has looked at the size before. */
-    assert_int_equal (q_data_settle (img, 700 * K, 1000), -ENOSPC);
+    /* As q_pwrite calls it when it has looked at the size before: a table is settled as far as the
+     * disk goes, and none beyond it. */
+    assert_int_equal (q_data_settle (img, 700 * K, 1000), bits == 9 ? -ENOSPC : 0);
     assert_int_equal (q_data_settle (img, 150 * K, 100 * K), bits == 9 ? -ENOSPC : 0);
     assert_int_equal (q_data_settle (img, 200 * K, 512), 0);
     unit_writes (img, 200 * K, 512, 6);
