@@ -22,6 +22,7 @@ libgcrypt20-dev     module  libgcrypt
 libnl-genl-3-dev    module  libnl-genl-3.0
 libselinux1-dev     module  libselinux
 libmicrohttpd-dev   module  libmicrohttpd
+libseccomp-dev      module  libseccomp
 libsystemd-dev      module  libsystemd
 libnbd-dev          module  libnbd
 nbdkit-plugin-dev   module  nbdkit

@@ -16,17 +16,15 @@
 #include "signals.h"
 
 static int ready_fd = -1;
+static int null_fd = -1; /* opened while that can be done */
 static int pid_fd = -1;
 static char *pid_path; /* absolute; NULL without memory */
 
 static void
-redirect (int fd, int flags)
+redirect (int fd)
 {
-  int null = open ("/dev/null", flags | O_CLOEXEC);
-  if (null >= 0 && null != fd) {
-    dup2 (null, fd);
-    close (null);
-  }
+  if (null_fd >= 0)
+    dup2 (null_fd, fd);
 }
 
 void
@@ -50,7 +48,8 @@ daemon_fork (void)
     ready_fd = pipe_fd[1];
     signals_block (false);
     setsid ();
-    redirect (STDIN_FILENO, O_RDONLY);
+    null_fd = open ("/dev/null", O_RDWR | O_CLOEXEC);
+    redirect (STDIN_FILENO);
     return;
   }
 
@@ -73,13 +72,15 @@ daemon_ready (bool keep_stderr)
 {
   if (ready_fd < 0)
     return;
-  redirect (STDOUT_FILENO, O_WRONLY);
+  redirect (STDOUT_FILENO);
   if (!keep_stderr)
-    redirect (STDERR_FILENO, O_WRONLY);
+    redirect (STDERR_FILENO);
   ssize_t n = write (ready_fd, "", 1);
   (void)n; /* the parent has been killed: that is no reason not to serve */
   close (ready_fd);
-  ready_fd = -1;
+  if (null_fd >= 0)
+    close (null_fd);
+  ready_fd = null_fd = -1;
 }
 
 int

@@ -218,6 +218,12 @@ log_is_verbose (void)
 }
 
 bool
+log_is_remote (void)
+{
+  return destination != TO_FD;
+}
+
+bool
 log_is_stderr (void)
 {
   return destination == TO_FD && log_fd == STDERR_FILENO;

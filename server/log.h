@@ -27,6 +27,8 @@ bool log_set_level (const char *level);
 const char *log_level_name (void);
 /* Info is shown. */
 bool log_is_verbose (void);
+/* Messages go through a socket, to the system's log or journal. */
+bool log_is_remote (void);
 /* Messages go to stderr. */
 bool log_is_stderr (void);
 

@@ -177,7 +177,6 @@ static void *
 run (void *arg)
 {
   struct loop *l = arg;
-  ring_start (&l->shard.ring, l->ev, on_ring, l);
   ev_run (l->ev, 0);
   ring_stop (&l->shard.ring);
   poller_stop (&l->poller);
@@ -225,6 +224,7 @@ loop_start (const struct loop_options *options)
   ev_async_start (l->ev, &l->async);
   ev_check_start (l->ev, &l->check);
   poller_start (&l->poller, l->ev, options->poll_us);
+  ring_start (&l->shard.ring, l->ev, on_ring, l);
 
   /* Signals are the main loop's.  The pool's threads, which are started from here, inherit that. */
   sigset_t all, before;
@@ -234,6 +234,7 @@ loop_start (const struct loop_options *options)
   pthread_sigmask (SIG_SETMASK, &before, NULL);
   if (r != 0) {
     log_error ("cannot create a thread: %s", strerror (r));
+    ring_stop (&l->shard.ring);
     loop_free (l);
     return NULL;
   }

@@ -4,12 +4,14 @@
  */
 
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "attach.h"
@@ -24,6 +26,7 @@
 #include "privileges.h"
 #include "reload.h"
 #include "run.h"
+#include "sandbox.h"
 #include "secret.h"
 #include "serve.h"
 #include "server.h"
@@ -47,7 +50,9 @@ struct program {
   struct reload *reload; /* NULL: there is no configuration file */
   struct listeners listeners;
   struct control *control; /* NULL: none */
+  struct sandbox sandbox;
   struct identity identity;
+  struct run run;       /* --run */
   char *private_socket; /* of --run */
   char *device_socket;  /* of --connect */
   struct attach attach; /* connects the kernel's device ... */
@@ -405,6 +410,81 @@ announce (struct program *p)
   fflush (stdout);
 }
 
+/* ---- the sandbox ----------------------------------------------------------------------------- */
+
+/* What is done while the server serves and when it ends, apart from serving. */
+static void
+list_wants (struct program *p)
+{
+  const struct options *opts = &p->opts;
+  struct sandbox *sb = &p->sandbox;
+  const char *notify = getenv ("NOTIFY_SOCKET");
+  const char *state_dir = opts->state_dir;
+  char path[PATH_MAX];
+  bool writable = false;
+
+  for (unsigned i = 0; i < p->listeners.n; i++)
+    if (p->listeners.l[i].unix_path)
+      sandbox_want (sb, SANDBOX_REMOVE, p->listeners.l[i].unix_path);
+  if (opts->control)
+    sandbox_want (sb, SANDBOX_REMOVE, opts->control);
+  if (opts->metrics && strncmp (opts->metrics, "unix:", 5) == 0)
+    sandbox_want (sb, SANDBOX_REMOVE, opts->metrics + 5);
+  if (opts->pid_file)
+    sandbox_want (sb, SANDBOX_REMOVE, opts->pid_file);
+  if (p->private_socket) {
+    snprintf (path, sizeof path, "%s", p->private_socket);
+    *strrchr (path, '/') = '\0';
+    sandbox_want (sb, SANDBOX_REMOVE_DIR, path);
+  }
+  for (const struct export *x = p->exports.first; x; x = x->next)
+    writable = writable || !x->read_only;
+  if (state_dir && writable &&
+      q_state_directory (*state_dir ? state_dir : NULL, path, sizeof path) == 0)
+    sandbox_want (sb, SANDBOX_STATE, path);
+  if (notify || log_is_remote ())
+    sandbox_want (sb, SANDBOX_TELL, notify);
+  for (const struct object *o = p->tls ? opts->objects.first : NULL; o; o = o->next) {
+    if (o->type >= OBJECT_TLS_X509 && o->type <= OBJECT_TLS_ANON && o->tls.dir)
+      sandbox_want (sb, SANDBOX_READ, o->tls.dir);
+    else if (o->type == OBJECT_AUTHZ_LIST_FILE)
+      sandbox_want (sb, SANDBOX_READ, o->authz.filename);
+  }
+  if (opts->control || json_array_size (opts->configs) > 0)
+    sandbox_want (sb, SANDBOX_IMAGES, NULL);
+  for (const struct object *o = opts->objects.first; o; o = o->next)
+    sb->secret = sb->secret || o->type == OBJECT_SECRET;
+  sb->secret = sb->secret || p->tls || opts->key_file || opts->key_fd >= 0;
+}
+
+/* Everything is open, and there are no threads. */
+static bool
+enter_sandbox (struct program *p)
+{
+  const struct options *opts = &p->opts;
+  struct q_error err = { "" };
+
+  if (opts->run &&
+      !complain (run_prepare (&p->run, opts->run, p->uri ? p->uri : "", p->exports.first->name,
+                              p->listeners.l[0].unix_path, &err),
+                 &err))
+    return false;
+  service_prepare ();
+  tzset (); /* for the system's log */
+  sandbox_init (&p->sandbox, opts->sandbox);
+  list_wants (p);
+  return complain (sandbox_enter (&p->sandbox, &err), &err);
+}
+
+static bool
+on_confine (void *opaque)
+{
+  struct program *p = opaque;
+  struct q_error err = { "" };
+
+  return complain (sandbox_filter (&p->sandbox, &err), &err);
+}
+
 static int
 on_ready (void *opaque)
 {
@@ -415,12 +495,8 @@ on_ready (void *opaque)
   if (interrupted (p) || !connect_device (p) ||
       (p->metrics && !complain (metrics_start (p->metrics, &p->exports, &err), &err)))
     return -1;
-  if (p->opts.run) {
-    child = run_command (p->opts.run, p->uri ? p->uri : "", p->exports.first->name,
-                         p->listeners.l[0].unix_path, &err);
-    if (!complain (child, &err))
-      return -1;
-  }
+  if (p->opts.run)
+    child = run_begin (&p->run);
   leave_directory (&p->opts);
   service_ready (p->uri ? p->uri : "serving");
   log_started ();
@@ -475,6 +551,7 @@ serve (struct program *p)
     .idle_limit = opts->idle_limit,
     .memory = opts->memory ? opts->memory : SERVER_MEMORY,
     .clients = &p->clients,
+    .confine = on_confine,
     .ready = on_ready,
     .opaque = p,
   };
@@ -500,10 +577,13 @@ serve (struct program *p)
     serve_defaults (opts, p->tls, &defaults);
     so.defaults = &defaults;
     announce (p);
-    status = server_run (&so, &p->listeners, &p->exports);
-    p->kernel = -1;
+    if (enter_sandbox (p)) {
+      status = server_run (&so, &p->listeners, &p->exports);
+      p->kernel = -1;
+    }
   }
   attach_end (&p->attach);
+  run_cancel (&p->run);
   listen_close (&p->listeners);
   control_close (p->control);
   metrics_close (p->metrics);
@@ -558,7 +638,9 @@ list (const struct options *opts)
 int
 main (int argc, char **argv)
 {
-  struct program p = { .argc = argc, .argv = argv, .attach = { .control = -1 }, .kernel = -1 };
+  struct program p = {
+    .argc = argc, .argv = argv, .run = { .word = -1 }, .attach = { .control = -1 }, .kernel = -1
+  };
   int status = EXIT_FAILURE;
 
   stdfds_open ();
@@ -578,6 +660,7 @@ main (int argc, char **argv)
   run_remove_private_socket (p.private_socket);
   free (p.device_socket);
   free (p.uri);
+  sandbox_free (&p.sandbox);
   identity_free (&p.identity);
   options_free (&p.opts);
   return status;

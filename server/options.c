@@ -59,6 +59,7 @@ enum {
   OPT_GROUP,
   OPT_RUN,
   OPT_EXIT_WITH_PARENT,
+  OPT_SANDBOX,
   OPT_PRINT_URI,
 };
 
@@ -127,6 +128,7 @@ static const struct option long_options[] = {
   { "group", required_argument, NULL, OPT_GROUP },
   { "run", required_argument, NULL, OPT_RUN },
   { "exit-with-parent", no_argument, NULL, OPT_EXIT_WITH_PARENT },
+  { "sandbox", required_argument, NULL, OPT_SANDBOX },
   { "print-uri", no_argument, NULL, OPT_PRINT_URI },
   { NULL, 0, NULL, 0 },
 };
@@ -371,6 +373,10 @@ apply (struct options *opts, struct said *said, int c, const char *arg)
     break;
   case OPT_RUN:
     opts->run = arg;
+    break;
+  case OPT_SANDBOX:
+    if (!sandbox_parse (arg, &opts->sandbox))
+      option_fail ("--sandbox=%s: auto, on or off is wanted", arg);
     break;
   case OPT_EXIT_WITH_PARENT:
     opts->exit_with_parent = true;

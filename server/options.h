@@ -11,6 +11,7 @@
 
 #include "export.h"
 #include "objects.h"
+#include "sandbox.h"
 
 enum mode {
   MODE_SERVE,
@@ -50,6 +51,7 @@ struct options {
   const char *tls_creds, *tls_authz, *tls_hostname;
   bool tls_optional; /* clients may go without it */
 
+  enum sandbox_mode sandbox;
   bool verbose, fork, print_uri, exit_with_parent;
   const char *pid_file, *log, *user, *group, *run;
   unsigned threads, workers;

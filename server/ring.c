@@ -7,8 +7,11 @@
 #ifdef HAVE_LIBURING
 
 #include <assert.h>
+#include <errno.h>
 #include <liburing.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "log.h"
 
@@ -19,7 +22,7 @@ struct ring {
   struct ev_loop *ev;
   void (*completed) (void *);
   void *opaque;
-  enum { FRESH, READY, UNUSABLE } state;
+  enum { MADE, READY, UNUSABLE } state;
   struct io_uring ring;
   ev_io readable;
   ev_timer retry;
@@ -69,20 +72,41 @@ on_retry (struct ev_loop *ev, ev_timer *w, int revents)
   ring_submit (w->data);
 }
 
-static bool
-set_up (struct ring *r)
+/* liburing 2.3 declares functions for these two and has none. */
+static int
+ring_register (struct ring *r, unsigned what, const void *arg, unsigned n)
+{
+  return syscall (SYS_io_uring_register, r->ring.ring_fd, what, arg, n) < 0 ? -errno : 0;
+}
+
+/* Whoever takes the server over cannot open files by a ring, which no filter of system calls sees:
+ * it reads what is open, and cannot be taught more. */
+static int
+restrict_to_reading (struct ring *r)
+{
+  struct io_uring_restriction only = { .opcode = IORING_RESTRICTION_SQE_OP,
+                                       .sqe_op = IORING_OP_READ };
+
+  return ring_register (r, IORING_REGISTER_RESTRICTIONS, &only, 1);
+}
+
+static void
+make (struct ring *r)
 {
   /* The completions are wanted when the loop looks at its events, not in the middle of its work.  A
    * kernel before 6.0 does not know the flags. */
-  struct io_uring_params p = { .flags = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SINGLE_ISSUER };
+  struct io_uring_params p = { .flags = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SINGLE_ISSUER |
+                                        IORING_SETUP_R_DISABLED };
   int e = io_uring_queue_init_params (RING_SIZE, &r->ring, &p);
 
   if (e == -EINVAL)
-    e = io_uring_queue_init (RING_SIZE, &r->ring, 0);
+    e = io_uring_queue_init (RING_SIZE, &r->ring, IORING_SETUP_R_DISABLED);
+  if (e >= 0 && (e = restrict_to_reading (r)) < 0)
+    io_uring_queue_exit (&r->ring);
   if (e < 0) {
     log_info ("io_uring cannot be used, worker threads will do its work: %s", strerror (-e));
     r->state = UNUSABLE;
-    return false;
+    return;
   }
   io_uring_ring_dontfork (&r->ring);
   ev_io_init (&r->readable, on_readable, r->ring.ring_fd, EV_READ);
@@ -90,8 +114,24 @@ set_up (struct ring *r)
   ev_io_start (r->ev, &r->readable);
   ev_timer_init (&r->retry, on_retry, 0.001, 0.);
   r->retry.data = r;
-  r->state = READY;
-  return true;
+  r->state = MADE;
+}
+
+/* The thread that does this is the one that may submit. */
+static bool
+enable (struct ring *r)
+{
+  int e = ring_register (r, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+
+  if (e >= 0) {
+    r->state = READY;
+    return true;
+  }
+  log_info ("io_uring cannot be used, worker threads will do its work: %s", strerror (-e));
+  ev_io_stop (r->ev, &r->readable);
+  io_uring_queue_exit (&r->ring);
+  r->state = UNUSABLE;
+  return false;
 }
 
 void
@@ -103,12 +143,13 @@ ring_start (struct ring **ring, struct ev_loop *ev, void (*completed) (void *), 
   (*ring)->ev = ev;
   (*ring)->completed = completed;
   (*ring)->opaque = opaque;
+  make (*ring);
 }
 
 bool
 ring_usable (struct ring *r, unsigned n)
 {
-  if (!r || r->state == UNUSABLE || (r->state == FRESH && !set_up (r)))
+  if (!r || r->state == UNUSABLE || (r->state == MADE && !enable (r)))
     return false;
   if (io_uring_sq_space_left (&r->ring) < n)
     ring_submit (r);
@@ -152,7 +193,7 @@ ring_stop (struct ring **ring)
 {
   struct ring *r = *ring;
 
-  if (r && r->state == READY) {
+  if (r && r->state != UNUSABLE) {
     assert (r->underway == 0);
     ev_io_stop (r->ev, &r->readable);
     ev_timer_stop (r->ev, &r->retry);

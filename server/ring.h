@@ -2,7 +2,7 @@
  *
  * Reads that would make a loop wait, by io_uring: the loop goes on, and no other thread is woken.
  *
- *     ring_start (&r, ev, completed);   nothing is set up before it is used
+ *     ring_start (&r, ev, completed);   before the loop has its thread
  *     ring_read (r, job, ...);          once for each piece; all of them in the same turn
  *     ring_submit (r);                  at the end of the turn: one system call for all
  *     job->done (job);                  when the last of its pieces has been read
@@ -12,7 +12,8 @@
  * with the workers: io_uring hands them to threads of its own, which costs more.
  *
  * Where there is no io_uring (built without liburing, forbidden by the administrator, or by a
- * sandbox) ring_usable is false, and the workers do it all.  All calls on the thread of the loop.
+ * sandbox) ring_usable is false, and the workers do it all.  All calls but the first are made on
+ * the thread of the loop.
  */
 
 #ifndef RING_H
@@ -31,10 +32,10 @@ struct ring_job {
 
 struct ring;
 
-/* A ring for the loop EV; *RING is NULL if there cannot be one.  COMPLETED is called after each
- * batch of jobs that are done. */
+/* A ring for the loop EV, which can only read; *RING is NULL if there cannot be one.  COMPLETED is
+ * called after each batch of jobs that are done. */
 void ring_start (struct ring **ring, struct ev_loop *ev, void (*completed) (void *), void *opaque);
-/* Room for N pieces; sets the ring up. */
+/* Room for N pieces; from the first call on, the ring works. */
 bool ring_usable (struct ring *r, unsigned n);
 /* After ring_usable said so. */
 void ring_read (struct ring *r, struct ring_job *j, int fd, void *buf, uint32_t len,

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
-#include <spawn.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,12 +10,12 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include "log.h"
 #include "run.h"
 
 extern char **environ;
 
-/* Variables that the command finds beside those that we have; a change of our own environment would
- * be one under the feet of other threads. */
+/* Variables that the command finds beside those that we have. */
 struct variable {
   const char *name, *value; /* NULL: it is not to be there */
 };
@@ -63,41 +63,77 @@ environment_with (const struct variable *v, size_t n)
   return NULL;
 }
 
-int
-run_command (const char *command, const char *uri, const char *export_name, const char *unix_socket,
-             struct q_error *err)
+/* The command's process: it waits for the word, and is gone if there is none. */
+static void __attribute__ ((noreturn)) wait_and_run (int word, const char *command, char **env)
 {
   char *argv[] = { (char *)"sh", (char *)"-c", (char *)command, NULL };
-  posix_spawnattr_t attr;
-  sigset_t none, all;
-  pid_t pid;
+  sigset_t none;
+  ssize_t n;
+  char byte;
 
+  /* Signals are to mean to it what they meant to us in the beginning. */
+  for (int i = 1; i < NSIG; i++)
+    signal (i, SIG_DFL);
+  sigemptyset (&none);
+  sigprocmask (SIG_SETMASK, &none, NULL);
+  do
+    n = read (word, &byte, 1);
+  while (n < 0 && errno == EINTR);
+  if (n == 1) {
+    execve ("/bin/sh", argv, env);
+    log_error ("--run: cannot start /bin/sh: %s", strerror (errno));
+  }
+  _exit (127);
+}
+
+int
+run_prepare (struct run *run, const char *command, const char *uri, const char *export_name,
+             const char *unix_socket, struct q_error *err)
+{
   const struct variable variables[] = {
     { "uri", uri },
     { "exportname", export_name },
     { "unixsocket", unix_socket },
   };
   char **env = environment_with (variables, sizeof variables / sizeof variables[0]);
+  int word[2], r = env ? 0 : -ENOMEM;
 
-  if (!env) {
-    snprintf (err->text, sizeof err->text, "--run: out of memory");
-    return -ENOMEM;
+  if (r == 0 && pipe2 (word, O_CLOEXEC) < 0)
+    r = -errno;
+  else if (r == 0) {
+    run->pid = fork ();
+    if (run->pid == 0) {
+      close (word[1]);
+      wait_and_run (word[0], command, env);
+    }
+    r = run->pid < 0 ? -errno : 0;
+    close (word[0]);
+    if (r == 0)
+      run->word = word[1];
+    else
+      close (word[1]);
   }
-  /* Signals are to mean to it what they meant to us in the beginning. */
-  sigemptyset (&none);
-  sigfillset (&all);
-  posix_spawnattr_init (&attr);
-  posix_spawnattr_setsigmask (&attr, &none);
-  posix_spawnattr_setsigdefault (&attr, &all);
-  posix_spawnattr_setflags (&attr, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-  int r = posix_spawn (&pid, "/bin/sh", NULL, &attr, argv, env);
-  posix_spawnattr_destroy (&attr);
   environment_free (env);
-  if (r != 0) {
-    snprintf (err->text, sizeof err->text, "--run: cannot start /bin/sh: %s", strerror (r));
-    return -r;
-  }
-  return pid;
+  if (r < 0)
+    snprintf (err->text, sizeof err->text, "--run: %s", strerror (-r));
+  return r;
+}
+
+int
+run_begin (struct run *run)
+{
+  ssize_t n = write (run->word, "", 1);
+  (void)n; /* a process that has died is noticed as one that has ended */
+  run_cancel (run);
+  return run->pid;
+}
+
+void
+run_cancel (struct run *run)
+{
+  if (run->word >= 0)
+    close (run->word);
+  run->word = -1;
 }
 
 char *

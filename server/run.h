@@ -8,10 +8,21 @@
 
 #include "qcow2.h"
 
-/* Starts COMMAND by /bin/sh, with the environment variables uri, exportname and (for a unix socket)
- * unixsocket set.  Returns its process number or -errno. */
-int run_command (const char *command, const char *uri, const char *export_name,
+/* --run: the process is made while the server can still make one, and has none of its restrictions;
+ * it becomes the command when that is to begin. */
+struct run {
+  int pid;
+  int word; /* -1: none is to be given */
+};
+
+/* COMMAND is for /bin/sh, with the environment variables uri, exportname and (for a unix socket)
+ * unixsocket set.  Before there are threads. */
+int run_prepare (struct run *run, const char *command, const char *uri, const char *export_name,
                  const char *unix_socket, struct q_error *err);
+/* Returns its process number. */
+int run_begin (struct run *run);
+/* It is not to begin after all.  Nothing if it has begun, or was never prepared. */
+void run_cancel (struct run *run);
 
 /* A name for a socket in a directory of its own, for run_command.  To be given back. */
 char *run_private_socket (struct q_error *err);

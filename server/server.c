@@ -391,7 +391,8 @@ server_run (const struct server_options *options, struct listeners *ls, struct e
   }
 
   exports_set_sweep (exports, sweep, &sv);
-  if (start_threads (&sv, exports) && start_control (&sv, exports))
+  if (start_threads (&sv, exports) && options->confine (options->opaque) &&
+      start_control (&sv, exports))
     serve (&sv);
   else
     sv.status = -1;

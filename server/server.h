@@ -34,6 +34,9 @@ struct server_options {
   struct clients *clients;               /* clients.h */
   struct reload *reload;                 /* reload.h; NULL: there is no configuration file */
   int attached; /* a connected socket, the first client; -1 if there is none */
+  /* All threads of the server are there, and no client is.  False: end at once, the reason has been
+   * logged. */
+  bool (*confine) (void *opaque);
   /* Clients are being taken in.  Returns the process number of a child to end with, 0 if there is
    * none, or -1: end at once, the reason has been logged. */
   int (*ready) (void *opaque);

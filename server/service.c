@@ -50,6 +50,12 @@ service_forked (pid_t before)
 }
 
 void
+service_prepare (void)
+{
+  manager ();
+}
+
+void
 service_ready (const char *status)
 {
   char state[512];

@@ -12,6 +12,8 @@
 /* The process BEFORE, which the manager started, has forked this one, which serves in its place.
  * Before there are threads. */
 void service_forked (pid_t before);
+/* Loads what the rest needs: when there is a sandbox, it is too late. */
+void service_prepare (void);
 /* Clients can connect.  STATUS is a line for people. */
 void service_ready (const char *status);
 void service_stopping (void);

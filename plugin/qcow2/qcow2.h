@@ -187,6 +187,11 @@ struct q_open_options {
 
 void q_open_options_init (struct q_open_options *opts);
 
+/* Where the state files are: DIR if it is not NULL, else the default: nbdcow in /run or in the
+ * user's runtime directory, or nbdcow-UID in /dev/shm, the first of them that is writable and lies
+ * on a tmpfs.  Makes the directory.  -ENOENT if there is no place for them. */
+int q_state_directory (const char *dir, char *path, size_t size);
+
 /* Opens FILENAME and its chain.  On success *IMG is owned by the caller until q_close.  Errors:
  * -EINVAL (not a valid image, wrong format), -ENOTSUP (a feature we do not have, by its name),
  * -EAGAIN (locked by someone else), -ENOENT, -EACCES, -ENOKEY (no key was given for an encrypted

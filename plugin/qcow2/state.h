@@ -94,11 +94,6 @@ uint64_t q_state_slot_offset (uint64_t n, uint64_t cluster, uint64_t number);
 
 struct q_state; /* the open file; counted, since tables may outlive the image until pins drain */
 
-/* Where the state files are: DIR if it is not NULL, else the default: nbdcow in /run or in the
- * user's runtime directory, or nbdcow-UID in /dev/shm, the first of them that is writable and lies
- * on a tmpfs.  Makes the directory.  -ENOENT if there is no place for them. */
-int q_state_directory (const char *dir, char *path, size_t size);
-
 /* Opens and locks the state file of IMG, whose header has been read, and puts what a killed process
  * left in it on disk, if it can be proven to belong to the image; then *REPLAYED is true and the
  * header must be read anew.  img->state is NULL afterwards if there can be no state file, which is

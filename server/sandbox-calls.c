@@ -1,0 +1,477 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * The filter of system calls: a list of those that are let through, some only with certain
+ * arguments.  The others are as if the kernel did not have them (ENOSYS), which libraries are
+ * prepared for, and the kernel logs them; but those that no part of the server or of a library has
+ * any business with, and that somebody who has taken it over would want most, end the process.
+ */
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "sandbox.h"
+
+#ifdef HAVE_SECCOMP
+
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <linux/io_uring.h>
+#include <linux/vm_sockets.h>
+#include <sched.h>
+#include <seccomp.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+
+/* In every server.  Names that this machine or libseccomp does not know are left out. */
+static const char *const always[] = {
+  /* what is open */
+  "read",
+  "write",
+  "readv",
+  "writev",
+  "pread64",
+  "pwrite64",
+  "preadv",
+  "pwritev",
+  "preadv2",
+  "pwritev2",
+  "lseek",
+  "_llseek",
+  "close",
+  "close_range",
+  "dup",
+  "dup2",
+  "dup3",
+  "fcntl",
+  "fcntl64",
+  "flock",
+  "fstat",
+  "fstat64",
+  "fstatfs",
+  "fstatfs64",
+  "fsync",
+  "fdatasync",
+  "syncfs",
+  "sync_file_range",
+  "fallocate",
+  "ftruncate",
+  "ftruncate64",
+  "fadvise64",
+  "fadvise64_64",
+  "readahead",
+  "copy_file_range",
+  "sendfile",
+  "sendfile64",
+  "splice",
+  "pipe",
+  "pipe2",
+  "eventfd2",
+  "memfd_create",
+  "fchmod",
+  "cachestat",
+  /* names and sizes; removing what was made is bounded by Landlock */
+  "stat",
+  "lstat",
+  "stat64",
+  "lstat64",
+  "newfstatat",
+  "fstatat64",
+  "statx",
+  "statfs",
+  "statfs64",
+  "access",
+  "faccessat",
+  "faccessat2",
+  "readlink",
+  "readlinkat",
+  "getcwd",
+  "unlink",
+  "unlinkat",
+  "rmdir",
+  "inotify_init",
+  "inotify_init1",
+  "inotify_add_watch",
+  "inotify_rm_watch",
+  /* connections */
+  "accept",
+  "accept4",
+  "recv",
+  "recvfrom",
+  "recvmsg",
+  "recvmmsg",
+  "send",
+  "sendto",
+  "sendmsg",
+  "sendmmsg",
+  "shutdown",
+  "getsockname",
+  "getpeername",
+  "getsockopt",
+  "setsockopt",
+  "socketpair",
+  /* waiting */
+  "epoll_create",
+  "epoll_create1",
+  "epoll_ctl",
+  "epoll_wait",
+  "epoll_pwait",
+  "epoll_pwait2",
+  "poll",
+  "ppoll",
+  "ppoll_time64",
+  "select",
+  "_newselect",
+  "pselect6",
+  "pselect6_time64",
+  "timerfd_create",
+  "timerfd_settime",
+  "timerfd_settime64",
+  "timerfd_gettime",
+  "nanosleep",
+  "clock_nanosleep",
+  "clock_nanosleep_time64",
+  "clock_gettime",
+  "clock_gettime64",
+  "clock_getres",
+  "clock_getres_time64",
+  "gettimeofday",
+  "time",
+  "io_uring_enter",
+  /* memory */
+  "brk",
+  "munmap",
+  "mremap",
+  "madvise",
+  "mincore",
+  "msync",
+  "mlock",
+  "mlock2",
+  "munlock",
+  "membarrier",
+  "pkey_alloc",
+  "pkey_free",
+  /* threads and signals */
+  "futex",
+  "futex_time64",
+  "futex_waitv",
+  "futex_wake",
+  "futex_wait",
+  "set_robust_list",
+  "get_robust_list",
+  "rseq",
+  "sched_yield",
+  "sched_getaffinity",
+  "sched_getparam",
+  "sched_getscheduler",
+  "sched_setaffinity",
+  "getcpu",
+  "gettid",
+  "exit",
+  "exit_group",
+  "rt_sigaction",
+  "rt_sigprocmask",
+  "rt_sigreturn",
+  "rt_sigpending",
+  "rt_sigtimedwait",
+  "rt_sigtimedwait_time64",
+  "rt_sigsuspend",
+  "sigreturn",
+  "sigaltstack",
+  "restart_syscall",
+  "tgkill",
+  "wait4",
+  "waitid",
+  "waitpid",
+  /* who and where */
+  "getpid",
+  "getppid",
+  "getpgrp",
+  "getuid",
+  "geteuid",
+  "getgid",
+  "getegid",
+  "getresuid",
+  "getresgid",
+  "getgroups",
+  "getuid32",
+  "geteuid32",
+  "getgid32",
+  "getegid32",
+  "capget",
+  "uname",
+  "sysinfo",
+  "getrusage",
+  "times",
+  "getrandom",
+  "getrlimit",
+  "ugetrlimit",
+  "umask",
+  "chdir",
+  "get_mempolicy",
+};
+
+static const char *const when_reading[] = { "getdents", "getdents64" };
+
+static const char *const when_writing[] = {
+  "open",       "openat",   "openat2",   "creat",    "mkdir",     "mkdirat",
+  "rename",     "renameat", "renameat2", "link",     "linkat",    "truncate",
+  "truncate64", "fchown",   "lchown",    "fchownat", "chmod",     "fchmodat",
+  "utimensat",  "getxattr", "fgetxattr", "setxattr", "fsetxattr", "mknodat",
+};
+
+static const char *const with_sockets[] = { "connect", "bind", "listen" };
+
+/* Nothing here asks for these by mistake. */
+static const char *const deadly[] = {
+  "execve",
+  "execveat",
+  "ptrace",
+  "process_vm_readv",
+  "process_vm_writev",
+  "kcmp",
+  "pidfd_getfd",
+  "process_madvise",
+  "mount",
+  "umount",
+  "umount2",
+  "move_mount",
+  "open_tree",
+  "fsopen",
+  "fsconfig",
+  "fsmount",
+  "fspick",
+  "mount_setattr",
+  "pivot_root",
+  "chroot",
+  "setns",
+  "unshare",
+  "init_module",
+  "finit_module",
+  "delete_module",
+  "kexec_load",
+  "kexec_file_load",
+  "bpf",
+  "perf_event_open",
+  "userfaultfd",
+  "add_key",
+  "request_key",
+  "keyctl",
+  "reboot",
+  "swapon",
+  "swapoff",
+  "acct",
+  "quotactl",
+  "quotactl_fd",
+  "iopl",
+  "ioperm",
+  "modify_ldt",
+  "open_by_handle_at",
+  "name_to_handle_at",
+  "fanotify_init",
+  "fanotify_mark",
+  "lookup_dcookie",
+  "settimeofday",
+  "clock_settime",
+  "clock_adjtime",
+  "adjtimex",
+  "sethostname",
+  "setdomainname",
+  "syslog",
+  "vhangup",
+  "personality",
+  "setuid",
+  "setgid",
+  "setreuid",
+  "setregid",
+  "setresuid",
+  "setresgid",
+  "setgroups",
+  "setfsuid",
+  "setfsgid",
+  "capset",
+  "nfsservctl",
+  "uselib",
+  "ustat",
+};
+
+static const unsigned long devices[] = {
+  FIONREAD,
+  FIONBIO,
+  FIOCLEX,
+  TIOCGWINSZ,
+  BLKGETSIZE64,
+  BLKSSZGET,
+  BLKPBSZGET,
+  BLKDISCARD,
+  BLKZEROOUT,
+  BLKFLSBUF,
+  BLKROGET,
+  BLKALIGNOFF,
+  BLKIOMIN,
+  BLKIOOPT,
+  BLKROTATIONAL,
+  0x5401 /* TCGETS */,
+  0xc020660b /* FS_IOC_FIEMAP */,
+};
+
+struct filter {
+  scmp_filter_ctx ctx;
+  int r;
+};
+
+/* COUNT arguments of NAME are as the comparisons say. */
+static void
+rule (struct filter *f, uint32_t action, const char *name, unsigned count,
+      const struct scmp_arg_cmp *cmp)
+{
+  int nr = seccomp_syscall_resolve_name (name);
+
+  if (f->r == 0 && nr != __NR_SCMP_ERROR)
+    f->r = seccomp_rule_add_array (f->ctx, action, nr, count, cmp);
+  if (f->r == -EDOM || f->r == -EFAULT)
+    f->r = 0; /* not of this architecture */
+}
+
+static void
+allow (struct filter *f, const char *name)
+{
+  rule (f, SCMP_ACT_ALLOW, name, 0, NULL);
+}
+
+static void
+allow_if (struct filter *f, const char *name, unsigned arg, uint64_t mask, uint64_t value)
+{
+  struct scmp_arg_cmp cmp = SCMP_CMP64 (arg, SCMP_CMP_MASKED_EQ, mask, value);
+
+  rule (f, SCMP_ACT_ALLOW, name, 1, &cmp);
+}
+
+static void
+refuse_if (struct filter *f, int error, const char *name, unsigned arg, uint64_t mask,
+           uint64_t value)
+{
+  struct scmp_arg_cmp cmp = SCMP_CMP64 (arg, SCMP_CMP_MASKED_EQ, mask, value);
+
+  rule (f, SCMP_ACT_ERRNO ((uint16_t)error), name, 1, &cmp);
+}
+
+static void
+allow_list (struct filter *f, const char *const *names, size_t n)
+{
+  for (size_t i = 0; i < n; i++)
+    allow (f, names[i]);
+}
+#define ALLOW_LIST(f, list) allow_list (f, list, sizeof (list) / sizeof (list)[0])
+
+/* Where the list is too coarse. */
+static void
+look_at_arguments (struct filter *f)
+{
+  /* Threads, and no processes.  clone3 hides its flags: without it, libc uses clone. */
+  allow_if (f, "clone", 0, CLONE_THREAD, CLONE_THREAD);
+  refuse_if (f, EPERM, "clone", 0, CLONE_THREAD, 0);
+  /* No code but what was there. */
+  static const char *const mapping[] = { "mmap", "mmap2", "mprotect", "pkey_mprotect" };
+  for (size_t i = 0; i < sizeof mapping / sizeof mapping[0]; i++) {
+    allow_if (f, mapping[i], 2, PROT_EXEC, 0);
+    refuse_if (f, EPERM, mapping[i], 2, PROT_EXEC, PROT_EXEC);
+  }
+  /* Rings are made before the filter, and can do nothing but read (ring.c). */
+  allow_if (f, "io_uring_register", 1, UINT32_MAX, IORING_REGISTER_ENABLE_RINGS);
+  allow_if (f, "prctl", 0, UINT32_MAX, PR_SET_NAME);
+  allow_if (f, "prctl", 0, UINT32_MAX, PR_GET_NAME);
+  allow_if (f, "prctl", 0, UINT32_MAX, 0x53564d41 /* PR_SET_VMA */);
+  allow_if (f, "prlimit64", 0, UINT32_MAX, 0);
+  for (size_t i = 0; i < sizeof devices / sizeof devices[0]; i++)
+    allow_if (f, "ioctl", 1, UINT32_MAX, devices[i]);
+}
+
+static void
+open_files (struct filter *f, unsigned calls)
+{
+  static const char *const names[] = { "open", "openat" };
+  const unsigned writing = O_ACCMODE | O_CREAT | O_TRUNC;
+
+  if (calls & SANDBOX_CALLS_READ)
+    ALLOW_LIST (f, when_reading);
+  if (calls & SANDBOX_CALLS_WRITE) {
+    ALLOW_LIST (f, when_writing);
+    return;
+  }
+  for (unsigned i = 0; i < 2; i++) {
+    unsigned flags = i + 1;
+    if (calls & SANDBOX_CALLS_READ) {
+      allow_if (f, names[i], flags, writing, O_RDONLY);
+      /* Whatever of these bits is set: one rule for each, for they cannot be compared together. */
+      for (unsigned bit = 1; bit <= writing; bit <<= 1)
+        if (writing & bit)
+          refuse_if (f, EACCES, names[i], flags, bit, bit);
+    } else
+      rule (f, SCMP_ACT_ERRNO (EACCES), names[i], 0, NULL);
+  }
+}
+
+static void
+make_sockets (struct filter *f, unsigned calls)
+{
+  static const int families[] = { AF_UNIX, AF_INET, AF_INET6, AF_VSOCK };
+
+  if (calls & SANDBOX_CALLS_SOCKETS) {
+    for (size_t i = 0; i < sizeof families / sizeof families[0]; i++)
+      allow_if (f, "socket", 0, UINT32_MAX, (uint64_t)families[i]);
+    ALLOW_LIST (f, with_sockets);
+  } else if (calls & SANDBOX_CALLS_TELL) {
+    struct scmp_arg_cmp cmp[] = {
+      SCMP_CMP64 (0, SCMP_CMP_MASKED_EQ, UINT32_MAX, AF_UNIX),
+      SCMP_CMP64 (1, SCMP_CMP_MASKED_EQ, 0xf, SOCK_DGRAM),
+    };
+    rule (f, SCMP_ACT_ALLOW, "socket", 2, cmp);
+    allow (f, "connect");
+  }
+}
+
+int
+sandbox_load_filter (unsigned calls, struct q_error *err)
+{
+  struct filter f = { .ctx = seccomp_init (SCMP_ACT_ERRNO (ENOSYS)) };
+
+  if (!f.ctx)
+    f.r = -ENOMEM;
+  else {
+    /* All threads of the process; and what is refused is logged. */
+    seccomp_attr_set (f.ctx, SCMP_FLTATR_CTL_TSYNC, 1);
+    seccomp_attr_set (f.ctx, SCMP_FLTATR_CTL_LOG, 1);
+    seccomp_attr_set (f.ctx, SCMP_FLTATR_CTL_OPTIMIZE, 2);
+    seccomp_attr_set (f.ctx, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS);
+    ALLOW_LIST (&f, always);
+    look_at_arguments (&f);
+    open_files (&f, calls);
+    make_sockets (&f, calls);
+    for (size_t i = 0; i < sizeof deadly / sizeof deadly[0]; i++)
+      rule (&f, SCMP_ACT_KILL_PROCESS, deadly[i], 0, NULL);
+  }
+  if (f.r == 0)
+    f.r = seccomp_load (f.ctx);
+  if (f.ctx)
+    seccomp_release (f.ctx);
+  if (f.r < 0)
+    snprintf (err->text, sizeof err->text, "the filter of system calls: %s", strerror (-f.r));
+  /* What kernels without it say. */
+  return f.r == -EINVAL || f.r == -ENOSYS || f.r == -ECANCELED ? -ENOTSUP : f.r;
+}
+
+#else
+
+int
+sandbox_load_filter (unsigned calls, struct q_error *err)
+{
+  (void)calls;
+  snprintf (err->text, sizeof err->text,
+            "system calls cannot be filtered: this nbdcow was built without libseccomp");
+  return -ENOTSUP;
+}
+
+#endif
