@@ -228,6 +228,7 @@ to_pool (struct request *rq, void (*run) (struct job *))
 
   rq->job.run = run;
   rq->job.home = &shard->done;
+  rq->job.lane = rq->session->lane;
   batch_add (&shard->batch, &rq->job);
 }
 

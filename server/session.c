@@ -325,6 +325,7 @@ session_init (struct session *s, struct shard *shard, void (*notify) (struct ses
     .shard = shard, .notify = notify, .starved = true, .stopping = shard->stopping
   };
   s->out.loans = &shard->loans;
+  s->lane = lane_new ();
   handshake_begin (s);
 }
 
@@ -400,6 +401,8 @@ session_destroy (struct session *s)
 {
   session_drop (s);
   assert (s->inflight == 0 && s->held == 0);
+  lane_free (s->shard->pool, s->lane);
+  s->lane = NULL;
   if (s->export) {
     export_leave (s->export);
     export_put (s->export);

@@ -129,6 +129,7 @@ struct session {
   /* Written by the shard's thread alone, read by any (clients.c). */
   _Atomic uint64_t n_requests, bytes_read, bytes_written;
   struct stats_counters *stats; /* of the export, on this shard */
+  struct lane *lane;            /* in the pool; may be NULL */
   struct batch parked;          /* long reads that wait for their last piece to be sent */
   unsigned inflight;            /* requests at the pool or parked */
   size_t held;                  /* bytes of memory that they, and the one being received, hold */

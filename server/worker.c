@@ -8,17 +8,30 @@
 #include "stats.h"
 #include "worker.h"
 
-/* Invariant: while the queue is not empty, a thread is on its way to it (signalled, or just
- * created), or all threads that may exist are busy and will look at the queue when they are done.
- * Whoever takes a job and leaves others behind wakes the next thread.  So short jobs stay with one
- * or two threads, and jobs that block spread over as many as it takes. */
+/* Everything in it under the pool's lock. */
+struct lane {
+  struct lane *next; /* in pool.ready */
+  struct batch jobs; /* that wait */
+  unsigned running;
+  bool listed;    /* in pool.ready */
+  bool abandoned; /* to be freed when nothing runs any more */
+};
+
+/* Invariant: a lane is in the ready list if and only if it has jobs and may have another one
+ * running.  While that list is not empty, a thread is on its way to it (signalled, or just
+ * created), or all threads that may exist are busy and will look at it when they are done.  Whoever
+ * takes a job and leaves others behind wakes the next thread.  So short jobs stay with one or two
+ * threads, and jobs that block spread over as many as it takes. */
 struct pool {
   pthread_mutex_t lock;
   pthread_cond_t wake;
-  struct batch queue;
-  unsigned waiting; /* threads in pthread_cond_wait */
+  struct lane *ready, *last_ready; /* whose turn it is next */
+  struct lane own;                 /* of jobs without one; takes turns like the others */
+  unsigned queued;                 /* jobs that wait, in all lanes */
+  unsigned waiting;                /* threads in pthread_cond_wait */
   unsigned started;
   unsigned max;
+  unsigned most; /* threads that one lane may have */
   bool stop;
   bool warned; /* that a thread could not be created */
   pthread_t thread[];
@@ -87,7 +100,7 @@ static void *worker (void *arg);
 static void
 publish (const struct pool *p)
 {
-  atomic_store_explicit (&stats_server.queued, p->queue.count, memory_order_relaxed);
+  atomic_store_explicit (&stats_server.queued, p->queued, memory_order_relaxed);
   atomic_store_explicit (&stats_server.workers, p->started, memory_order_relaxed);
   atomic_store_explicit (&stats_server.workers_busy, p->started - p->waiting, memory_order_relaxed);
 }
@@ -112,6 +125,68 @@ wake_one (struct pool *p)
   }
 }
 
+static bool
+may_run (const struct pool *p, const struct lane *lane)
+{
+  return lane->jobs.first && (lane == &p->own || lane->running < p->most);
+}
+
+/* At the end of the list, if it belongs there and is not in it. */
+static void
+list_lane (struct pool *p, struct lane *lane)
+{
+  if (lane->listed || !may_run (p, lane))
+    return;
+  lane->listed = true;
+  lane->next = NULL;
+  if (p->ready)
+    p->last_ready->next = lane;
+  else
+    p->ready = lane;
+  p->last_ready = lane;
+}
+
+/* The next job; some lane is ready. */
+static struct job *
+take (struct pool *p)
+{
+  struct lane *lane = p->ready;
+
+  p->ready = lane->next;
+  lane->listed = false;
+  struct job *j = batch_take (&lane->jobs);
+  lane->running++;
+  p->queued--;
+  list_lane (p, lane);
+  return j;
+}
+
+static void
+ran (struct pool *p, struct lane *lane)
+{
+  lane->running--;
+  if (lane->abandoned && lane->running == 0)
+    free (lane);
+  else
+    list_lane (p, lane);
+}
+
+/* Called and returns with the lock held. */
+static void
+run_next (struct pool *p)
+{
+  struct job *j = take (p);
+  struct lane *lane = j->lane ? j->lane : &p->own; /* J is gone when it has run */
+
+  if (p->ready)
+    wake_one (p);
+  publish (p);
+  pthread_mutex_unlock (&p->lock);
+  j->run (j);
+  pthread_mutex_lock (&p->lock);
+  ran (p, lane);
+}
+
 static void *
 worker (void *arg)
 {
@@ -119,24 +194,37 @@ worker (void *arg)
 
   pthread_mutex_lock (&p->lock);
   for (;;) {
-    while (!p->queue.first && !p->stop) {
+    while (!p->ready && !p->stop) {
       p->waiting++;
       publish (p);
       pthread_cond_wait (&p->wake, &p->lock);
       p->waiting--;
     }
-    if (!p->queue.first)
+    if (!p->ready)
       break;
-    struct job *j = batch_take (&p->queue);
-    if (p->queue.first)
-      wake_one (p);
-    publish (p);
-    pthread_mutex_unlock (&p->lock);
-    j->run (j);
-    pthread_mutex_lock (&p->lock);
+    run_next (p);
   }
   pthread_mutex_unlock (&p->lock);
   return NULL;
+}
+
+struct lane *
+lane_new (void)
+{
+  return calloc (1, sizeof (struct lane));
+}
+
+void
+lane_free (struct pool *p, struct lane *lane)
+{
+  if (!lane)
+    return;
+  pthread_mutex_lock (&p->lock);
+  bool idle = lane->running == 0;
+  lane->abandoned = true;
+  pthread_mutex_unlock (&p->lock);
+  if (idle)
+    free (lane);
 }
 
 struct pool *
@@ -148,45 +236,31 @@ pool_new (unsigned max)
   pthread_mutex_init (&p->lock, NULL);
   pthread_cond_init (&p->wake, NULL);
   p->max = max;
+  p->most = max > 1 ? max - (max + 3) / 4 : 1;
   return p;
-}
-
-static void
-run_here (struct job *j)
-{
-  while (j) {
-    struct job *next = j->next;
-    j->run (j);
-    j = next;
-  }
 }
 
 void
 pool_submit (struct pool *p, struct batch *b)
 {
-  struct job *orphans = NULL;
-
   if (!b->first)
     return;
   pthread_mutex_lock (&p->lock);
-  bool was_empty = p->queue.first == NULL;
-  if (was_empty)
-    p->queue = *b;
-  else {
-    p->queue.last->next = b->first;
-    p->queue.last = b->last;
-    p->queue.count += b->count;
+  bool was_empty = p->ready == NULL;
+  while (b->first) {
+    struct job *j = batch_take (b);
+    struct lane *lane = j->lane ? j->lane : &p->own;
+    batch_add (&lane->jobs, j);
+    p->queued++;
+    list_lane (p, lane);
   }
-  *b = (struct batch){ 0 };
-  if (was_empty)
+  if (was_empty && p->ready)
     wake_one (p);
-  if (p->started == 0) {
-    orphans = p->queue.first;
-    p->queue = (struct batch){ 0 };
-  }
   publish (p);
+  if (p->started == 0)
+    while (p->ready)
+      run_next (p);
   pthread_mutex_unlock (&p->lock);
-  run_here (orphans);
 }
 
 void

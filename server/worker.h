@@ -26,10 +26,13 @@ struct mailbox {
   void (*wake) (struct mailbox *);
 };
 
+struct lane;
+
 struct job {
   struct job *next;
   void (*run) (struct job *);
   struct mailbox *home;
+  struct lane *lane; /* whose turn it takes; NULL: the pool's own */
 };
 
 struct batch {
@@ -45,6 +48,13 @@ void job_done (struct job *j);
 struct job *mailbox_take (struct mailbox *m);
 
 struct pool;
+
+/* Jobs of one lane wait in a queue of their own, and the lanes take turns: however many jobs a
+ * client has, another one's first is not behind all of them.  And a lane never has so many of the
+ * threads that none is left for the others.  NULL without memory, which is a lane too. */
+struct lane *lane_new (void);
+/* Its jobs have come home, if the last one's run has perhaps not returned yet. */
+void lane_free (struct pool *p, struct lane *lane);
 
 /* A pool of at most MAX threads.  With MAX 0, pool_submit runs the jobs itself: for tests that want
  * everything on one thread. */
