@@ -42,6 +42,8 @@ curl                command curl
 python3-prometheus-client python prometheus_client
 prometheus          command promtool
 lsof                command lsof
+systemd             command systemd-analyze
+xxd                 command xxd
 gnutls-bin          command certtool
 e2fsprogs           command mke2fs
 gzip                command gzip

@@ -70,10 +70,9 @@ static const struct {
 
 /* Capabilities that stay, where there are any: to work on files of other users, which the image may
  * be, and to keep keys out of the swap.  The others are for images and sockets that come later. */
-#define CAP(name) (UINT64_C (1) << CAP_##name)
-#define KEPT      (CAP (DAC_OVERRIDE) | CAP (FOWNER) | CAP (IPC_LOCK) | CAP (SYS_RESOURCE))
-#define KEPT_IMAGES                                                                                \
-  (KEPT | CAP (DAC_READ_SEARCH) | CAP (CHOWN) | CAP (NET_BIND_SERVICE) | CAP (SYS_ADMIN))
+#define CAP(name)   (UINT64_C (1) << CAP_##name)
+#define KEPT        (CAP (DAC_OVERRIDE) | CAP (FOWNER) | CAP (IPC_LOCK) | CAP (SYS_RESOURCE))
+#define KEPT_IMAGES (KEPT | CAP (DAC_READ_SEARCH) | CAP (CHOWN) | CAP (NET_BIND_SERVICE))
 
 /* ---- wants ----------------------------------------------------------------------------------- */
 
@@ -199,12 +198,15 @@ drop_capabilities (uint64_t kept, struct q_error *err)
 {
   struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
   struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3];
+  bool surplus = false;
 
   if (syscall (SYS_capget, &header, data) < 0)
     goto failed;
   for (unsigned i = 0; i < _LINUX_CAPABILITY_U32S_3; i++) {
-    data[i].permitted &= (uint32_t)(kept >> (32 * i));
-    data[i].effective &= data[i].permitted;
+    uint32_t keep = (uint32_t)(kept >> (32 * i));
+    surplus = surplus || (data[i].permitted & ~keep) || data[i].inheritable;
+    data[i].permitted &= keep;
+    data[i].effective &= keep;
     data[i].inheritable = 0;
   }
   /* The bounding set needs a capability itself, so it goes first, as far as it does. */
@@ -212,7 +214,8 @@ drop_capabilities (uint64_t kept, struct q_error *err)
     if (!(kept & (UINT64_C (1) << cap)))
       prctl (PR_CAPBSET_DROP, cap, 0, 0, 0);
   prctl (PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-  if (syscall (SYS_capset, &header, data) < 0)
+  /* Where somebody has done it before, capset may be out of reach as well. */
+  if (surplus && syscall (SYS_capset, &header, data) < 0)
     goto failed;
   return 0;
 
