@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -10,6 +11,7 @@
 #include "conn.h"
 #include "listen.h"
 #include "log.h"
+#include "room.h"
 
 /* What one turn may cost, in the units of session.budget: some hundred microseconds. */
 #define TURN_BUDGET (2 * 1024 * 1024)
@@ -20,6 +22,9 @@
 #define AFTER_LONG   4096
 
 #define SEND_IOV 128
+
+/* Seconds between two looks whether a client that is not read from has gone. */
+#define HANGUP_LOOK 1.0
 
 /* What a client on this machine finds in its socket before it has to wait for us. */
 #define SNDBUF (4 * 1024 * 1024)
@@ -36,6 +41,7 @@ static void on_writable (struct ev_loop *ev, ev_io *w, int revents);
 static void on_limit (struct ev_loop *ev, ev_timer *w, int revents);
 static void on_pause_over (struct ev_loop *ev, ev_timer *w, int revents);
 static void on_idle (struct ev_loop *ev, ev_timer *w, int revents);
+static void on_hangup_look (struct ev_loop *ev, ev_timer *w, int revents);
 
 struct conn *
 conn_new (struct loop *l, int fd, char *peer)
@@ -51,6 +57,7 @@ conn_new (struct loop *l, int fd, char *peer)
   ev_init (&c->limit, on_limit);
   ev_init (&c->pause, on_pause_over);
   ev_init (&c->idle, on_idle);
+  ev_init (&c->hangup, on_hangup_look);
   return c;
 }
 
@@ -156,6 +163,7 @@ close_conn (struct conn *c)
     ev_timer_stop (ev, &c->limit);
     ev_timer_stop (ev, &c->pause);
     ev_timer_stop (ev, &c->idle);
+    ev_timer_stop (ev, &c->hangup);
     clients_remove (c->loop->options.clients, &c->client);
     transport_close (&c->transport);
     if (c->session.dropped && !c->session.transmission)
@@ -205,6 +213,34 @@ on_idle (struct ev_loop *ev, ev_timer *w, int revents)
   }
   ev_timer_set (w, rest > 0 ? rest : limit, 0.);
   ev_timer_start (ev, w);
+}
+
+/* Requests that wait for space on the disk may do so for long, and while there are many nothing is
+ * read: so it is looked whether the client is still there. */
+static void
+look_for_hangup (struct conn *c)
+{
+  const struct session *s = &c->session;
+
+  if (!s->export || !s->export->room || s->ending || ev_is_active (&c->hangup))
+    return;
+  ev_timer_set (&c->hangup, HANGUP_LOOK, 0.);
+  ev_timer_start (c->loop->ev, &c->hangup);
+}
+
+static void
+on_hangup_look (struct ev_loop *ev, ev_timer *w, int revents)
+{
+  struct conn *c = (struct conn *)((char *)w - offsetof (struct conn, hangup));
+  struct pollfd p = { .fd = c->transport.fd, .events = POLLRDHUP };
+
+  (void)ev;
+  (void)revents;
+  if (session_state (&c->session) != SESSION_WAIT)
+    return;
+  if (room_waiting (c->session.export->room) > 0 && poll (&p, 1, 0) > 0)
+    session_eof (&c->session);
+  conn_step (c);
 }
 
 static void
@@ -324,6 +360,8 @@ conn_step (struct conn *c)
     go_on_later (c);
   else if (state == SESSION_READ && transport_pending (&c->transport))
     loop_run_later (l, c);
+  else if (state == SESSION_WAIT)
+    look_for_hangup (c);
   watch (l->ev, &c->reader, state == SESSION_READ || c->transport.want_read);
   watch (l->ev, &c->writer, s->out.bytes > 0 || c->transport.want_write);
 }

@@ -21,6 +21,7 @@ struct conn {
   struct buf *held; /* received but not taken in yet */
   ev_io reader, writer;
   ev_timer pause;            /* until the export's rate lets it go on */
+  ev_timer hangup;           /* looks whether the client has gone while it is not read from */
   ev_timer idle;             /* looks whether the client still asks for anything */
   ev_tstamp started, active; /* when it connected, and when something was last received */
   ev_timer limit;            /* for the handshake; for sending the last replies */

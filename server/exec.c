@@ -17,6 +17,7 @@
 #include "log.h"
 #include "merge.h"
 #include "request.h"
+#include "room.h"
 #include "spread.h"
 #include "status.h"
 
@@ -37,9 +38,21 @@
 
 /* ---- on a worker ----------------------------------------------------------------------------- */
 
+/* Whether the export has it wait when the disk is full. */
+static bool
+may_wait (const struct request *rq)
+{
+  return rq->export->room && rq->type != NBD_CMD_READ && rq->type != NBD_CMD_RESIZE;
+}
+
 static void
 finish (struct request *rq, int error)
 {
+  if (error == -ENOSPC && may_wait (rq)) {
+    if (room_park (rq->export->room, rq))
+      return;
+  } else if (rq->waited_since > 0)
+    room_passed (rq->export->room, rq);
   if (error < 0)
     rq->error = error;
   job_done (&rq->job);
@@ -53,6 +66,7 @@ run_flush (struct job *job)
 {
   struct export *x = ((struct request *)job)->export;
 
+  job->run = run_flush; /* if it has to be done again */
   pthread_mutex_lock (&x->flush_lock);
   job->next = x->flush_waiting;
   x->flush_waiting = job;

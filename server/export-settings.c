@@ -74,6 +74,13 @@ export_settings (const struct export_options *x)
   put_number (f, "multi-conn", x->multi_conn);
   put_number (f, "resize", x->resizable);
   put_number (f, "min-block", x->min_block);
+  put_number (f, "watermark-bytes", x->watermark.at.bytes);
+  put_number (f, "watermark-percent", x->watermark.at.percent);
+  put_number (f, "watermark-repeat-bytes", x->watermark.repeat.bytes);
+  put_number (f, "watermark-repeat-percent", x->watermark.repeat.percent);
+  put_string (f, "watermark-exec", x->watermark.exec);
+  put_number (f, "on-enospc-wait", x->on_enospc.wait);
+  put_number (f, "on-enospc-seconds", x->on_enospc.seconds);
   bool failed = ferror (f);
   if (fclose (f) != 0 || failed) {
     free (text);

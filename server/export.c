@@ -59,6 +59,32 @@ export_new (struct exports *set, const struct export_options *opts)
   return x;
 }
 
+/* What happens when room becomes short. */
+static int
+watch (struct export *x, const struct export_options *opts)
+{
+  bool grows = !x->read_only && q_image_format (x->img) == Q_FORMAT_QCOW2;
+
+  if (opts->watermark.at.bytes + opts->watermark.at.percent > 0 && !grows && !x->read_only)
+    log_warning ("export \"%s\": a raw image has no watermark: none of it is allocated later",
+                 x->name);
+  if (grows && !(x->watermark = watermark_new (x->name, x->img, &opts->watermark)))
+    return -ENOMEM;
+  if (!x->read_only && opts->on_enospc.wait && !(x->room = room_new (x->name, &opts->on_enospc)))
+    return -ENOMEM;
+  return 0;
+}
+
+/* The image is about to be closed. */
+static void
+unwatch (struct export *x)
+{
+  watermark_free (x->watermark);
+  room_free (x->room);
+  x->watermark = NULL;
+  x->room = NULL;
+}
+
 /* The last client has gone, but whoever carried its last flush out may still be on the way out of
  * it. */
 static int
@@ -68,6 +94,7 @@ export_close (struct export *x, struct q_error *err)
   while (x->flush_running)
     pthread_cond_wait (&x->flush_over, &x->flush_lock);
   pthread_mutex_unlock (&x->flush_lock);
+  unwatch (x);
   status_close (x);
   int r = q_close (&x->img, err);
   export_free (x);
@@ -206,13 +233,19 @@ open_export (struct export *x, const struct export_options *opts, struct source 
   }
   if (r == 0)
     r = status_open (x, opts, err);
+  if (r == 0) {
+    describe (x, opts, s);
+    r = watch (x, opts);
+  }
   if (r < 0) {
     struct q_error ignored;
+    if (*err->text == '\0')
+      snprintf (err->text, sizeof err->text, "%s: out of memory", s->filename);
+    unwatch (x);
     status_close (x);
     q_close (&x->img, &ignored);
     return r;
   }
-  describe (x, opts, s);
   return 0;
 }
 
@@ -450,8 +483,11 @@ exports_commit (struct export *prepared)
 
   pthread_mutex_lock (&set->lock);
   for (struct export *x = prepared; x; x = x->next)
-    if (belongs_to (x, prepared))
+    if (belongs_to (x, prepared)) {
       x->state = EXPORT_SERVED;
+      if (x->watermark)
+        watermark_arm (x->watermark);
+    }
   pthread_mutex_unlock (&set->lock);
 }
 
@@ -515,6 +551,7 @@ retire (struct exports *set, struct export *parent)
     if (belongs_to (x, parent)) {
       x->state = EXPORT_LEAVING;
       atomic_store (&x->leaving, true);
+      room_end (x->room);
       clients += x->connections;
     }
   if (clients > 0 && set->sweep)

@@ -35,7 +35,9 @@
 #include "qcow2.h"
 #include "authz.h"
 #include "rate.h"
+#include "room.h"
 #include "source.h"
+#include "watermark.h"
 
 struct job;
 struct meta_context;
@@ -90,7 +92,9 @@ struct export
   atomic_bool leaving; /* its clients are to be disconnected, and it takes no more */
   struct rate rate;
 
-  struct stats *stats; /* stats.h */
+  struct stats *stats;         /* stats.h */
+  struct watermark *watermark; /* watermark.h; NULL: nothing is allocated */
+  struct room *room;           /* room.h; NULL: a full disk is an error */
 
   struct slice *slice; /* what the image's file is opened through; may be NULL */
 
@@ -127,7 +131,9 @@ struct export_options {
   unsigned max_connections; /* 0 for any number */
   uint64_t rate;            /* bytes per second for all its clients together; 0: no limit */
   uint32_t min_block;       /* 1 or another power of two, at most 64 KiB */
-  bool configured;          /* it is in the command line or its configuration */
+  struct watermark_options watermark;
+  struct room_options on_enospc;
+  bool configured; /* it is in the command line or its configuration */
 };
 
 /* The most bitmaps of one export. */

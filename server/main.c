@@ -18,6 +18,7 @@
 #include "control.h"
 #include "daemon.h"
 #include "device.h"
+#include "hooks.h"
 #include "keyval.h"
 #include "list.h"
 #include "log.h"
@@ -523,6 +524,41 @@ prepare_reload (struct program *p)
   return p->reload;
 }
 
+static bool
+wants_hooks (const struct options *opts)
+{
+  const json_t *const lists[] = { opts->exports, opts->directories };
+  const json_t *settings;
+  size_t i;
+
+  if (opts->export.watermark.exec || opts->has_config)
+    return true;
+  for (size_t l = 0; l < sizeof lists / sizeof lists[0]; l++)
+    json_array_foreach (lists[l], i,
+                        settings) if (json_object_get (settings, "watermark-exec")) return true;
+  return false;
+}
+
+/* In a process that is there for commands alone. */
+static void
+forget_secrets (void *opaque)
+{
+  struct program *p = opaque;
+
+  forget_key (p);
+  tls_free (p->tls);
+  objects_free (&p->opts.objects);
+}
+
+/* As the user that we run as, and before images are open. */
+static bool
+prepare_hooks (struct program *p)
+{
+  struct q_error err = { "" };
+
+  return !wants_hooks (&p->opts) || complain (hooks_prepare (forget_secrets, p, &err), &err);
+}
+
 /* Everything that there is to have before clients are let in. */
 static bool
 prepare (struct program *p)
@@ -533,8 +569,8 @@ prepare (struct program *p)
    * server's, that one's socket stays. */
   signals_note ();
   return open_pid_file (&p->opts) && listen_all (p) && open_control (p) && open_metrics (p) &&
-         drop_privileges (p) && open_exports (p) && prepare_reload (p) && !interrupted (p) &&
-         write_pid_file ();
+         drop_privileges (p) && prepare_hooks (p) && open_exports (p) && prepare_reload (p) &&
+         !interrupted (p) && write_pid_file ();
 }
 
 static int
@@ -587,6 +623,7 @@ serve (struct program *p)
   listen_close (&p->listeners);
   control_close (p->control);
   metrics_close (p->metrics);
+  hooks_end ();
   reload_free (p->reload);
   if (exports_close (&p->exports) < 0 && status == 0)
     status = EXIT_FAILURE;

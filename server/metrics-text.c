@@ -24,6 +24,9 @@ struct subject {
   struct q_image_info info;
   struct q_stats engine;
   struct stats_sum sum;
+  uint64_t watermark, watermark_passed, watermark_failed;
+  unsigned waiting;
+  uint64_t waits;
 };
 
 /* ---- gathering ------------------------------------------------------------------------------- */
@@ -39,6 +42,15 @@ look_at (struct subject *s, struct export *x)
   q_get_info (x->img, &s->info);
   q_get_stats (x->img, &s->engine);
   stats_sum (x->stats, &s->sum);
+  if (x->watermark) {
+    s->watermark = watermark_next (x->watermark);
+    s->watermark_passed = watermark_passed (x->watermark);
+    s->watermark_failed = watermark_failed (x->watermark);
+  }
+  if (x->room) {
+    s->waiting = room_waiting (x->room);
+    s->waits = room_times (x->room);
+  }
 }
 
 static void
@@ -228,6 +240,19 @@ put_space (struct openmetrics *m, const struct subject *s, unsigned n)
   for (unsigned i = 0; i < n; i++)
     if (s[i].engine.device_size > 0)
       openmetrics_value (m, s[i].engine.device_size, "export", s[i].name, NULL);
+  openmetrics_family (m, OM_GAUGE, "nbdcow_export_watermark_bytes", "bytes",
+                      "The highest offset after which it is told next, where there is any.");
+  for (unsigned i = 0; i < n; i++)
+    if (s[i].watermark > 0)
+      openmetrics_value (m, s[i].watermark, "export", s[i].name, NULL);
+  PUT_EACH (OM_COUNTER, "nbdcow_export_watermark_passed", NULL, s[i].watermark_passed,
+            "How often the watermark was passed.");
+  PUT_EACH (OM_COUNTER, "nbdcow_export_watermark_exec_failures", NULL, s[i].watermark_failed,
+            "How often its command failed, or could not be run.");
+  PUT_EACH (OM_GAUGE, "nbdcow_export_enospc_waiting_requests", "requests", s[i].waiting,
+            "Requests that wait for space on the disk.");
+  PUT_EACH (OM_COUNTER, "nbdcow_export_enospc_waits", NULL, s[i].waits,
+            "How often it began that requests had to wait for space.");
   PUT_EACH (OM_GAUGE, "nbdcow_export_file_bytes", "bytes", s[i].info.file_size,
             "The size of the image file, or of the block device that holds it.");
   PUT_EACH (OM_GAUGE, "nbdcow_export_allocated_bytes", "bytes", s[i].info.actual_size,

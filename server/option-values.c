@@ -117,6 +117,13 @@ option_offset (struct options *opts, const char *arg)
 }
 
 void
+option_watermark (const char *option, const char *arg, struct q_amount *amount)
+{
+  if (!watermark_parse (arg, amount))
+    option_fail ("%s=%s: a size, or a percentage up to 100%%, is wanted", option, arg);
+}
+
+void
 option_memory (struct options *opts, const char *arg)
 {
   if (!parse_size (arg, &opts->memory) || opts->memory < SERVER_MIN_MEMORY ||

@@ -42,6 +42,7 @@ void option_bitmap (struct options *opts, const char *arg);
 void option_export (struct options *opts, const char *arg);
 void option_export_dir (struct options *opts, const char *arg);
 void option_memory (struct options *opts, const char *arg);
+void option_watermark (const char *option, const char *arg, struct q_amount *amount);
 void option_object (struct options *opts, const char *arg);
 void option_offset (struct options *opts, const char *arg);
 void option_port (struct options *opts, const char *arg);

@@ -53,6 +53,10 @@ enum {
   OPT_VSOCK,
   OPT_CONTROL,
   OPT_METRICS,
+  OPT_WATERMARK,
+  OPT_WATERMARK_REPEAT,
+  OPT_WATERMARK_EXEC,
+  OPT_ON_ENOSPC,
   OPT_LOG,
   OPT_LOG_LEVEL,
   OPT_USER,
@@ -121,6 +125,10 @@ static const struct option long_options[] = {
   { "config", required_argument, NULL, OPT_CONFIG },
   { "control", required_argument, NULL, OPT_CONTROL },
   { "metrics", required_argument, NULL, OPT_METRICS },
+  { "watermark", required_argument, NULL, OPT_WATERMARK },
+  { "watermark-repeat", required_argument, NULL, OPT_WATERMARK_REPEAT },
+  { "watermark-exec", required_argument, NULL, OPT_WATERMARK_EXEC },
+  { "on-enospc", required_argument, NULL, OPT_ON_ENOSPC },
   { "vsock", required_argument, NULL, OPT_VSOCK },
   { "log", required_argument, NULL, OPT_LOG },
   { "log-level", required_argument, NULL, OPT_LOG_LEVEL },
@@ -281,6 +289,19 @@ apply (struct options *opts, struct said *said, int c, const char *arg)
   case OPT_LOCK:
     if (!source_set_lock (source, arg))
       option_fail ("--lock=%s: on or off is wanted", arg);
+    break;
+  case OPT_WATERMARK:
+    option_watermark ("--watermark", arg, &opts->export.watermark.at);
+    break;
+  case OPT_WATERMARK_REPEAT:
+    option_watermark ("--watermark-repeat", arg, &opts->export.watermark.repeat);
+    break;
+  case OPT_WATERMARK_EXEC:
+    opts->export.watermark.exec = arg;
+    break;
+  case OPT_ON_ENOSPC:
+    if (!room_parse (arg, &opts->export.on_enospc))
+      option_fail ("--on-enospc=%s: report, wait or wait:SECONDS is wanted", arg);
     break;
   case OPT_STATE_DIR:
     option_state_dir (opts, arg);

@@ -237,7 +237,7 @@ dispatch (struct session *s, struct request *rq, uint64_t payload, const uint8_t
   bool filter = payload > 0 && rq->type == NBD_CMD_BLOCK_STATUS;
 
   if (rq->type == NBD_CMD_DISC) {
-    s->ending = true;
+    session_eof (s);
     return 0;
   }
   if (filter && payload >= FILTER_MIN && payload <= FILTER_MAX &&

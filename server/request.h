@@ -24,6 +24,8 @@ struct request {
   uint64_t cookie, offset, len;
   uint64_t contexts; /* BLOCK_STATUS: which to answer for */
 
+  uint64_t
+      waited_since; /* room.h: when it first met a full disk, if it is to wait; 0: it has not */
   uint64_t arrived; /* stats.h; 0: it is answered in the turn that it came in */
 
   uint64_t done;         /* of len: written inline, or read and queued */

@@ -137,6 +137,25 @@ take_tls (struct members *m, struct export_options *xo)
   xo->tls_only = mode || authz;
 }
 
+/* What happens when room becomes short. */
+static void
+take_watch (struct members *m, struct export_options *xo)
+{
+  const char *at = NULL, *repeat = NULL, *on_enospc = NULL;
+
+  members_string (m, "watermark", &at);
+  members_string (m, "watermark-repeat", &repeat);
+  members_string (m, "watermark-exec", &xo->watermark.exec);
+  members_string (m, "on-enospc", &on_enospc);
+  if (at && !watermark_parse (at, &xo->watermark.at))
+    members_fail (m, "watermark=%.100s: a size, or a percentage up to 100%%, is wanted", at);
+  if (repeat && !watermark_parse (repeat, &xo->watermark.repeat))
+    members_fail (m, "watermark-repeat=%.100s: a size, or a percentage up to 100%%, is wanted",
+                  repeat);
+  if (on_enospc && !room_parse (on_enospc, &xo->on_enospc))
+    members_fail (m, "on-enospc=%.100s: report, wait or wait:SECONDS is wanted", on_enospc);
+}
+
 static int
 take_export (json_t *settings, const char *what, const struct export_options *defaults,
              serve_fn serve, void *opaque, struct q_error *err)
@@ -163,6 +182,7 @@ take_export (json_t *settings, const char *what, const struct export_options *de
   take_part (&m, &xo.source);
   take_limits (&m, &xo);
   take_tls (&m, &xo);
+  take_watch (&m, &xo);
   members_string (&m, "key-secret", &key);
   if (!file)
     members_fail (&m, "the setting 'file' is missing");

@@ -14,8 +14,10 @@
 #include "loop.h"
 #include "reload.h"
 #include "server.h"
+#include "room.h"
 #include "service.h"
 #include "stats.h"
+#include "watermark.h"
 
 /* Seconds to wait when there is no descriptor or memory for another connection. */
 #define ACCEPT_PAUSE 0.5
@@ -360,6 +362,8 @@ serve (struct server *sv)
     ev_child_start (sv->ev, &sv->child);
   }
   start_watchdog (sv);
+  watermarks_start (sv->ev);
+  rooms_start (sv->ev, sv->pool);
   ev_run (sv->ev, 0);
 }
 
@@ -402,7 +406,9 @@ server_run (const struct server_options *options, struct listeners *ls, struct e
   exports_set_sweep (exports, NULL, NULL);
   /* Whoever connects from now on is told at once that there is nobody here. */
   listen_close (ls);
+  rooms_stop ();
   stop_threads (&sv);
+  watermarks_stop ();
   ev_loop_destroy (sv.ev);
   pthread_mutex_destroy (&sv.lock);
   return sv.status;

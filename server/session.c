@@ -7,6 +7,7 @@
 #include "log.h"
 #include "merge.h"
 #include "request.h"
+#include "room.h"
 #include "session.h"
 
 /* Replies queued before requests are left waiting: enough to keep any socket busy. */
@@ -368,10 +369,19 @@ abandon_payload (struct session *s)
   s->receiving = NULL;
 }
 
+/* Nobody waits for answers that may be long in coming. */
+static void
+stop_waiting (struct session *s)
+{
+  if (s->export && s->inflight > 0)
+    room_drop (s->export->room, s);
+}
+
 void
 session_eof (struct session *s)
 {
   s->ending = true;
+  stop_waiting (s);
   abandon_payload (s);
 }
 
@@ -379,6 +389,7 @@ void
 session_stop (struct session *s)
 {
   s->stopping = true;
+  stop_waiting (s);
 }
 
 void
@@ -387,6 +398,7 @@ session_drop (struct session *s)
   struct shard *shard = s->shard;
 
   s->dropped = true;
+  stop_waiting (s);
   outq_clear (&s->out, &shard->cache);
   abandon_payload (s);
   while (s->parked.first) {

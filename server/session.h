@@ -128,6 +128,7 @@ struct session {
   struct request *long_write; /* of which more pieces are to come */
   /* Written by the shard's thread alone, read by any (clients.c). */
   _Atomic uint64_t n_requests, bytes_read, bytes_written;
+  bool unwanted; /* room.h: its requests do not wait for room any more; under the room's lock */
   struct stats_counters *stats; /* of the export, on this shard */
   struct lane *lane;            /* in the pool; may be NULL */
   struct batch parked;          /* long reads that wait for their last piece to be sent */

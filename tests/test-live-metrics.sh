@@ -234,7 +234,7 @@ from values import Values
 
 there = {name for name, _ in Values("now.om")} | {f.name for f in Values("now.om").families}
 # Families that have no sample here: nothing is on a block device.
-there |= {"nbdcow_export_device_bytes"}
+there |= {"nbdcow_export_device_bytes", "nbdcow_export_watermark_bytes"}
 dashboard = json.load(open(sys.argv[1] + "/grafana-dashboard.json"))
 expressions = [t["expr"] for p in dashboard["panels"] for t in p["targets"]]
 expressions += [v["query"]["query"] for v in dashboard["templating"]["list"] if isinstance(v["query"], dict)]

@@ -113,3 +113,29 @@ q_watch_highest (struct q_image *img, uint64_t threshold, q_highest_fn fn, void 
   q_alloc_unlock (img);
   return 0;
 }
+
+uint64_t
+q_amount_bytes (const struct q_image *img, const struct q_amount *amount)
+{
+  uint64_t whole;
+
+  if (amount->percent == 0)
+    return amount->bytes;
+  whole = q_device_size (img);
+  if (whole == 0)
+    whole = q_size (img);
+  return whole / 100 * amount->percent + whole % 100 * amount->percent / 100;
+}
+
+uint64_t
+q_next_mark (uint64_t at, uint64_t step, uint64_t offset)
+{
+  uint64_t next;
+
+  if (at >= offset)
+    return at;
+  if (step == 0 || __builtin_mul_overflow (q_div_up (offset - at, step), step, &next) ||
+      __builtin_add_overflow (at, next, &next))
+    return UINT64_MAX;
+  return next;
+}

@@ -223,6 +223,9 @@ bool q_can_fast_zero (const struct q_image *img);
  * that of the qcow2 file: the data file's is the size of the disk. */
 uint64_t q_highest_offset (const struct q_image *img);
 
+/* The size of the block device that holds IMG, as it is now; 0: it is in a file. */
+uint64_t q_device_size (const struct q_image *img);
+
 /* Calls FN, once, when the highest allocated offset has come to lie above THRESHOLD: at once if it
  * does already.  FN is called on whichever thread allocates, with the allocator's lock held: it
  * wakes somebody up, and does nothing else.  There is one watch at a time: this one takes the place
@@ -231,6 +234,17 @@ uint64_t q_highest_offset (const struct q_image *img);
  * raw images. */
 typedef void (*q_highest_fn) (void *opaque);
 int q_watch_highest (struct q_image *img, uint64_t threshold, q_highest_fn fn, void *opaque);
+
+/* For watermarks: a number of bytes or, if PERCENT is not 0, so much of the block device that holds
+ * IMG or, for a file, of the disk's size; in bytes, as of now. */
+struct q_amount {
+  uint64_t bytes;
+  unsigned percent;
+};
+uint64_t q_amount_bytes (const struct q_image *img, const struct q_amount *amount);
+/* The first of AT, AT + STEP, AT + 2 * STEP ... that is not below OFFSET; UINT64_MAX if there is
+ * none, as may be if STEP is 0. */
+uint64_t q_next_mark (uint64_t at, uint64_t step, uint64_t offset);
 
 /* A feature bit that is set, by name: "" ends a list. */
 struct q_image_info {

@@ -19,6 +19,14 @@ cache_bytes (struct q_table_cache *c)
   return bytes;
 }
 
+uint64_t
+q_device_size (const struct q_image *img)
+{
+  uint64_t size;
+
+  return img->file->is_device && q_file_size (img->file, &size) == 0 ? size : 0;
+}
+
 static void
 add_layer (const struct q_image *img, struct q_stats *stats)
 {
@@ -36,12 +44,11 @@ q_get_stats (struct q_image *img, struct q_stats *stats)
     .dirty_tables = atomic_load (&img->dirty_tables),
     .limbo_bytes = (atomic_load (&img->limbo.clusters) + atomic_load (&img->dropped.clusters))
                    << img->cluster_bits,
+    .device_size = q_device_size (img),
     .l2_cache_bytes = cache_bytes (&img->l2_cache_own),
   };
   for (const struct q_image *layer = img; layer; layer = layer->backing)
     add_layer (layer, stats);
-  if (img->file->is_device && q_file_size (img->file, &stats->device_size) < 0)
-    stats->device_size = 0; /* it has gone */
   q_alloc_lock (img);
   stats->refcount_hits = img->refblock_hits;
   stats->refcount_misses = img->refblock_misses;

@@ -474,6 +474,47 @@ test_watched (void **state)
   unit_done (&f);
 }
 
+/* Where watermarks lie: no arithmetic wraps. */
+static void
+test_marks (void **state)
+{
+  static const struct {
+    uint64_t at, step, offset, next;
+  } cases[] = {
+    { 10, 0, 0, 10 },
+    { 10, 0, 10, 10 },
+    { 10, 0, 11, UINT64_MAX },
+    { 10, 5, 3, 10 },
+    { 10, 5, 11, 15 },
+    { 10, 5, 15, 15 },
+    { 10, 5, 16, 20 },
+    { 10, 5, 1000001, 1000005 },
+    { 0, 1, UINT64_MAX - 1, UINT64_MAX - 1 },
+    { 1, UINT64_MAX, 2, UINT64_MAX }, /* 2^64 */
+    { 1, UINT64_MAX / 2 + 1, UINT64_MAX, UINT64_MAX },
+  };
+  struct fixture f;
+  struct q_image *img;
+  struct q_amount a = { .bytes = 4711 };
+
+  (void)state;
+  for (size_t i = 0; i < lengthof (cases); ++i)
+    assert_int_equal (q_next_mark (cases[i].at, cases[i].step, cases[i].offset), cases[i].next);
+
+  /* Of the disk's size, in a file. */
+  unit_init (&f);
+  unit_create (&f, "disk", 1023 * 512, NULL);
+  img = unit_open (&f, "disk");
+  assert_int_equal (q_amount_bytes (img, &a), 4711);
+  a.percent = 100;
+  assert_int_equal (q_amount_bytes (img, &a), 1023 * 512);
+  a.percent = 25;
+  assert_int_equal (q_amount_bytes (img, &a), 1023 * 512 / 4);
+  assert_int_equal (q_device_size (img), 0);
+  unit_close (img);
+  unit_done (&f);
+}
+
 /* What the engine counts. */
 static void
 test_stats (void **state)
@@ -529,12 +570,19 @@ int
 main (void)
 {
   static const struct CMUnitTest tests[] = {
-    cmocka_unit_test (test_kept_and_recorded), cmocka_unit_test (test_proof),
-    cmocka_unit_test (test_corrected),         cmocka_unit_test (test_bounded_look),
-    cmocka_unit_test (test_other_lengths),     cmocka_unit_test (test_append),
-    cmocka_unit_test (test_name_in_the_way),   cmocka_unit_test (test_full_header),
-    cmocka_unit_test (test_full_cluster),      cmocka_unit_test (test_every_write),
-    cmocka_unit_test (test_watched),           cmocka_unit_test (test_stats),
+    cmocka_unit_test (test_kept_and_recorded),
+    cmocka_unit_test (test_proof),
+    cmocka_unit_test (test_corrected),
+    cmocka_unit_test (test_bounded_look),
+    cmocka_unit_test (test_other_lengths),
+    cmocka_unit_test (test_append),
+    cmocka_unit_test (test_name_in_the_way),
+    cmocka_unit_test (test_full_header),
+    cmocka_unit_test (test_full_cluster),
+    cmocka_unit_test (test_every_write),
+    cmocka_unit_test (test_watched),
+    cmocka_unit_test (test_marks),
+    cmocka_unit_test (test_stats),
   };
 
   return cmocka_run_group_tests (tests, NULL, NULL);

@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Three processes take part.  The server sends a message to the starter, which forks a watcher for
+ * it; that one forks the shell, waits, and sends its status straight to the server.  Messages are
+ * packets, so several may send on one socket.
+ */
+
+#include <errno.h>
+#include <ev.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "hooks.h"
+#include "log.h"
+
+/* Of a message: an id, the command, and the facts, each with a zero at its end. */
+#define MAX_MESSAGE ((size_t)64 * 1024)
+
+struct report {
+  uint32_t id;
+  int status;
+};
+
+static int fd = -1; /* the server's end */
+static ev_io reader;
+static struct ev_loop *loop;
+static hooks_ended_fn on_ended;
+static uint32_t last_id;
+
+/* ---- the other processes --------------------------------------------------------------------- */
+
+static void __attribute__ ((noreturn)) be_shell (const char *text, const char *end)
+{
+  const char *command = text;
+  int null = open ("/dev/null", O_RDONLY);
+  sigset_t none;
+
+  if (null >= 0)
+    dup2 (null, STDIN_FILENO);
+  for (const char *p = text + strlen (text) + 1; p < end; p += strlen (p) + 1)
+    putenv ((char *)p);
+  for (int i = 1; i < NSIG; i++)
+    signal (i, SIG_DFL);
+  sigemptyset (&none);
+  sigprocmask (SIG_SETMASK, &none, NULL);
+  execl ("/bin/sh", "sh", "-c", command, (char *)NULL);
+  _exit (127);
+}
+
+static void __attribute__ ((noreturn))
+be_watcher (int to, uint32_t id, const char *text, const char *end)
+{
+  struct report r = { id, 127 << 8 };
+
+  signal (SIGCHLD, SIG_DFL);
+  pid_t pid = fork ();
+  if (pid == 0)
+    be_shell (text, end);
+  while (pid > 0 && waitpid (pid, &r.status, 0) < 0 && errno == EINTR)
+    ;
+  send (to, &r, sizeof r, MSG_NOSIGNAL);
+  _exit (0);
+}
+
+static void __attribute__ ((noreturn)) be_starter (int from)
+{
+  static char message[MAX_MESSAGE + 1];
+  static const int ignored[] = { SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGQUIT };
+  ssize_t n;
+
+  /* It ends with the server, which may take its time over a signal to all of us. */
+  for (size_t i = 0; i < sizeof ignored / sizeof ignored[0]; i++)
+    signal (ignored[i], SIG_IGN);
+  signal (SIGCHLD, SIG_IGN); /* nobody asks for the watchers' status */
+  if (from != 3) {
+    dup2 (from, 3);
+    from = 3;
+  }
+  close_range (4, ~0u, 0);
+  fcntl (from, F_SETFD, FD_CLOEXEC);
+  while ((n = recv (from, message, MAX_MESSAGE, 0)) != 0) {
+    uint32_t id;
+    if (n < 0 && errno == EINTR)
+      continue;
+    if (n < (ssize_t)sizeof id)
+      break;
+    memcpy (&id, message, sizeof id);
+    message[n] = '\0';
+    pid_t pid = fork ();
+    if (pid == 0)
+      be_watcher (from, id, message + sizeof id, message + n);
+    if (pid < 0) {
+      struct report r = { id, 127 << 8 };
+      send (from, &r, sizeof r, MSG_NOSIGNAL);
+    }
+  }
+  _exit (0);
+}
+
+/* ---- the server ------------------------------------------------------------------------------ */
+
+int
+hooks_prepare (void (*forget) (void *opaque), void *opaque, struct q_error *err)
+{
+  int pair[2];
+  int r = socketpair (AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0 ? -errno : 0;
+  pid_t pid = r == 0 ? fork () : -1;
+
+  if (pid == 0) {
+    close (pair[0]);
+    forget (opaque);
+    be_starter (pair[1]);
+  }
+  if (pid < 0) {
+    r = r < 0 ? r : -errno;
+    snprintf (err->text, sizeof err->text, "cannot make a process that runs commands: %s",
+              strerror (-r));
+    return r;
+  }
+  close (pair[1]);
+  fd = pair[0];
+  fcntl (fd, F_SETFL, O_NONBLOCK);
+  return 0;
+}
+
+static void
+on_readable (struct ev_loop *ev, ev_io *w, int revents)
+{
+  struct report r;
+
+  (void)revents;
+  ssize_t n = recv (fd, &r, sizeof r, 0);
+  if (n == sizeof r) {
+    on_ended (r.id, r.status);
+    return;
+  }
+  if (n < 0 && (errno == EAGAIN || errno == EINTR))
+    return;
+  log_error ("the process that runs commands has gone: none can be run any more");
+  ev_io_stop (ev, w);
+  hooks_end ();
+  on_ended (0, 0);
+}
+
+void
+hooks_start (struct ev_loop *ev, hooks_ended_fn ended)
+{
+  loop = ev;
+  on_ended = ended;
+  if (fd < 0)
+    return;
+  ev_io_init (&reader, on_readable, fd, EV_READ);
+  ev_io_start (ev, &reader);
+}
+
+int64_t
+hooks_run (const char *command, const char *const *facts, struct q_error *err)
+{
+  char message[MAX_MESSAGE];
+  size_t n = sizeof last_id, len = strlen (command) + 1;
+  const char *text = command;
+
+  if (fd < 0) {
+    snprintf (err->text, sizeof err->text,
+              "there is no process for it: give one export a watermark-exec at the start");
+    return -ENOTCONN;
+  }
+  if (++last_id == 0)
+    last_id = 1;
+  memcpy (message, &last_id, sizeof last_id);
+  for (;;) {
+    if (len > sizeof message - n) {
+      snprintf (err->text, sizeof err->text, "it is too long, with what it is to know");
+      return -E2BIG;
+    }
+    memcpy (message + n, text, len);
+    n += len;
+    text = *facts++;
+    if (!text)
+      break;
+    len = strlen (text) + 1;
+  }
+  if (send (fd, message, n, MSG_NOSIGNAL) < 0) {
+    int r = -errno;
+    snprintf (err->text, sizeof err->text, "%s", strerror (-r));
+    return r;
+  }
+  return last_id;
+}
+
+void
+hooks_stop (void)
+{
+  if (loop && fd >= 0)
+    ev_io_stop (loop, &reader);
+  loop = NULL;
+}
+
+void
+hooks_end (void)
+{
+  if (fd >= 0)
+    close (fd);
+  fd = -1;
+}

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Commands that are run while the server serves.
+ *
+ *     hooks_prepare (forget, opaque, &err);  forks a process that will start them
+ *     hooks_start (ev, ended);               the main loop, where ENDED is told how they end
+ *     id = hooks_run (command, facts, &err); its thread; does not wait
+ *     hooks_stop ();                         its thread; what is being run goes on without us
+ *
+ * They are started by a process of their own, forked before the server has threads, opens images
+ * and gives up what it could do: it has neither descriptors nor memory of what comes later, and is
+ * not in the sandbox.  Without it (nobody asked for commands at the start) none can be run.  It
+ * ends when the server does, in whatever way.
+ */
+
+#ifndef HOOKS_H
+#define HOOKS_H
+
+#include <stdint.h>
+
+#include "qcow2.h"
+
+struct ev_loop;
+
+/* The command ID has ended with that status, as waitpid has it; ID 0: how those that were being run
+ * end will not be known. */
+typedef void (*hooks_ended_fn) (uint32_t id, int status);
+
+/* FORGET is called in the other process: it frees what is nobody's business there. */
+int hooks_prepare (void (*forget) (void *opaque), void *opaque, struct q_error *err);
+void hooks_start (struct ev_loop *ev, hooks_ended_fn ended);
+/* Runs /bin/sh -c COMMAND with nothing to read and with FACTS ("NAME=VALUE", up to a NULL) in its
+ * environment.  Returns a number above 0, or -errno. */
+int64_t hooks_run (const char *command, const char *const *facts, struct q_error *err);
+void hooks_stop (void);
+/* Closes what hooks_prepare made. */
+void hooks_end (void);
+
+#endif /* HOOKS_H */
