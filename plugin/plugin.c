@@ -28,8 +28,10 @@
 #include <zlib.h>
 #include <zstd.h>
 
+#include "counts.h"
 #include "passphrase.h"
 #include "qcow2.h"
+#include "watch.h"
 
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
@@ -112,6 +114,9 @@ static int discard = DISCARD_UNMAP;
 static int cache = 0;
 static int lock = Q_LOCK_ON;
 static bool compressing;
+static struct watermark watermark;
+static char *watermark_exec; /* what it points to */
+static int statistics = false;
 
 static bool use_state = true;
 static char *state_dir; /* NULL: the engine's default */
@@ -129,6 +134,7 @@ static const struct {
   { "lock", lock_words, &lock },
   { "data-file-policy", data_file_words, &data_file_policy },
   { "untrusted", switch_words, &untrusted },
+  { "statistics", switch_words, &statistics },
 };
 
 /* Finds VALUE among WORDS.  Returns -1 after saying which words there are. */
@@ -168,6 +174,27 @@ parse_size (const char *key, const char *value, uint64_t *result)
   if (r == -1) /* it is too large, and nbdkit has said so */
     return -1;
   *result = r;
+  return 0;
+}
+
+/* A size or a percentage. */
+static int
+parse_amount (const char *key, const char *value, struct q_amount *amount)
+{
+  size_t digits = strspn (value, "0123456789");
+  unsigned long percent = 0;
+
+  if (strcmp (value + digits, "%") != 0) {
+    *amount = (struct q_amount){ 0 };
+    return parse_size (key, value, &amount->bytes);
+  }
+  if (digits > 0 && digits <= 3)
+    percent = strtoul (value, NULL, 10);
+  if (percent < 1 || percent > 100) {
+    nbdkit_error ("%s=%s: expected a percentage from 1%% to 100%%", key, value);
+    return -1;
+  }
+  *amount = (struct q_amount){ .percent = (unsigned)percent };
   return 0;
 }
 
@@ -224,6 +251,17 @@ plugin_config (const char *key, const char *value)
     free (data_file);
     data_file = nbdkit_absolute_path (value);
     return data_file ? 0 : -1;
+  }
+  if (strcmp (key, "watermark") == 0)
+    return parse_amount (key, value, &watermark.at);
+  if (strcmp (key, "watermark-repeat") == 0)
+    return parse_amount (key, value, &watermark.repeat);
+  if (strcmp (key, "watermark-exec") == 0) {
+    free (watermark_exec);
+    watermark.exec = watermark_exec = strdup (value);
+    if (!watermark_exec)
+      nbdkit_error ("%s: out of memory", key);
+    return watermark_exec ? 0 : -1;
   }
   if (strcmp (key, "l2-cache-size") == 0)
     return parse_size (key, value, &options.l2_cache_size);
@@ -296,6 +334,7 @@ plugin_unload (void)
   free (filename);
   free (state_dir);
   free (data_file);
+  free (watermark_exec);
 }
 
 /* Says why the image does not open, and what to do about it here if that is to ask for it
@@ -377,6 +416,22 @@ plugin_get_ready (void)
   return r;
 }
 
+/* Asked for by nbdkit's -D qcow2.statistics=1: a line whenever a connection ends, as well. */
+NBDKIT_DLL_PUBLIC int qcow2_debug_statistics = 0;
+
+/* TELL: to whoever reads the log, not only to whoever debugs. */
+static void
+show_statistics (bool tell)
+{
+  char line[COUNTS_LINE];
+
+  counts_line (image, line);
+  if (tell)
+    nbdkit_error ("statistics: %s", line);
+  else
+    nbdkit_debug ("statistics: %s", line);
+}
+
 /* Flushes what no client has flushed.  A failure is printed: nbdkit has no way for it to become an
  * exit status. */
 static void
@@ -384,6 +439,10 @@ plugin_cleanup (void)
 {
   struct q_error err;
 
+  if (image) {
+    watch_stop ();
+    show_statistics (statistics);
+  }
   if (image && q_close (&image, &err) < 0)
     nbdkit_error ("%s", err.text);
 }
@@ -397,6 +456,8 @@ plugin_dump (void)
   printf ("qcow2_zlib=%s\n", zlibVersion ());
   printf ("qcow2_zstd=%s\n", ZSTD_versionString ());
   printf ("qcow2_highest_allocated_offset=yes\n");
+  printf ("qcow2_watermark=yes\n");
+  printf ("qcow2_statistics=yes\n");
 }
 
 /* ---- connections --------------------------------------------------------------------------- */
@@ -424,6 +485,12 @@ open_image (bool readonly)
   } else {
     passphrase_forget ();
     passphrase_apply (&options);
+    if (!q_read_only (image) && (r = watch_start (image, filename, &watermark)) < 0) {
+      struct q_error ignored;
+      nbdkit_error ("%s: cannot watch it: %s", filename, strerror (-r));
+      q_close (&image, &ignored);
+      errno = -r;
+    }
   }
   return r;
 }
@@ -438,6 +505,14 @@ plugin_open (int readonly)
     r = open_image (readonly);
   pthread_mutex_unlock (&image_lock);
   return r < 0 ? NULL : NBDKIT_HANDLE_NOT_NEEDED;
+}
+
+static void
+plugin_close (void *handle)
+{
+  (void)handle;
+  if (qcow2_debug_statistics)
+    show_statistics (false);
 }
 
 static int
@@ -537,6 +612,14 @@ plugin_no (void *handle)
 
 /* ---- requests ------------------------------------------------------------------------------ */
 
+/* Counts a request that ended with R, which is returned. */
+static int
+counted (int r, enum count count, uint32_t bytes)
+{
+  count_request (count, bytes, r != 0);
+  return r;
+}
+
 /* Turns an engine result into nbdkit's.  WHAT is the request in words. */
 static int
 result (int r, const char *what, uint32_t count, uint64_t offset)
@@ -566,7 +649,8 @@ plugin_pread (void *handle, void *buf, uint32_t count, uint64_t offset, uint32_t
 {
   (void)handle;
   (void)flags;
-  return result (q_pread (image, buf, offset, count), "reading", count, offset);
+  return counted (result (q_pread (image, buf, offset, count), "reading", count, offset),
+                  COUNT_READ, count);
 }
 
 static int
@@ -578,7 +662,7 @@ plugin_pwrite (void *handle, const void *buf, uint32_t count, uint64_t offset, u
   (void)handle;
   if (r == 0)
     r = settle (flags);
-  return result (r, "writing", count, offset);
+  return counted (result (r, "writing", count, offset), COUNT_WRITE, count);
 }
 
 static int
@@ -598,7 +682,7 @@ plugin_zero (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
   }
   if (r == 0)
     r = settle (flags);
-  return result (r, "zeroing", count, offset);
+  return counted (result (r, "zeroing", count, offset), COUNT_ZERO, count);
 }
 
 static int
@@ -609,7 +693,7 @@ plugin_trim (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
   (void)handle;
   if (r == 0)
     r = settle (flags);
-  return result (r, "discarding", count, offset);
+  return counted (result (r, "discarding", count, offset), COUNT_TRIM, count);
 }
 
 static int
@@ -621,7 +705,7 @@ plugin_flush (void *handle, uint32_t flags)
   (void)flags;
   if (cache & CACHE_FLUSH_NEVER)
     return 0;
-  r = q_flush (image);
+  r = counted (q_flush (image), COUNT_FLUSH, 0);
   if (r == 0)
     return 0;
   nbdkit_error ("%s: flushing: %s", filename, strerror (-r));
@@ -634,7 +718,8 @@ plugin_cache (void *handle, uint32_t count, uint64_t offset, uint32_t flags)
 {
   (void)handle;
   (void)flags;
-  return result (q_prefetch (image, offset, count), "prefetching", count, offset);
+  return counted (result (q_prefetch (image, offset, count), "prefetching", count, offset),
+                  COUNT_CACHE, count);
 }
 
 static uint32_t
@@ -689,6 +774,10 @@ plugin_extents (void *handle, uint32_t count, uint64_t offset, uint32_t flags,
   "unsafe.\n"                                                                                      \
   "passphrase=+FILE|-FD|-           What opens an encrypted image; repeat it for each layer.\n"    \
   "compress=on|off|LEVEL            Store whole clusters compressed (default off).\n"              \
+  "watermark=SIZE|PERCENT%          Tell when so much of the image is allocated.\n"                \
+  "watermark-repeat=SIZE|PERCENT%   And again after each so much more.\n"                          \
+  "watermark-exec=COMMAND           Run COMMAND then.\n"                                           \
+  "statistics=on|off                A line about what was done, at the end (default off).\n"       \
   "lock=on|off                      Take QEMU's image locks (default on).\n"                       \
   "state-dir=DIR|off                Where writes survive a killed nbdkit.\n"                       \
   "l2-cache-size=SIZE               Memory for mapping tables.\n"                                  \
@@ -713,6 +802,7 @@ static struct nbdkit_plugin plugin = {
   .default_export = plugin_default_export,
   .export_description = plugin_export_description,
   .open = plugin_open,
+  .close = plugin_close,
   .get_size = plugin_get_size,
   .block_size = plugin_block_size,
   .can_write = plugin_can_write,

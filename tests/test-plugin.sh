@@ -34,19 +34,31 @@ has_byte ()
   ! grep -q 'verification failed' io.out
 }
 
-echo "== only nbdkit's entry point comes out of the plugin"
-[ "$(nm -D --defined-only "$NBDKIT_PLUGIN" | awk '{ print $3 }')" = plugin_init ]
+echo "== only nbdkit's entry point, and a flag for its -D, come out of the plugin"
+[ "$(nm -D --defined-only "$NBDKIT_PLUGIN" | awk '{ print $3 }' | sort | tr '\n' ' ')" = \
+  "plugin_init qcow2_debug_statistics " ]
+
+echo "== a line of statistics: at the end, and whenever a client has gone, if asked for"
+qemu-img create -q -f qcow2 counted.qcow2 16M
+nbdkit_qcow2 -U - counted.qcow2 state-dir=off statistics=on \
+  --run 'qemu-io -f raw -c "write 0 64k" -c flush -c "read 0 512" "$uri"' >counted.log 2>&1 || fail "$(cat counted.log)"
+grep -q 'statistics: reads=[1-9].* writes=1 (65536 bytes) flushes=[1-9].* errors=0 highest-offset=[1-9]' \
+  counted.log || fail "$(cat counted.log)"
+nbdkit_qcow2 -v -D qcow2.statistics=1 -U - counted.qcow2 state-dir=off \
+  --run 'for i in 1 2 3; do qemu-img info -f raw "$uri"; done' >counted.log 2>&1 || fail "$(cat counted.log)"
+[ "$(grep -c 'debug: statistics: reads=' counted.log)" -ge 4 ] || fail "$(cat counted.log)"
 
 echo "== what it tells about itself"
 nbdkit_qcow2 --dump-plugin >dump
 for field in name=qcow2 max_thread_model=parallel errno_is_preserved=1 magic_config_key=file \
-  "qcow2_versions=2 3" "qcow2_compression=zlib zstd" qcow2_highest_allocated_offset=yes; do
+  "qcow2_versions=2 3" "qcow2_compression=zlib zstd" qcow2_highest_allocated_offset=yes qcow2_watermark=yes; do
   grep -qxF "$field" dump || fail "--dump-plugin does not print $field"
 done
 grep -q '^qcow2_zlib=1\.' dump
 grep -q '^qcow2_zstd=1\.' dump
 nbdkit_qcow2 --help >help
-for key in file format backing discard cache lock l2-cache-size refcount-cache-size; do
+for key in file format backing discard cache lock l2-cache-size refcount-cache-size watermark \
+  watermark-repeat watermark-exec statistics; do
   grep -q "$key.*=" help || fail "--help does not know $key"
 done
 
