@@ -311,16 +311,15 @@ extended_header (struct session *s, const uint8_t *p, size_t n)
   s->budget -= REQUEST_COST;
 
   uint64_t payload = 0;
-  if (rq.flags & NBD_CMD_FLAG_PAYLOAD_LEN) {
+  /* A client MUST set the flag when it writes; that of QEMU (to version 11 at least) does not, and
+   * sends the payload all the same. */
+  if (rq.flags & NBD_CMD_FLAG_PAYLOAD_LEN || rq.type == NBD_CMD_WRITE) {
     rq.flags &= (uint16_t)~NBD_CMD_FLAG_PAYLOAD_LEN;
     payload = rq.len;
     if (payload > NBD_MAX_PAYLOAD) {
       session_drop (s); /* as the spec advises: it may be a desynchronised stream */
       return n;
     }
-  } else if (rq.type == NBD_CMD_WRITE && rq.len > 0) {
-    reject (s, &rq, EINVAL, "write without the payload length flag");
-    return sizeof *h;
   }
   return sizeof *h + dispatch (s, &rq, payload, p + sizeof *h, n - sizeof *h);
 }

@@ -57,8 +57,6 @@ static const struct difference differences[] = {
     "its replies are cut off by DISC" },
   { "qemu-nbd", "status.follows-no-hole", 0, "* has flags 0x1, not 0",
     "it makes zero clusters without space of their own" },
-  { "qemu-nbd", "payload.write-without-flag", 0, "no answer in *",
-    "it takes the length of any write for that of a payload" },
 
   { "qemu-nbd", "*.not-aligned", 0, "*: success, not EINVAL",
     "it serves what is not aligned, at some expense" },
