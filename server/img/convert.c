@@ -16,6 +16,7 @@
 #define SECTOR         512u
 #define DEFAULT_SPARSE 4096u
 #define MAX_PARALLEL   16u
+#define NBD_THREADS    4u
 #define MAX_SPARSE     (16u << 20)
 
 enum { TARGET_OPTS = IMG_OPT_LONG, TARGET_IS_ZERO, SALVAGE, LEVEL, BITMAPS, SKIP_BROKEN };
@@ -208,6 +209,18 @@ copy (struct conversion *c, const struct convert_options *o)
   return r ? 1 : 0;
 }
 
+/* Of threads that wait for the network more than for a processor, there can be more. */
+static unsigned
+choose_threads (const struct convert_options *o, char **names, unsigned n)
+{
+  bool nbd = img_is_nbd (o->target.name);
+  unsigned usual = img_default_threads ();
+
+  for (unsigned i = 0; i < n; i++)
+    nbd = nbd || img_is_nbd (names[i]);
+  return o->threads ? (unsigned)o->threads : nbd && usual < NBD_THREADS ? NBD_THREADS : usual;
+}
+
 static int
 convert (struct convert_options *o, char **names, unsigned n)
 {
@@ -215,7 +228,7 @@ convert (struct convert_options *o, char **names, unsigned n)
     .compress = o->compress,
     .sparse = o->sparse,
     .salvage = o->salvage,
-    .threads = (unsigned)o->threads,
+    .threads = choose_threads (o, names, n),
   };
   int status = 1;
 

@@ -43,6 +43,10 @@ open_nbd (void *opaque, const char *name, unsigned flags, struct q_file **file, 
 /* What one request moves at most, unless the server wants less. */
 #define MAX_REQUEST     (32u << 20)
 
+/* Data goes in requests of about this size, so many of which are under way on a connection. */
+#define GRAIN           (256u << 10)
+#define DEPTH           16u
+
 #define ALLOCATION "base:allocation"
 
 struct nbd_file {
@@ -136,42 +140,74 @@ is_aligned (const struct nbd_file *f, uint64_t offset, uint64_t len)
   return offset % f->align == 0 && len % f->align == 0;
 }
 
+/* Requests of one connection that are under way. */
+struct flight {
+  unsigned n;
+  int error; /* the first one's */
+};
+
+static int
+landed (void *opaque, int *error)
+{
+  struct flight *flight = opaque;
+
+  flight->n--;
+  if (*error && !flight->error)
+    flight->error = -*error;
+  return 1;
+}
+
+/* One direction of what follows: OUT, or to IN. */
+static int64_t
+launch (struct nbd_handle *h, char *in, const char *out, uint64_t len, uint64_t offset,
+        struct flight *flight)
+{
+  const nbd_completion_callback done = { .callback = landed, .user_data = flight };
+
+  return out ? nbd_aio_pwrite (h, out, len, offset, done, 0)
+             : nbd_aio_pread (h, in, len, offset, done, 0);
+}
+
+/* Several requests at a time: the server works on one while another is on its way. */
+static int
+transfer (struct nbd_file *f, char *in, const char *out, uint64_t len, uint64_t offset)
+{
+  const uint64_t grain = f->align > GRAIN ? f->align : GRAIN / f->align * f->align;
+  const uint64_t most = grain < f->max ? grain : f->max;
+  struct nbd_handle *h = take_connection (f);
+  struct flight flight = { 0 };
+  uint64_t at = 0;
+
+  while (flight.n > 0 || (at < len && !flight.error)) {
+    const uint64_t n = len - at < most ? len - at : most;
+
+    if (at < len && !flight.error && flight.n < DEPTH) {
+      flight.n++;
+      if (launch (h, in ? in + at : NULL, out ? out + at : NULL, n, offset + at, &flight) == -1) {
+        flight.n--;
+        flight.error = last_errno ();
+      }
+      at += n;
+    } else if (nbd_poll (h, -1) == -1 && (nbd_aio_is_dead (h) || nbd_aio_is_closed (h))) {
+      /* Nothing is under way any more. */
+      flight.error = flight.error ? flight.error : -EIO;
+      break;
+    }
+  }
+  give_connection (f, h);
+  return flight.error;
+}
+
 static int
 read_aligned (struct nbd_file *f, char *buf, uint64_t len, uint64_t offset)
 {
-  struct nbd_handle *h = take_connection (f);
-  int r = 0;
-
-  while (r == 0 && len > 0) {
-    uint64_t n = len < f->max ? len : f->max;
-
-    if (nbd_pread (h, buf, n, offset, 0) == -1)
-      r = last_errno ();
-    buf += n;
-    offset += n;
-    len -= n;
-  }
-  give_connection (f, h);
-  return r;
+  return transfer (f, buf, NULL, len, offset);
 }
 
 static int
 write_aligned (struct nbd_file *f, const char *buf, uint64_t len, uint64_t offset)
 {
-  struct nbd_handle *h = take_connection (f);
-  int r = 0;
-
-  while (r == 0 && len > 0) {
-    uint64_t n = len < f->max ? len : f->max;
-
-    if (nbd_pwrite (h, buf, n, offset, 0) == -1)
-      r = last_errno ();
-    buf += n;
-    offset += n;
-    len -= n;
-  }
-  give_connection (f, h);
-  return r;
+  return transfer (f, NULL, buf, len, offset);
 }
 
 static int

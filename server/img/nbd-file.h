@@ -7,7 +7,7 @@
  * opened in this way: the engine refuses backing file names with a scheme before it asks.
  *
  * Requests of several threads travel over several connections where the server says that this is
- * safe (multi-conn), else they take turns.
+ * safe (multi-conn), else they take turns.  Each is cut into several that are under way at once.
  */
 
 #ifndef NBD_FILE_H
