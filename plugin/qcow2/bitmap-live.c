@@ -276,7 +276,12 @@ q_bitmaps_resize_prepare (struct q_image *img, uint64_t size, struct q_bitmaps_r
   z->img = img;
   for (unsigned i = 0; r == 0 && i < l->n; ++i)
     if (!l->bitmap[i]->inconsistent) {
-      r = prepare_one (img, l->bitmap[i], size, &total, &z->bits[i], err);
+      /* A table has one entry at least. */
+      r = size > 0 ? prepare_one (img, l->bitmap[i], size, &total, &z->bits[i], err)
+                   : q_fail (err, -EINVAL,
+                             "%s: a disk with bitmap '%s' cannot be made 0 bytes long: remove the "
+                             "bitmap first",
+                             img->filename, l->bitmap[i]->name);
       b[n++] = l->bitmap[i];
     }
   if (r == 0) {

@@ -147,6 +147,8 @@ q_bitmap_make_table (struct q_bitmap *b)
   uint64_t host;
   int r;
 
+  if (n == 0)
+    return -EINVAL; /* a disk of no bytes has nothing to keep track of */
   b->table = calloc (n, sizeof *b->table);
   if (!b->table)
     return -ENOMEM;
@@ -450,7 +452,7 @@ save_bits (struct q_image *img, struct saving *s, struct q_leaving *leaving)
   struct q_bitmap *b = s->b;
   struct q_bits *bits = atomic_load (&b->bits);
   uint64_t bytes = bits->chunks * sizeof (uint64_t);
-  bool any = b->table_offset == 0 || b->table_size != bits->chunks;
+  bool any = bits->chunks > 0 && (b->table_offset == 0 || b->table_size != bits->chunks);
   uint8_t *buf;
   int r = 0;
 
