@@ -20,7 +20,7 @@ cmake -S "$source" -B "$build" -DCMAKE_C_COMPILER=clang -DCMAKE_BUILD_TYPE=Debug
   -DCMAKE_EXE_LINKER_FLAGS=-fprofile-instr-generate >/dev/null
 for target; do
   targets="$targets replay-$target"
-  objects="$objects -object $build/tests/fuzz/replay-$target"
+  objects="$objects${objects:+ -object} $build/tests/fuzz/replay-$target"
 done
 # shellcheck disable=SC2086 # one word a target
 cmake --build "$build" --target $targets >/dev/null

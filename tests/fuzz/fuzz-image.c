@@ -436,6 +436,17 @@ random_head (uint8_t head[PACKED_HEAD], uint64_t *random)
   head[0] = bits[random_below (random, sizeof bits)];
 }
 
+/* Another key, which then erases the first one; and the image is opened again. */
+static void
+change_keys (uint8_t head[PACKED_HEAD])
+{
+  static const uint8_t requests[] = { 17, 2, 2, 0, 17, 2, 0, 0, 12, 0, 0, 0, 17, 9, 0, 0,
+                                      15, 0, 0, 0, 17, 5, 2, 0, 1,  0, 0, 2, 0,  0, 0, 2 };
+
+  memset (head, 0, PACKED_HEAD);
+  memcpy (head + sizeof (struct choice), requests, sizeof requests);
+}
+
 #define MAX_SEED (256u << 10)
 
 void
@@ -451,6 +462,8 @@ fuzz_seeds (fuzz_emit emit, void *opaque)
       size_t n;
 
       random_head (head, &random);
+      if (skeletons[i].encrypted && k == 2)
+        change_keys (head);
       n = seed_of (&skeletons[i], head, out, MAX_SEED);
       snprintf (name, sizeof name, "%s-%u", skeletons[i].name, k);
       if (n)

@@ -25,7 +25,7 @@
 #include "skeleton.h"
 
 #define TURN_BUDGET (1 << 20)
-#define MAX_CLIENT  (4u << 20)
+#define MAX_CLIENT  (12u << 20)
 #define MAX_SERVER  (16u << 20)
 #define MAX_MEMORY  (4u << 20)
 #define MAX_TURNS   2000u /* in which nothing happens */
@@ -564,4 +564,20 @@ fuzz_seeds (fuzz_emit emit, void *opaque)
       snprintf (name, sizeof name, "start%u-%s", start, image_names[i]);
       emit (opaque, name, input, sizeof c + n);
     }
+  /* A write of 6 MiB, which is taken in in pieces, and one that is compressed. */
+  for (unsigned i = 0; i < 4; ++i) {
+    static const uint8_t writes[] = { 6, 1, 0, 7, 0, 1, 163, 6, 6, 0, 0, 0, 0, 1, 0, 8 };
+    struct choice c = { .start = (uint8_t)(EXPORT_NAME + i % 3),
+                        .image = i < 3 ? 5 : 2,
+                        .bits = i < 3 ? 0 : COMPRESS,
+                        .in = 17,
+                        .out = 17 };
+
+    memcpy (input, &c, sizeof c);
+    memcpy (input + sizeof c, writes, sizeof writes);
+    if (i == 3)
+      input[sizeof c + 6] = 3 | 15 << 3, input[sizeof c + 7] = 1; /* 32 KiB */
+    snprintf (name, sizeof name, "long%u", i);
+    emit (opaque, name, input, sizeof c + sizeof writes);
+  }
 }
