@@ -12,6 +12,7 @@
 
 #include "control.h"
 #include "describe.h"
+#include "watermark.h"
 
 /* ---- what there is --------------------------------------------------------------------------- */
 
@@ -45,7 +46,8 @@ describe_node (struct export *x, bool flat)
       describe_format (q_image_format (x->img)), "ro", q_read_only (x->img), "backing_file_depth",
       (int)depth (x), "encrypted", json_object_get (image, "encrypted") != NULL, "detect_zeroes",
       zeroes[x->detect_zeroes], "active", 1, "cache", describe_cache (x), "dirty-bitmaps",
-      describe_dirty (x->img), "image", image, "write_threshold", (json_int_t)0, "children",
+      describe_dirty (x->img), "image", image, "write_threshold",
+      (json_int_t)(x->watermark ? watermark_asked (x->watermark) : 0), "children",
       "highest-allocated-offset", (json_int_t)q_highest_offset (x->img));
   struct q_image *below = q_backing_image (x->img);
 
@@ -99,6 +101,36 @@ resize (struct control_call *call, json_t *args, json_t **ret, struct control_er
   if (!x)
     return -ENOENT;
   r = export_resize (x, size, &err->q);
+  export_put (x);
+  return r;
+}
+
+/* ---- room ------------------------------------------------------------------------------------ */
+
+static int
+set_threshold (struct control_call *call, json_t *args, json_t **ret, struct control_error *err)
+{
+  const char *node = NULL;
+  uint64_t threshold = 0;
+  struct members m;
+
+  (void)ret;
+  control_arguments (&m, call, args, err);
+  members_require (&m, "node-name");
+  members_require (&m, "write-threshold");
+  members_string (&m, "node-name", &node);
+  members_size (&m, "write-threshold", &threshold);
+  int r = members_end (&m);
+  if (r < 0)
+    return r;
+  struct export *x = control_find_export (call, node, err);
+  if (!x)
+    return -ENOENT;
+  if (x->watermark)
+    watermark_ask (x->watermark, threshold);
+  else if (threshold > 0)
+    r = control_fail (err, -EROFS,
+                      "export \"%s\" is read-only: nothing is written past a threshold", x->name);
   export_put (x);
   return r;
 }
@@ -179,6 +211,7 @@ delete_snapshot (struct control_call *call, json_t *args, json_t **ret, struct c
 const struct control_command control_node_commands[] = {
   { "query-named-block-nodes", query_nodes, true },
   { "block_resize", resize, true },
+  { "block-set-write-threshold", set_threshold, true },
   { "blockdev-snapshot-delete-internal-sync", delete_snapshot, true },
   { NULL, NULL, false },
 };

@@ -124,6 +124,12 @@ both("block_resize", fails=True, node_name="n", size="16")
 both("block_resize", fails=True, node_name="x", size=32 << 20)
 both("block_resize", fails=True, size=32 << 20)
 
+both("block-set-write-threshold", fails=False, node_name="n", write_threshold=1 << 40)
+both("block-set-write-threshold", fails=False, node_name="n", write_threshold=0)
+both("block-set-write-threshold", fails=True, node_name="x", write_threshold=0)
+both("block-set-write-threshold", fails=True, node_name="n", write_threshold="1M")
+both("block-set-write-threshold", fails=True, node_name="n")
+
 for name, more in (("a", {}), ("b", {"granularity": 4096}), ("c", {"disabled": True}), ("d", {})):
     change("add", name=name, persistent=True, **more)
 change("add", fails=True, name="a", persistent=True)

@@ -292,6 +292,28 @@ assert c.execute("blockdev-snapshot-internal-sync", device="a", name="1") == {"i
 assert c.execute("blockdev-snapshot-delete-internal-sync", device="a", id="2")["name"] == "1"
 assert c.execute("blockdev-snapshot-delete-internal-sync", device="a", id="1")["name"] == "x"
 
+# Told once when the file has grown past that, or has already.
+def threshold(name="a"):
+    return {x["node-name"]: x for x in c.execute("query-named-block-nodes")}[name]["write_threshold"]
+
+highest = {x["node-name"]: x for x in c.execute("query-named-block-nodes")}["a"]["highest-allocated-offset"]
+assert c.execute("block-set-write-threshold", node_name="a", write_threshold=highest + (1 << 20)) == {}
+assert threshold() == highest + (1 << 20)
+i.pwrite(b"t" * (3 << 20), 4 << 20)
+told = watcher.wait_event("BLOCK_WRITE_THRESHOLD")
+assert told["node-name"] == "a" and told["write-threshold"] == highest + (1 << 20), told
+assert told["amount-exceeded"] > 0 and threshold() == 0, told
+assert c.execute("block-set-write-threshold", node_name="a", write_threshold=1) == {}
+assert watcher.wait_event("BLOCK_WRITE_THRESHOLD")["write-threshold"] == 1
+c.execute("block-set-write-threshold", node_name="a", write_threshold=1 << 40)
+c.execute("block-set-write-threshold", node_name="a", write_threshold=0)
+assert threshold() == 0
+assert "read-only" in c.refuses("block-set-write-threshold", node_name="b", write_threshold=1)[1]
+assert c.execute("block-set-write-threshold", node_name="b", write_threshold=0) == {}
+assert c.refuses("block-set-write-threshold", node_name="x", write_threshold=0)[0] == "DeviceNotFound"
+for bad in "1M", -1, 1.5, None:
+    assert c.refuses("block-set-write-threshold", node_name="a", write_threshold=bad)[0] == "GenericError"
+
 # Leaving.
 assert c.refuses("block-export-del", id="x")
 assert c.refuses("block-export-del", id="a", mode="soft")[0] == "GenericError"

@@ -145,6 +145,13 @@ says '^virtual size  *32 MiB' show a
 wrong 'can be made larger' resize a 1M
 wrong 'number of bytes' resize a much
 
+says '^off$' threshold a
+says '' threshold a 1G
+says '^1073741824$' threshold a
+says '' threshold a off
+says '^off$' threshold a
+wrong 'number of bytes' threshold a much
+
 says '' snapshot create first a
 says '^ *1  first  *20' snapshot list a
 json "[s['name'] for s in j] == ['first']" snapshot list a

@@ -86,6 +86,29 @@ resize (struct ctl *c, int argc, char **argv)
                  json_pack ("{s:s, s:I}", "node-name", argv[0], "size", (json_int_t)size));
 }
 
+static int
+threshold (struct ctl *c, int argc, char **argv)
+{
+  uint64_t bytes = 0;
+
+  if (argc == 1) {
+    json_t *node = find_node (c, argv[0]);
+    if (!node)
+      return EXIT_FAILURE;
+    double now = number_of (node, "write_threshold");
+    json_decref (node);
+    if (c->json)
+      return ctl_print_json (json_integer ((json_int_t)now));
+    printf (now > 0 ? "%.0f\n" : "off\n", now);
+    return EXIT_SUCCESS;
+  }
+  if (strcmp (argv[1], "off") != 0 && !parse_size (argv[1], &bytes))
+    return ctl_error ("%s: a number of bytes, or off, is wanted", argv[1]);
+  return ctl_do (
+      c, "block-set-write-threshold",
+      json_pack ("{s:s, s:I}", "node-name", argv[0], "write-threshold", (json_int_t)bytes));
+}
+
 /* ---- snapshots ------------------------------------------------------------------------------- */
 
 static int
@@ -255,6 +278,8 @@ checkpoint (struct ctl *c, int argc, char **argv)
 const struct ctl_command ctl_image_commands[] = {
   { "show", 1, 1, "EXPORT", "its image", show },
   { "resize", 2, 2, "EXPORT SIZE|+SIZE", "make the disk larger", resize },
+  { "threshold", 1, 2, "EXPORT [SIZE|off]", "an event, once its file has grown past that",
+    threshold },
   { "snapshot list", 1, 1, "EXPORT", "its internal snapshots", list_snapshots },
   { "snapshot create", 2, -1, "NAME EXPORT...", "make one, of all of them at one instant",
     make_snapshots },
