@@ -7,6 +7,7 @@
  * the image: QMP's argument "persistent" can say nothing else.
  */
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -224,6 +225,7 @@ make_snapshot (struct changes *c, const char *type, json_t *data)
   if (r < 0)
     return r;
 
+  assert (change.snapshot); /* members_require has seen to it */
   struct q_snapshot_info *list;
   int n = q_get_snapshots (change.img, &list);
   if (n < 0)

@@ -279,6 +279,7 @@ take_request (struct control_client *c, json_t *request)
   int r = check_request (request, &name, &args, &err);
 
   if (r == 0) {
+    assert (name);
     bool negotiation = strcmp (name, "qmp_capabilities") == 0;
     command = control_find_command (name);
     if (negotiation && !c->negotiated)
@@ -595,9 +596,10 @@ control_stop (struct control *k)
   ev_timer_stop (k->ev, &k->pause);
   take_done (runner_stop (&k->runner));
   take_events (k);
-  while (k->clients) {
-    send_queued (k->clients);
-    client_free (k->clients);
+  for (struct control_client *c = k->clients, *next; c; c = next) {
+    next = c->next;
+    send_queued (c);
+    client_free (c);
   }
   ev_io_stop (k->ev, &k->acceptor);
   events_close ();

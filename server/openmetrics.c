@@ -128,10 +128,10 @@ openmetrics_histogram (struct openmetrics *m, const struct openmetrics_bucket *b
   for (unsigned i = 0; i < n; i++) {
     char le[32] = "+Inf";
     if (i + 1 < n) {
-      snprintf (le, sizeof le, "%.10g", buckets[i].end);
+      int len = snprintf (le, sizeof le, "%.10g", buckets[i].end);
       /* As a floating-point number, always: it is part of the series' name. */
       if (!strpbrk (le, ".e"))
-        strcat (le, ".0");
+        snprintf (le + len, sizeof le - (size_t)len, ".0");
     }
     count += buckets[i].count;
     va_copy (again, labels);

@@ -339,8 +339,9 @@ q_snapshots_edit (struct q_image *img, const struct q_snapshot *drop, const stru
   *plist = list;
   if (q_snapshots_bytes (img, list) > Q_MAX_SNAPSHOT_TABLE) {
     q_snapshots_dispose (list);
-    return q_fail (err, -EFBIG, "%s: the snapshot table would have more than %u bytes",
-                   img->filename, Q_MAX_SNAPSHOT_TABLE);
+    q_fail (err, -EFBIG, "%s: the snapshot table would have more than %u bytes", img->filename,
+            Q_MAX_SNAPSHOT_TABLE);
+    return -EFBIG;
   }
   return 0;
 }

@@ -64,12 +64,10 @@ img_json_name (const char *name)
 
     for (; n > 0 && !one; n -= !one)
       one = json_stringn (name, n);
-    if (one)
-      memcpy (text + used, name, n);
-    else
-      memcpy (text + used, "\xef\xbf\xbd", 3);
+    const char *from = one ? name : "\xef\xbf\xbd";
+    for (size_t i = 0; i < (one ? n : 3); i++)
+      text[used++] = from[i];
     json_decref (one);
-    used += n ? n : 3;
     len -= n ? n : 1;
     name += n ? n : 1;
   }

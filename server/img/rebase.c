@@ -209,7 +209,7 @@ open_new (struct rebase *b)
                            .data_file_policy = b->spec.data_file_policy,
                            .untrusted = b->spec.untrusted };
 
-  if (!b->backing[0])
+  if (!b->new_path) /* none is to come */
     return true;
   spec.name = b->new_path;
   if (same_file (b->new_path, q_filename (b->top))) {
