@@ -17,7 +17,7 @@ busy=${SOAK_BUSY:-16}
 slice=${SOAK_SLICE:-60} # seconds that are measured at a time
 load=$build/contrib/bench/nbdcow-bench-load
 nbdcow=$build/server/nbdcow
-img=$build/server/img/nbdcow-img
+img=$build/server/nbdcow-img
 
 for program in "$load" "$nbdcow" "$img"; do
   [ -x "$program" ] || { echo "soak.sh: no $program: build with -DNBDCOW_BENCH=ON, and set BUILD" >&2; exit 2; }
@@ -46,7 +46,7 @@ while [ ! -s "$tmp/pid" ]; do
 done
 
 # Every sector is marked before any is read.
-"$load" -u "$tmp/sock" -o write -p seq -b 1m -c 4 -d 4 --stamp -n 1024 >"$tmp/fill"
+"$load" -u "$tmp/sock" -o write -p seq -b 1M -c 4 -d 4 --stamp -n 1024 >"$tmp/fill"
 
 # one SECONDS: the result of the busy ones.
 one ()
