@@ -159,6 +159,8 @@ on_request (void *opaque, struct MHD_Connection *c, const char *url, const char 
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
+static void on_complaint (void *opaque, const char *fmt, va_list args)
+    __attribute__ ((format (printf, 2, 0)));
 static void
 on_complaint (void *opaque, const char *fmt, va_list args)
 {
