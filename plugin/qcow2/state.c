@@ -161,7 +161,8 @@ void
 q_state_give (struct q_state *s, struct q_state_slot *slot)
 {
   pthread_mutex_lock (&s->lock);
-  atomic_store (&slot->in_use, 0);
+  if (!s->kept)
+    atomic_store (&slot->in_use, 0);
   if (slot->kind == Q_TABLE_L2 || slot->kind == Q_TABLE_REFBLOCK)
     s->free_slot[s->n_free++] = (uint32_t)(slot - s->slot);
   else
@@ -385,9 +386,14 @@ q_state_end (struct q_image *img, bool clean)
       unlink (s->path);
   } else if (s->header && !atomic_load (&s->header->valid))
     unlink (s->path); /* the session never began */
-  else if (s->header)
+  else if (s->header) {
+    /* The tables are still to be freed; what is in their slots outlives them. */
+    pthread_mutex_lock (&s->lock);
+    s->kept = true;
+    pthread_mutex_unlock (&s->lock);
     q_log (Q_LOG_WARNING, "%s: what could not be written is kept in %s for the next open",
            img->filename, s->path);
+  }
   q_shared_close (img, access (s->path, F_OK) == 0);
   img->file->alive = NULL;
   q_state_drop (s);

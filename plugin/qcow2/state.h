@@ -131,7 +131,8 @@ struct q_state {
   pthread_mutex_t lock; /* the free list */
   uint32_t *free_slot;
   uint32_t n_free;
-  bool full;                 /* said so once */
+  bool full; /* said so once */
+  bool kept; /* the session ended unclean: what is in use stays so, for the next open */
   bool taken[Q_STATE_FIRST]; /* L1 and refcount tables: in_use is cleared before they are given */
 };
 bool q_state_session (const struct q_image *img, struct qcow2_session *session);
