@@ -119,11 +119,10 @@ go_back (struct guest *g, unsigned i)
   op = workload_begin (g, GUEST_GO_BACK, 0, s->size > run->disk ? s->size : run->disk);
   op->contents = s->contents;
   if (s->size < run->disk)
-    workload_size (run, s->size);
+    workload_size (run, s->size, false);
   r = q_snapshot_apply (run->img, name, &err);
   if (r == 0) {
-    if (s->size > run->disk)
-      workload_size (run, s->size);
+    workload_size (run, s->size, true);
     if (run->disk != s->size)
       run->disk = g->to = s->size;
     workload_done (g, op);

@@ -43,7 +43,7 @@ choose_geometry (struct run *run, uint64_t *random)
   /* The disk ends inside its last cluster. */
   run->size = (clusters << run->cluster_bits) - (run->cluster_bits > 9 ? 512 : 0);
   run->disk = w->start ? run->size / 100 * w->start / 512 * 512 : run->size;
-  run->least = run->disk;
+  run->least = run->floor = run->disk;
   run->opts.l2_cache_size = (uint64_t)(random_below (random, 3) * 4) << run->cluster_bits;
   run->opts.refcount_cache_size = (uint64_t)(random_below (random, 3) * 2) << run->cluster_bits;
   if (w->version >= 3 && random_below (random, 2) == 0)
@@ -345,7 +345,7 @@ grow (struct guest *g)
   r = q_resize (run->img, size, &err);
   if (r == 0) {
     pthread_mutex_lock (&run->lock);
-    run->disk = g->to = size;
+    run->disk = run->floor = g->to = size;
     workload_mark (run, MARK_SIZE, size);
     pthread_mutex_unlock (&run->lock);
   }
@@ -353,10 +353,12 @@ grow (struct guest *g)
 }
 
 void
-workload_size (struct run *run, uint64_t size)
+workload_size (struct run *run, uint64_t size, bool done)
 {
   pthread_mutex_lock (&run->lock);
-  workload_mark (run, MARK_SIZE, size);
+  if (done || size < run->floor)
+    run->floor = size;
+  workload_mark (run, MARK_SIZE, run->floor);
   pthread_mutex_unlock (&run->lock);
 }
 
@@ -373,10 +375,11 @@ shrink (struct guest *g)
   if (size >= run->disk)
     return 0;
   op = workload_begin (g, GUEST_ZERO, size, run->disk - size);
-  workload_size (run, size);
+  workload_size (run, size, false);
   r = q_shrink (run->img, size, &err);
   if (r == 0) {
     run->disk = g->to = size;
+    workload_size (run, size, true);
     workload_done (g, op);
     pthread_mutex_lock (&run->lock); /* it is durable */
     workload_mark (run, MARK_FLUSHED, op->when);

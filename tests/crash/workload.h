@@ -91,6 +91,7 @@ struct run {
   uint8_t *contents; /* what the guest sees before the run */
   uint64_t size;     /* of the disk, at its largest */
   uint64_t disk;     /* at present */
+  uint64_t floor;    /* the least that it may have by now */
   uint64_t least;    /* that a state may show: the caller's */
 
   struct q_image *img;
@@ -127,8 +128,9 @@ struct guest_op *workload_begin (struct guest *g, enum guest_kind kind, uint64_t
 void workload_done (struct guest *g, struct guest_op *op);
 /* One flush, with its marks. */
 int workload_flush (struct run *run);
-/* From now on the disk may have SIZE bytes. */
-void workload_size (struct run *run, uint64_t size);
+/* From now on the disk may have SIZE bytes; DONE: it has them, durably.  What was only tried, and
+ * failed, may have become the size or not. */
+void workload_size (struct run *run, uint64_t size, bool done);
 /* Reads the whole disk of IMG, as large as it is, and compares it with X; false with *BAD and the
  * byte read.  A read error ends the test. */
 bool workload_compare (struct q_image *img, const struct expect *x, uint64_t *bad, uint8_t *byte);
