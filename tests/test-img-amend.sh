@@ -170,8 +170,8 @@ def one(seed):
             # It loops for ever on some images with small clusters and snapshots.
             counts["hangs"] += 1
             ours = run(IMG, *args, "-f", "qcow2", "ours.qcow2")
-            if ours.returncode and excuses(ours.stderr):
-                return
+            if ours.returncode == 1 and check("ours.qcow2") in (0, start):
+                return  # who knows what it would have refused
             if ours.returncode or check("ours.qcow2"):
                 sys.exit("%s: %d %s" % (what, ours.returncode, ours.stderr))
             shutil.copyfile("before.qcow2", "theirs.qcow2")
