@@ -126,3 +126,40 @@ truncate -s 2M zeros
 start_server top.qcow2 read-only backing=none
 "$PYTHON" "$SRCDIR/disk.py" verify "$URI" zeros
 stop_server
+
+# Zeros and discards are the overlay's own, whoever opens it next; QEMU with no backing file is the other opinion.
+for options in compat=1.1 compat=1.1,extended_l2=on compat=0.10; do
+  fresh
+  "$PYTHON" "$SRCDIR/disk.py" fill base.layer 2097152
+  qemu-img create -q -f qcow2 -o $options -b base.layer -F raw top.qcow2 2M
+  qemu-io -f qcow2 -c "write -q -P 9 0 512k" top.qcow2
+  cp top.qcow2 qemu.qcow2
+  start_server top.qcow2 backing=none discard=unmap
+  "$PYTHON" -c '
+import sys, nbd
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+K = 1024
+h.zero(128 * K, 0)
+h.trim(64 * K, 128 * K)
+h.zero(64 * K, 192 * K, nbd.CMD_FLAG_NO_HOLE)
+h.zero(256 * K, 1024 * K) # never written: the base has something there
+h.zero(64 * K + 512, 1536 * K)
+h.flush()
+h.shutdown()' "$URI"
+  stop_server
+  check_image top.qcow2
+  for range in "0 128k" "192k 64k" "1M 256k" "1536k $((65536 + 512))"; do
+    qemu-io -f qcow2 -c "read -P 0 $range" top.qcow2 >out
+    ! grep -i failed out || fail "$options: zeros at $range have gone, and the backing file is seen"
+  done
+  if [ $options = compat=0.10 ]; then # which cannot say what was discarded: QEMU shows the backing file, we leave it
+    qemu-io -f qcow2 -c "read -P 9 128k 64k" top.qcow2 >out
+    ! grep -i failed out || fail "$options: what was discarded shows the backing file"
+    continue
+  fi
+  qemu-io -d unmap -c "discard 128k 64k" -c "write -q -z -u 0 128k" -c "write -q -z 192k 64k" -c "write -q -z -u 1M 256k" \
+    -c "write -q -z -u 1536k $((65536 + 512))" \
+    'json:{"driver": "qcow2", "backing": null, "file": {"driver": "file", "filename": "qemu.qcow2"}}' >qemu.out
+  same_contents top.qcow2 qcow2 qemu.qcow2 qcow2
+done

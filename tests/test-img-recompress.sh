@@ -114,6 +114,26 @@ if smaller == 0:
 END_OF_PYTHON
 "$PYTHON" recompress.py
 
+# Zeros of the image's own, over a backing file that has something else there: also where they need no cluster
+# any more, the backing file must not be seen.
+truncate -s 1M under
+qemu-io -f raw -c "write -q -P 85 0 1M" under
+for cluster in 4k 64k; do
+  for version in 0.10 1.1; do
+    qemu-img create -q -f qcow2 -o cluster_size=$cluster,compat=$version -b under -F raw over 1M
+    qemu-io -f qcow2 -c "write -q -P 0 0 64k" -c "write -q -c -P 0 64k $cluster" -c "write -q -c -P 0 128k $cluster" \
+      -c "write -q -P 7 256k 64k" -c "write -q -P 0 900k 64k" over
+    for args in "" "--all" "--type=zstd" "--type=zstd --all" "--no-compact --all"; do
+      case $version/$args in 0.10/*zstd*) continue ;; esac
+      cp over over.new
+      # shellcheck disable=SC2086 # several words
+      "$NBDCOW_IMG" recompress -q $args over.new
+      check_image over.new
+      same_contents over qcow2 over.new qcow2
+    done
+  done
+done
+
 # must_fail TEXT COMMAND...: with status 1 and one line that contains TEXT; the image stays as it is.
 must_fail ()
 {

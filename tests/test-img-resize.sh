@@ -102,3 +102,29 @@ for size in 2M 512k; do
   [ "$(qemu-img info -f qcow2 --output=json old.qcow2 | sed -n 's/.*"virtual-size": \([0-9]*\).*/\1/p' | head -n 1)" = 1048576 ] ||
     fail "going back did not take the size along"
 done
+
+# What is new reads as zeros also if the backing file, which is longer, was not open; as does what was cut off.
+truncate -s 4M under
+qemu-io -f raw -c "write -q -P 85 0 4M" under
+for options in cluster_size=64k cluster_size=512 cluster_size=64k,extended_l2=on cluster_size=64k,compat=0.10; do
+  qemu-img create -q -f qcow2 -o $options -b under -F raw over.qcow2 1M
+  "$NBDCOW_IMG" resize -q --backing-mode=none over.qcow2 3M
+  check_image over.qcow2
+  qemu-io -f qcow2 -c "read -P 85 0 1M" -c "read -P 0 1M 2M" over.qcow2 >out
+  ! grep -i failed out || fail "$options: the backing file is seen in what is new"
+  "$NBDCOW_IMG" resize -q --backing-mode=none --shrink over.qcow2 $((512 * 1024 + 512))
+  check_image over.qcow2
+  qemu-io -f qcow2 -c "read -P 85 0 $((512 * 1024 + 512))" over.qcow2 >out
+  ! grep -i failed out || fail "$options: the end of the backing file's part has gone"
+  [ $options = cluster_size=512 ] && continue
+  # Within a cluster of the backing file zeros cannot be put beside what it has.
+  sum=$(digest over.qcow2) got=0
+  "$NBDCOW_IMG" resize -q --backing-mode=none over.qcow2 2M 2>err || got=$?
+  one_line $got err "backing file" || fail "$options: $REASON"
+  unchanged "$sum" over.qcow2
+  "$NBDCOW_IMG" resize -q over.qcow2 2M
+  check_image over.qcow2
+  qemu-io -f qcow2 -c "read -P 85 0 $((512 * 1024 + 512))" -c "read -P 0 $((512 * 1024 + 512)) $((1536 * 1024 - 512))" \
+    over.qcow2 >out
+  ! grep -i failed out || fail "$options: grown with its backing file"
+done

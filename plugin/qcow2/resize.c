@@ -17,9 +17,26 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "image.h"
+#include "cluster.h"
 
 #define ull(v) ((unsigned long long)(v))
+
+/* Whether what is right before SIZE comes from a backing file that is not open, and shares its
+ * (sub)cluster with what is behind SIZE, so that zeros cannot be put there: 1, 0, or an error. */
+static int
+edge_is_unseen (struct q_image *img, uint64_t size)
+{
+  struct q_extent e;
+  q_pin_t pin;
+  int n;
+
+  if (!img->backing_file || img->backing || (size & (q_subcluster_bytes (img) - 1)) == 0)
+    return 0;
+  pin = q_pin ();
+  n = q_map (img, size - 1, 1, &e, 1, Q_MAP_TOP);
+  q_unpin (pin);
+  return n < 0 ? n : e.kind == Q_ZERO && e.depth > 0;
+}
 
 /* ---- larger -----------------------------------------------------------------------------------
  */
@@ -41,8 +58,15 @@ grow_qcow2 (struct q_image *img, uint64_t size, struct q_error *err)
   uint64_t old = q_size (img);
   unsigned shift = img->cluster_bits + img->l2_bits;
   struct q_bitmaps_resize *bitmaps;
-  int r = q_snapshots_record_sizes (img, err);
+  int r = edge_is_unseen (img, old);
 
+  if (r > 0)
+    return q_fail (err, -ENOTSUP,
+                   "%s: cannot grow from %llu bytes, which is within a cluster of the backing file "
+                   "'%s', unless that is open",
+                   img->filename, ull (old), img->backing_file);
+  if (r == 0)
+    r = q_snapshots_record_sizes (img, err);
   if (r == 0)
     r = q_bitmaps_resize_prepare (img, size, &bitmaps, err);
   if (r < 0)
@@ -172,9 +196,11 @@ shrink_qcow2 (struct q_image *img, uint64_t size, struct q_error *err)
   uint64_t rest = q_min (q_round_up (size, cluster), q_size (img)) - size;
   struct shrinking s = { .img = img, .size = size };
   struct q_bitmaps_resize *bitmaps = NULL;
-  int r = q_snapshots_record_sizes (img, err);
+  int unseen = edge_is_unseen (img, size);
+  int r = unseen < 0 ? unseen : q_snapshots_record_sizes (img, err);
 
-  if (r == 0 && rest > 0)
+  /* Where it is the backing file's, nothing is there to be zeroed. */
+  if (r == 0 && rest > 0 && !unseen)
     r = q_zero (img, size, rest, 0);
   if (r < 0)
     return r;

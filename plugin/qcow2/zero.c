@@ -12,8 +12,9 @@
  *
  * Never does a discarded or zeroed cluster show what a backing file has there: with a backing
  * file below, version 3 gets a zero flag; version 2 has none, so there a discard does nothing and
- * zeros are written as data, unless what is below reads as zeros.  Only emptying (after a commit,
- * when the backing file has it all) lets go of everything.
+ * zeros are written as data, unless what is below reads as zeros.  That holds as well when the
+ * backing file that is recorded is not open: whoever opens the image next may see it.  Only
+ * emptying (after a commit, when the backing file has it all) lets go of everything.
  */
 
 #include <errno.h>
@@ -74,10 +75,38 @@ part_of (const struct q_image *img, uint64_t gc, uint64_t first, uint64_t end)
   return q_subcluster_mask ((unsigned)from, (unsigned)q_min (end - start, q_subclusters (img)) - 1);
 }
 
+/* A backing file that is recorded, or will be, but is not open: what is unallocated does not read
+ * as zeros once it is. */
+static bool
+below_unseen (const struct q_image *img)
+{
+  return img->expects_backing || (img->backing_file && !img->backing);
+}
+
 static bool
 has_below (const struct q_image *img)
 {
-  return img->backing || img->expects_backing;
+  return img->backing || below_unseen (img);
+}
+
+/* Whether the range reads as zeros, with whatever backing file: 1, 0, or an error. */
+static int
+reads_zero (struct q_image *img, uint64_t offset, uint64_t len)
+{
+  if (!below_unseen (img))
+    return q_reads_zero (img, offset, len, 0);
+  while (len > 0) {
+    struct q_extent e;
+    int n = q_map (img, offset, len, &e, 1, Q_MAP_TOP | Q_MAP_MERGE); /* else depths mix */
+
+    if (n < 0)
+      return n;
+    if (e.kind != Q_ZERO || e.depth > 0)
+      return 0;
+    offset += e.len;
+    len -= e.len;
+  }
+  return 1;
 }
 
 /* Whether anything but zeros would be seen of PART of guest cluster GC if it were unallocated: 1,
@@ -91,7 +120,7 @@ below_shows (struct q_image *img, uint64_t gc, uint32_t part)
       (gc << img->cluster_bits) + ((uint64_t)(32 - __builtin_clz (part)) << img->subcluster_bits);
   int r;
 
-  if (img->expects_backing)
+  if (below_unseen (img))
     return 1;
   if (!img->backing || from >= q_size (img->backing))
     return 0;
@@ -398,9 +427,7 @@ is_blank (struct q_image *img, uint64_t first, uint64_t count, enum mode mode)
     return 0;
   if (discards (mode) || mode == EMPTY || !has_below (img))
     return 1;
-  if (img->expects_backing)
-    return 0;
-  return q_reads_zero (img, offset, q_min (count << img->cluster_bits, q_size (img) - offset), 0);
+  return reads_zero (img, offset, q_min (count << img->cluster_bits, q_size (img) - offset));
 }
 
 /* What is about to change goes into the bitmaps. */
@@ -493,7 +520,7 @@ zero_part (struct q_image *img, uint64_t offset, uint64_t len, enum mode mode)
   q_bitmaps_mark (img, offset, len); /* it was asked for, even if nothing changes */
   q_gate_leave (img);
   pin = q_pin ();
-  r = img->expects_backing ? 0 : q_reads_zero (img, offset, len, 0);
+  r = reads_zero (img, offset, len);
   q_unpin (pin);
   return r < 0 ? r : r > 0 ? 0 : q_write_zeros (img, offset, len);
 }
@@ -525,7 +552,7 @@ is_unmapped (const struct q_image *img)
 bool
 q_can_fast_zero (const struct q_image *img)
 {
-  return !is_unmapped (img) && (img->version >= 3 || !img->backing);
+  return !is_unmapped (img) && (img->version >= 3 || !has_below (img));
 }
 
 /* Whether the cluster that subcluster SUB is in is compressed, unless SUB is its first. */
@@ -559,16 +586,16 @@ check_fast (struct q_image *img, uint64_t offset, uint64_t len, uint64_t first, 
   if (is_unmapped (img))
     r = 0;
   else if (first == last)
-    r = q_reads_zero (img, offset, len, 0);
+    r = reads_zero (img, offset, len);
   else {
     if (whole > offset)
-      r = q_reads_zero (img, offset, whole - offset, 0);
+      r = reads_zero (img, offset, whole - offset);
     if (r == 1 && end > whole_end)
-      r = q_reads_zero (img, whole_end, end - whole_end, 0);
+      r = reads_zero (img, whole_end, end - whole_end);
     if (r == 1 && img->version < 3 && mode == ZERO_PROVISION)
       r = 0;
-    else if (r == 1 && img->version < 3 && (img->backing || keeps (mode)))
-      r = q_reads_zero (img, whole, whole_end - whole, 0);
+    else if (r == 1 && img->version < 3 && (has_below (img) || keeps (mode)))
+      r = reads_zero (img, whole, whole_end - whole);
     for (int i = 0; r == 1 && i < 2; ++i) {
       r = splits_compressed (img, i ? last : first);
       r = r < 0 ? r : !r;
