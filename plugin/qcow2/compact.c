@@ -204,8 +204,10 @@ q_compact_find_free (struct compaction *k, uint64_t count, uint64_t limit, uint6
 
 /* ---- moving ---------------------------------------------------------------------------------- */
 
+/* What is at WORD, which is to refer to cluster FROM.  -EBUSY if it does not: somebody else writes,
+ * or the word is not where it is thought to be. */
 static int
-redirect (struct compaction *k, uint64_t word, uint64_t mask, uint64_t from, uint64_t to)
+read_word (struct compaction *k, uint64_t word, uint64_t mask, uint64_t from, uint64_t *value)
 {
   const struct q_image *img = k->c.img;
   be64 raw;
@@ -213,10 +215,21 @@ redirect (struct compaction *k, uint64_t word, uint64_t mask, uint64_t from, uin
 
   if (r < 0)
     return r;
-  if ((get64 (raw) & mask) != from << img->cluster_bits)
-    return -EBUSY; /* somebody else writes */
-  raw = put64 ((get64 (raw) & ~mask) | to << img->cluster_bits);
-  return q_file_pwrite (img->file, &raw, sizeof raw, word);
+  *value = get64 (raw);
+  return (*value & mask) == from << img->cluster_bits ? 0 : -EBUSY;
+}
+
+static int
+redirect (struct compaction *k, uint64_t word, uint64_t mask, uint64_t from, uint64_t to)
+{
+  uint64_t value;
+  be64 raw;
+  int r = read_word (k, word, mask, from, &value);
+
+  if (r < 0)
+    return r;
+  raw = put64 ((value & ~mask) | to << k->c.img->cluster_bits);
+  return q_file_pwrite (k->c.img->file, &raw, sizeof raw, word);
 }
 
 static int
@@ -343,7 +356,7 @@ move_table (struct compaction *k, uint64_t from, uint64_t count, uint64_t word, 
             uint64_t *moved)
 {
   struct q_file *f = k->c.img->file;
-  uint64_t to;
+  uint64_t to, value;
   int r = 0;
 
   *moved = 0;
@@ -352,6 +365,7 @@ move_table (struct compaction *k, uint64_t from, uint64_t count, uint64_t word, 
   for (uint64_t i = 0; i < count; i++)
     if (q_refmap_get (&k->c.refs, from + i) != 1)
       return 0;
+  r = read_word (k, word, mask, from, &value); /* nothing has been changed yet */
   /* Before copying: what is copied may be the block that has the counts. */
   for (uint64_t i = 0; r == 0 && i < count; i++)
     r = q_compact_set_count (k, to + i, 1);
@@ -407,8 +421,7 @@ move_l1_tables (struct compaction *k)
 
     r = move_bytes (k, &s->l1_table_offset, 8ull * s->l1_size,
                     word + offsetof (struct qcow2_snapshot, l1_table_offset));
-    word += q_round_up (
-        sizeof (struct qcow2_snapshot) + s->extra_data_size + strlen (s->id) + strlen (s->name), 8);
+    word += q_snapshot_entry_bytes (s);
   }
   return r;
 }

@@ -484,6 +484,8 @@ int q_snapshot_check (struct q_image *img, const struct q_snapshot *s, struct q_
 int q_snapshots_edit (struct q_image *img, const struct q_snapshot *drop,
                       const struct q_snapshot *add, struct q_snapshots **list, struct q_error *err);
 void q_snapshots_dispose (void *list);
+/* Bytes from the entry of S in the table to the next one. */
+uint64_t q_snapshot_entry_bytes (const struct q_snapshot *s);
 /* Bytes that LIST takes on disk. */
 uint64_t q_snapshots_bytes (const struct q_image *img, const struct q_snapshots *list);
 /* Writes LIST to the clusters at HOST, which are the caller's and counted on disk, points the

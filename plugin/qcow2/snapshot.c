@@ -346,8 +346,8 @@ q_snapshots_edit (struct q_image *img, const struct q_snapshot *drop, const stru
   return 0;
 }
 
-static uint64_t
-entry_bytes (const struct q_snapshot *s)
+uint64_t
+q_snapshot_entry_bytes (const struct q_snapshot *s)
 {
   return q_round_up (
       sizeof (struct qcow2_snapshot) + s->extra_data_size + s->id_size + s->name_size, 8);
@@ -360,7 +360,7 @@ q_snapshots_bytes (const struct q_image *img, const struct q_snapshots *list)
 
   (void)img;
   for (uint32_t i = 0; i < list->n; ++i)
-    bytes += entry_bytes (&list->s[i]);
+    bytes += q_snapshot_entry_bytes (&list->s[i]);
   return bytes;
 }
 
@@ -416,7 +416,7 @@ q_snapshots_write (struct q_image *img, struct q_snapshots *list, uint64_t host,
     r = -EBUSY;
   for (uint32_t i = 0; r == 0 && i < list->n; ++i) {
     write_entry (buf + at, &list->s[i]);
-    at += entry_bytes (&list->s[i]);
+    at += q_snapshot_entry_bytes (&list->s[i]);
   }
   if (r == 0 && bytes > 0)
     r = q_file_pwrite (img->file, buf, bytes, host);
