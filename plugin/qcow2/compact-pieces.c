@@ -18,6 +18,9 @@
 
 #include "compact.h"
 
+/* What descriptors count in. */
+#define SECTOR 512ull
+
 /* Pieces that move between two syncs. */
 #define MOVES 16384u
 
@@ -87,24 +90,32 @@ is_free (struct compaction *k, uint64_t cluster, uint64_t count)
   return true;
 }
 
-/* A place for SIZE bytes, with REFS references; false if there is none. */
+/* A place for P; false if there is none.  What is longer than a cluster may take all the sectors
+ * that a descriptor can count: it begins at the same byte of a sector as before, so that they are
+ * no more. */
 static bool
-find_place (const struct moving *m, uint64_t size, uint64_t refs, uint64_t *to)
+find_place (const struct moving *m, struct piece_move *p)
 {
   struct compaction *k = m->k;
   const unsigned bits = k->c.img->cluster_bits;
-  const uint64_t bytes = 1ull << bits, room = (bytes - (m->end & (bytes - 1))) & (bytes - 1);
-  const uint64_t more = size > room ? q_div_up (size - room, bytes) : 0;
-  uint64_t cluster;
+  const uint64_t bytes = 1ull << bits, last = m->end >> bits;
+  const uint64_t lead = p->size > bytes ? p->from & (SECTOR - 1) : 0;
+  uint64_t at = m->end, room, more, cluster;
 
-  if (room > 0 && refs <= k->c.max_count - q_refmap_get (&k->c.refs, m->end >> bits) &&
-      is_free (k, (m->end >> bits) + 1, more)) {
-    *to = m->end;
+  if (p->size > bytes) {
+    at = (m->end & ~(SECTOR - 1)) + lead;
+    at += at < m->end ? SECTOR : 0;
+  }
+  room = bytes - (at & (bytes - 1));
+  more = p->size > room ? q_div_up (p->size - room, bytes) : 0;
+  if ((m->end & (bytes - 1)) && at >> bits == last &&
+      p->n <= k->c.max_count - q_refmap_get (&k->c.refs, last) && is_free (k, last + 1, more)) {
+    p->to = at;
     return true;
   }
-  if (!q_compact_find_free (k, q_div_up (size, bytes), k->target, &cluster))
+  if (!q_compact_find_free (k, q_div_up (lead + p->size, bytes), k->target, &cluster))
     return false;
-  *to = cluster << bits;
+  p->to = (cluster << bits) + lead;
   return true;
 }
 
@@ -202,7 +213,7 @@ move_piece (struct moving *m, size_t first, size_t end)
   p.size = q_inflate_measure (img, m->in, span, m->out);
   if (p.size == 0) /* damaged, or of a kind of its own */
     p.size = span;
-  if (!find_place (m, p.size, p.n, &p.to))
+  if (!find_place (m, &p))
     return -ENOSPC;
   r = copy (m, &p);
   if (r < 0)

@@ -237,12 +237,21 @@ q_compressed_decode (uint64_t entry, unsigned cluster_bits, uint64_t *host, uint
 #define Q_COMPRESSED_LIMIT(cluster_bits)                                                           \
   (1ull << ((cluster_bits) < 14 ? 56u : 62u - ((cluster_bits)-8)))
 
+/* Whether a descriptor can say that CSIZE bytes are at HOST. */
+static inline bool
+q_compressed_fits (unsigned cluster_bits, uint64_t host, uint32_t csize)
+{
+  return csize > 0 && host + csize <= Q_COMPRESSED_LIMIT (cluster_bits) &&
+         ((host + csize - 1) >> 9) - (host >> 9) < 1ull << (cluster_bits - 8);
+}
+
 static inline uint64_t
 q_compressed_encode (unsigned cluster_bits, uint64_t host, uint32_t csize)
 {
   unsigned x = 62 - (cluster_bits - 8);
   uint64_t sectors = ((host + csize - 1) >> 9) - (host >> 9); /* after the first one */
 
+  assert (q_compressed_fits (cluster_bits, host, csize));
   return Q_L2_COMPRESSED | sectors << x | host;
 }
 

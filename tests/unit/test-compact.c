@@ -383,13 +383,68 @@ test_odd_names (void **state)
   }
 }
 
+/* A descriptor that counts all the sectors it can, and a stream whose end nobody can find: behind
+ * a piece of odd length there must not be a sector more. */
+static void
+test_longest_piece (void **state)
+{
+  enum { BITS = 12, CLUSTER = 1 << BITS };
+  struct fixture f;
+  struct q_compact_result result;
+  struct q_image *img;
+  struct mem_file *m;
+  uint64_t was, odd, host, size = 2 * CLUSTER;
+  uint8_t *p;
+
+  (void)state;
+  unit_init (&f);
+  m = unit_create_clusters (&f, "disk", CLUSTERS * CLUSTER, BITS);
+  img = unit_open (&f, "disk");
+  p = malloc (CLUSTER);
+  assert_non_null (p);
+  memset (p, 5, CLUSTER);
+  assert_int_equal (q_write_compressed (img, p, 0, CLUSTER), 0);
+  free (p);
+  unit_close (img);
+
+  /* That one, and the other behind it, behind clusters that are free. */
+  mem_resize (m, q_round_up (m->size, CLUSTER) + 16 * CLUSTER);
+  was = unit_get_entry (m, 0) & (Q_COMPRESSED_LIMIT (BITS) - 1);
+  odd = unit_take (m, 1);
+  memcpy (m->data + odd, m->data + was, CLUSTER);
+  unit_set_entry (m, 0, unit_get_entry (m, 0) - was + odd);
+  unit_set_refcount (m, was & ~(CLUSTER - 1ull), 0);
+  host = unit_take (m, 2);
+  unit_set_entry (m, 1, q_compressed_encode (BITS, host, (uint32_t)size));
+  /* Blocks as they are, not the last: CLUSTER bytes of 6, and then empty ones. */
+  p = m->data + host;
+  memcpy (
+      p, (uint8_t[]){ 0, CLUSTER & 255, CLUSTER >> 8, 255 - (CLUSTER & 255), 255 - (CLUSTER >> 8) },
+      5);
+  memset (p + 5, 6, CLUSTER);
+  for (uint64_t at = 5 + CLUSTER; at + 5 <= size; at += 5)
+    memcpy (p + at, (uint8_t[]){ 0, 0, 0, 255, 255 }, 5);
+  unit_check (&f, "disk");
+
+  assert_int_equal (compact (&f, &result), 0);
+  assert_true (result.end_before - result.end_after >= 15 * CLUSTER);
+  unit_check (&f, "disk");
+  f.opts.read_only = true;
+  img = unit_open (&f, "disk");
+  unit_reads (img, 0, CLUSTER, 5);
+  unit_reads (img, CLUSTER, CLUSTER, 6);
+  unit_close (img);
+  unit_done (&f);
+}
+
 int
 main (void)
 {
   const struct CMUnitTest tests[] = {
-    cmocka_unit_test (test_gain),       cmocka_unit_test (test_crash),
-    cmocka_unit_test (test_power_cuts), cmocka_unit_test (test_faults),
-    cmocka_unit_test (test_refused),    cmocka_unit_test (test_odd_names),
+    cmocka_unit_test (test_gain),          cmocka_unit_test (test_crash),
+    cmocka_unit_test (test_power_cuts),    cmocka_unit_test (test_faults),
+    cmocka_unit_test (test_refused),       cmocka_unit_test (test_odd_names),
+    cmocka_unit_test (test_longest_piece),
   };
 
   return cmocka_run_group_tests (tests, NULL, NULL);
