@@ -122,3 +122,9 @@ same_info loop1.qcow2
 qemu-img create -q -f qcow2 probe.qcow2 1M
 qemu-img rebase -u -f qcow2 -b base.raw -F '' probe.qcow2 2>/dev/null || :
 "$NBDCOW_IMG" info --backing-chain probe.qcow2 >out || fail "info of a chain without formats"
+
+# What is in a file's name does not reach the terminal.
+name=$(printf 'x\033[31mRED.qcow2')
+qemu-img create -q -f qcow2 "$name" 1M
+"$NBDCOW_IMG" info "$name" >out || fail "info of a file with a name of an odd kind"
+! grep -q "$(printf '\033')" out || fail "info prints a file's name as it is"

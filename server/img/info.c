@@ -340,8 +340,8 @@ print_file (struct q_image *img, const struct q_image_info *info, const struct v
 {
   char text[32];
 
-  printf ("Child node '/file':\n    filename: %s\n    protocol type: %s\n", q_filename (img),
-          protocol_of (q_filename (img)));
+  printf ("Child node '/file':\n    filename: %s\n    protocol type: %s\n",
+          img_plain (q_filename (img)), protocol_of (q_filename (img)));
   printf ("    file length: %s (%llu bytes)\n", img_size_text (info->file_size, text),
           (unsigned long long)info->file_size);
   printf ("    disk size: %s\n", img_size_text (info->actual_size, text));
