@@ -68,13 +68,21 @@ daemon_fork (void)
 }
 
 void
-daemon_ready (bool keep_stderr)
+daemon_detach (bool keep_stderr)
 {
   if (ready_fd < 0)
     return;
   redirect (STDOUT_FILENO);
   if (!keep_stderr)
     redirect (STDERR_FILENO);
+}
+
+void
+daemon_ready (bool keep_stderr)
+{
+  if (ready_fd < 0)
+    return;
+  daemon_detach (keep_stderr);
   ssize_t n = write (ready_fd, "", 1);
   (void)n; /* the parent has been killed: that is no reason not to serve */
   close (ready_fd);

@@ -14,6 +14,10 @@
  * exits with status 0) or ends without (status 1, after the child's messages on stderr).  Signals
  * that would end the parent go to the child.  Call it before there are threads and open images. */
 void daemon_fork (void);
+/* For a process that the server forks before it is ready and that stays: lets stdout and (unless
+ * KEEP_STDERR) stderr go, for whoever reads what the server says waits until nobody can say more.
+ * Without daemon_fork, does nothing. */
+void daemon_detach (bool keep_stderr);
 /* Lets the parent go, and stdout and (unless KEEP_STDERR) stderr with it.  Without daemon_fork,
  * does nothing. */
 void daemon_ready (bool keep_stderr);

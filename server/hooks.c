@@ -106,7 +106,7 @@ static void __attribute__ ((noreturn)) be_starter (int from)
 /* ---- the server ------------------------------------------------------------------------------ */
 
 int
-hooks_prepare (void (*forget) (void *opaque), void *opaque, struct q_error *err)
+hooks_prepare (void (*leave) (void *opaque), void *opaque, struct q_error *err)
 {
   int pair[2];
   int r = socketpair (AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0 ? -errno : 0;
@@ -114,7 +114,7 @@ hooks_prepare (void (*forget) (void *opaque), void *opaque, struct q_error *err)
 
   if (pid == 0) {
     close (pair[0]);
-    forget (opaque);
+    leave (opaque);
     be_starter (pair[1]);
   }
   if (pid < 0) {

@@ -2,7 +2,7 @@
  *
  * Commands that are run while the server serves.
  *
- *     hooks_prepare (forget, opaque, &err);  forks a process that will start them
+ *     hooks_prepare (leave, opaque, &err);   forks a process that will start them
  *     hooks_start (ev, ended);               the main loop, where ENDED is told how they end
  *     id = hooks_run (command, facts, &err); its thread; does not wait
  *     hooks_stop ();                         its thread; what is being run goes on without us
@@ -26,8 +26,8 @@ struct ev_loop;
  * end will not be known. */
 typedef void (*hooks_ended_fn) (uint32_t id, int status);
 
-/* FORGET is called in the other process: it frees what is nobody's business there. */
-int hooks_prepare (void (*forget) (void *opaque), void *opaque, struct q_error *err);
+/* LEAVE is called in the other process: it frees and closes what is nobody's business there. */
+int hooks_prepare (void (*leave) (void *opaque), void *opaque, struct q_error *err);
 void hooks_start (struct ev_loop *ev, hooks_ended_fn ended);
 /* Runs /bin/sh -c COMMAND with nothing to read and with FACTS ("NAME=VALUE", up to a NULL) in its
  * environment.  Returns a number above 0, or -errno. */

@@ -314,6 +314,13 @@ in_background (const struct options *opts)
   return opts->fork || (opts->device && !opts->verbose);
 }
 
+/* Whether stderr stays when the server is in the background. */
+static bool
+keeps_stderr (const struct program *p)
+{
+  return p->opts.verbose && log_is_stderr ();
+}
+
 static bool
 go_to_background (struct program *p)
 {
@@ -501,7 +508,7 @@ on_ready (void *opaque)
   leave_directory (&p->opts);
   service_ready (p->uri ? p->uri : "serving");
   log_started ();
-  daemon_ready (p->opts.verbose && log_is_stderr ());
+  daemon_ready (keeps_stderr (p));
   return child;
 }
 
@@ -541,10 +548,11 @@ wants_hooks (const struct options *opts)
 
 /* In a process that is there for commands alone. */
 static void
-forget_secrets (void *opaque)
+leave_server (void *opaque)
 {
   struct program *p = opaque;
 
+  daemon_detach (keeps_stderr (p));
   forget_key (p);
   tls_free (p->tls);
   objects_free (&p->opts.objects);
@@ -556,7 +564,7 @@ prepare_hooks (struct program *p)
 {
   struct q_error err = { "" };
 
-  return !wants_hooks (&p->opts) || complain (hooks_prepare (forget_secrets, p, &err), &err);
+  return !wants_hooks (&p->opts) || complain (hooks_prepare (leave_server, p, &err), &err);
 }
 
 /* Everything that there is to have before clients are let in. */

@@ -100,6 +100,23 @@ END
   wait_for 60 ended || fail 'the server did not end'
 fi
 
+# Whoever reads what it says gets to the end of that.  A background server that is up has nothing
+# more to say, and nor has the process that runs its commands.
+cat >fork.json <<END
+{ "fork": true, "persistent": true, "socket": "$tmp/sock", "pid-file": "$tmp/pid",
+  "export": [ { "file": "$tmp/disk.qcow2", "watermark": "4M", "watermark-exec": "exit 0" } ] }
+END
+for how in --config="$tmp/fork.json" \
+  "--fork -t -k $tmp/sock --pid-file=$tmp/pid --watermark=4M --watermark-exec=true $tmp/disk.qcow2"; do
+  # shellcheck disable=SC2086
+  timeout 60 sh -c 'said=$("$@" 2>&1) && [ -z "$said" ]' sh "$NBDCOW" $how ||
+    fail "$how: its output does not end, or it failed"
+  pid=$(cat pid)
+  track "$pid"
+  kill "$pid"
+  wait_for 60 gone "$pid" || fail "$how: did not end"
+done
+
 # ---- whose socket, whose pid file ----------------------------------------------------------------
 
 qemu-img create -q -f qcow2 other.qcow2 16M
