@@ -153,8 +153,16 @@ add_path (int ruleset, const struct sandbox_rule *rule, uint64_t handled)
   int r = 0;
 
   beneath.parent_fd = open (rule->path, O_PATH | O_CLOEXEC | O_DIRECTORY);
-  if (beneath.parent_fd < 0)
-    return errno == ENOENT ? 0 : -errno;
+  /* What is not there, or out of reach for the user that we have become, needs no rule: nothing
+   * can be done there with one either. */
+  if (beneath.parent_fd < 0) {
+    r = errno == ENOENT || errno == EACCES ? 0 : -errno;
+    if (errno == EACCES)
+      log_warning ("'%s' is out of reach for the user that this server runs as: nothing there can "
+                   "be removed or read again",
+                   rule->path);
+    return r;
+  }
   if (syscall (SYS_landlock_add_rule, ruleset, LANDLOCK_RULE_PATH_BENEATH, &beneath, 0) < 0)
     r = -errno;
   close (beneath.parent_fd);

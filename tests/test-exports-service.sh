@@ -134,6 +134,13 @@ if [ "$(id -u)" = 0 ] && id nobody >/dev/null 2>&1; then
   gid=$(id -g nobody)
   [ "$(tr -s '\t' ' ' <ids | tr '\n' ' ')" = "$uid $uid $uid $uid $gid $gid $gid $gid " ] ||
     fail "--user=nobody: $(cat ids)"
+  # Where only root gets to, what is there is made before, and stays.
+  mkdir -m 700 closed
+  mkdir -m 755 closed/run
+  "$NBDCOW" --user=nobody -k "$tmp/closed/run/sock" --pid-file="$tmp/closed/run/pid" --state-dir=off \
+    --run 'echo served' disk.qcow2 >served 2>user.log || fail "a pid file out of reach: $(cat user.log)"
+  [ "$(cat served)" = served ] || fail "a pid file out of reach: $(cat user.log)"
+  ! grep -q 'sandbox' user.log || fail "a pid file out of reach: $(cat user.log)"
   # What that user may not open is not opened.
   chown root disk.qcow2
   chmod 600 disk.qcow2
