@@ -3,6 +3,10 @@
  * Three processes take part.  The server sends a message to the starter, which forks a watcher for
  * it; that one forks the shell, waits, and sends its status straight to the server.  Messages are
  * packets, so several may send on one socket.
+ *
+ * The starter is outside of the sandbox, so it believes nothing of what the server says: a command
+ * is a number in the table that both have since before the fork, and a fact cannot be a variable
+ * that means something to the shell, the linker or a program.
  */
 
 #include <errno.h>
@@ -19,8 +23,13 @@
 #include "hooks.h"
 #include "log.h"
 
-/* Of a message: an id, the command, and the facts, each with a zero at its end. */
+/* Of a message: what it asks for, and the facts, each with a zero at its end. */
 #define MAX_MESSAGE ((size_t)64 * 1024)
+
+struct request {
+  uint32_t id;
+  uint32_t command; /* in the table */
+};
 
 struct report {
   uint32_t id;
@@ -32,19 +41,20 @@ static ev_io reader;
 static struct ev_loop *loop;
 static hooks_ended_fn on_ended;
 static uint32_t last_id;
+static char **commands; /* the table */
+static size_t n_commands;
 
 /* ---- the other processes --------------------------------------------------------------------- */
 
-static void __attribute__ ((noreturn)) be_shell (const char *text, const char *end)
+static void __attribute__ ((noreturn)) be_shell (const char *command, char *facts, const char *end)
 {
-  const char *command = text;
   int null = open ("/dev/null", O_RDONLY);
   sigset_t none;
 
   if (null >= 0)
     dup2 (null, STDIN_FILENO);
-  for (const char *p = text + strlen (text) + 1; p < end; p += strlen (p) + 1)
-    putenv ((char *)p);
+  for (char *p = facts; p < end; p += strlen (p) + 1)
+    putenv (p);
   for (int i = 1; i < NSIG; i++)
     signal (i, SIG_DFL);
   sigemptyset (&none);
@@ -54,18 +64,33 @@ static void __attribute__ ((noreturn)) be_shell (const char *text, const char *e
 }
 
 static void __attribute__ ((noreturn))
-be_watcher (int to, uint32_t id, const char *text, const char *end)
+be_watcher (int to, const struct request *request, char *facts, const char *end)
 {
-  struct report r = { id, 127 << 8 };
+  struct report r = { request->id, 127 << 8 };
 
   signal (SIGCHLD, SIG_DFL);
   pid_t pid = fork ();
   if (pid == 0)
-    be_shell (text, end);
+    be_shell (commands[request->command], facts, end);
   while (pid > 0 && waitpid (pid, &r.status, 0) < 0 && errno == EINTR)
     ;
   send (to, &r, sizeof r, MSG_NOSIGNAL);
   _exit (0);
+}
+
+/* Whether these are N bytes that a server sends. */
+static bool
+acceptable (const char *message, size_t n, struct request *request)
+{
+  static const char prefix[] = HOOKS_FACT_PREFIX;
+
+  if (n < sizeof *request)
+    return false;
+  memcpy (request, message, sizeof *request);
+  for (const char *p = message + sizeof *request; p < message + n; p += strlen (p) + 1)
+    if (strncmp (p, prefix, sizeof prefix - 1) != 0 || !strchr (p, '='))
+      return false;
+  return request->command < n_commands;
 }
 
 static void __attribute__ ((noreturn)) be_starter (int from)
@@ -85,18 +110,19 @@ static void __attribute__ ((noreturn)) be_starter (int from)
   close_range (4, ~0u, 0);
   fcntl (from, F_SETFD, FD_CLOEXEC);
   while ((n = recv (from, message, MAX_MESSAGE, 0)) != 0) {
-    uint32_t id;
+    struct request request;
     if (n < 0 && errno == EINTR)
       continue;
-    if (n < (ssize_t)sizeof id)
+    if (n < 0)
       break;
-    memcpy (&id, message, sizeof id);
     message[n] = '\0';
+    if (!acceptable (message, (size_t)n, &request))
+      break;
     pid_t pid = fork ();
     if (pid == 0)
-      be_watcher (from, id, message + sizeof id, message + n);
+      be_watcher (from, &request, message + sizeof request, message + n);
     if (pid < 0) {
-      struct report r = { id, 127 << 8 };
+      struct report r = { request.id, 127 << 8 };
       send (from, &r, sizeof r, MSG_NOSIGNAL);
     }
   }
@@ -105,10 +131,50 @@ static void __attribute__ ((noreturn)) be_starter (int from)
 
 /* ---- the server ------------------------------------------------------------------------------ */
 
+static ssize_t
+find (const char *command)
+{
+  for (size_t i = 0; i < n_commands; i++)
+    if (strcmp (commands[i], command) == 0)
+      return (ssize_t)i;
+  return -1;
+}
+
+int
+hooks_allow (const char *command, struct q_error *err)
+{
+  if (find (command) >= 0)
+    return 0;
+  char **more = reallocarray (commands, n_commands + 1, sizeof *commands);
+  if (more)
+    commands = more;
+  if (!more || !(commands[n_commands] = strdup (command))) {
+    snprintf (err->text, sizeof err->text, "out of memory");
+    return -ENOMEM;
+  }
+  n_commands++;
+  return 0;
+}
+
+int
+hooks_check (const char *command, struct q_error *err)
+{
+  if (find (command) >= 0)
+    return 0;
+  snprintf (err->text, sizeof err->text,
+            "the command '%.200s' cannot be run: the server did not know it when it was started: "
+            "start it again",
+            command);
+  return -EPERM;
+}
+
 int
 hooks_prepare (void (*leave) (void *opaque), void *opaque, struct q_error *err)
 {
   int pair[2];
+
+  if (n_commands == 0)
+    return 0;
   int r = socketpair (AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0 ? -errno : 0;
   pid_t pid = r == 0 ? fork () : -1;
 
@@ -163,28 +229,29 @@ int64_t
 hooks_run (const char *command, const char *const *facts, struct q_error *err)
 {
   char message[MAX_MESSAGE];
-  size_t n = sizeof last_id, len = strlen (command) + 1;
-  const char *text = command;
+  struct request request = { 0 };
+  size_t n = sizeof request;
+  ssize_t index = find (command);
 
+  if (index < 0)
+    return hooks_check (command, err);
   if (fd < 0) {
-    snprintf (err->text, sizeof err->text,
-              "there is no process for it: give one export a watermark-exec at the start");
+    snprintf (err->text, sizeof err->text, "the process that runs commands has gone");
     return -ENOTCONN;
   }
   if (++last_id == 0)
     last_id = 1;
-  memcpy (message, &last_id, sizeof last_id);
-  for (;;) {
+  request.id = last_id;
+  request.command = (uint32_t)index;
+  memcpy (message, &request, sizeof request);
+  for (; *facts; facts++) {
+    size_t len = strlen (*facts) + 1;
     if (len > sizeof message - n) {
-      snprintf (err->text, sizeof err->text, "it is too long, with what it is to know");
+      snprintf (err->text, sizeof err->text, "it has too much to know");
       return -E2BIG;
     }
-    memcpy (message + n, text, len);
+    memcpy (message + n, *facts, len);
     n += len;
-    text = *facts++;
-    if (!text)
-      break;
-    len = strlen (text) + 1;
   }
   if (send (fd, message, n, MSG_NOSIGNAL) < 0) {
     int r = -errno;
@@ -208,4 +275,15 @@ hooks_end (void)
   if (fd >= 0)
     close (fd);
   fd = -1;
+}
+
+void
+hooks_free (void)
+{
+  hooks_end ();
+  for (size_t i = 0; i < n_commands; i++)
+    free (commands[i]);
+  free (commands);
+  commands = NULL;
+  n_commands = 0;
 }

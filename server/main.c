@@ -531,19 +531,25 @@ prepare_reload (struct program *p)
   return p->reload;
 }
 
-static bool
-wants_hooks (const struct options *opts)
+/* The commands that there will ever be: none can be added while the server runs. */
+static int
+list_hooks (const struct options *opts, struct q_error *err)
 {
   const json_t *const lists[] = { opts->exports, opts->directories };
+  const char *command = opts->export.watermark.exec;
   const json_t *settings;
   size_t i;
+  int r = command ? hooks_allow (command, err) : 0;
 
-  if (opts->export.watermark.exec || opts->has_config)
-    return true;
-  for (size_t l = 0; l < sizeof lists / sizeof lists[0]; l++)
-    json_array_foreach (lists[l], i,
-                        settings) if (json_object_get (settings, "watermark-exec")) return true;
-  return false;
+  for (size_t l = 0; l < sizeof lists / sizeof lists[0]; l++) {
+    json_array_foreach (lists[l], i, settings)
+    {
+      command = json_string_value (json_object_get (settings, "watermark-exec"));
+      if (r == 0 && command)
+        r = hooks_allow (command, err);
+    }
+  }
+  return r;
 }
 
 /* In a process that is there for commands alone. */
@@ -564,7 +570,10 @@ prepare_hooks (struct program *p)
 {
   struct q_error err = { "" };
 
-  return !wants_hooks (&p->opts) || complain (hooks_prepare (leave_server, p, &err), &err);
+  int r = list_hooks (&p->opts, &err);
+  if (r == 0)
+    r = hooks_prepare (leave_server, p, &err);
+  return complain (r, &err);
 }
 
 /* Everything that there is to have before clients are let in. */
@@ -631,7 +640,7 @@ serve (struct program *p)
   listen_close (&p->listeners);
   control_close (p->control);
   metrics_close (p->metrics);
-  hooks_end ();
+  hooks_free ();
   reload_free (p->reload);
   if (exports_close (&p->exports) < 0 && status == 0)
     status = EXIT_FAILURE;

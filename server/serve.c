@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "hooks.h"
 #include "keyval.h"
 #include "log.h"
 #include "nbd.h"
@@ -156,6 +157,20 @@ take_watch (struct members *m, struct export_options *xo)
     members_fail (m, "on-enospc=%.100s: report, wait or wait:SECONDS is wanted", on_enospc);
 }
 
+/* All settings of an export are known. */
+static int
+hand_over (const struct export_options *xo, serve_fn serve, void *opaque, struct q_error *err)
+{
+  struct q_error why;
+  int r = xo->watermark.exec ? hooks_check (xo->watermark.exec, &why) : 0;
+
+  if (r == 0)
+    return serve (opaque, xo, err);
+  snprintf (err->text, sizeof err->text, "export \"%.200s\": watermark-exec: %.600s", xo->name,
+            why.text);
+  return r;
+}
+
 static int
 take_export (json_t *settings, const char *what, const struct export_options *defaults,
              serve_fn serve, void *opaque, struct q_error *err)
@@ -204,7 +219,7 @@ take_export (json_t *settings, const char *what, const struct export_options *de
   r = json_is_string (file) ? source_from_name (&xo.source, json_string_value (file), err)
                             : source_from_tree (&xo.source, file, what, err);
   if (r == 0)
-    r = serve (opaque, &xo, err);
+    r = hand_over (&xo, serve, opaque, err);
   source_free (&xo.source);
   return r;
 }
@@ -347,7 +362,7 @@ take_file (const struct options *opts, const struct export_options *settings, se
     }
   }
   if (r == 0)
-    r = serve (opaque, &xo, err);
+    r = hand_over (&xo, serve, opaque, err);
   source_free (&xo.source);
   return r;
 }

@@ -166,6 +166,47 @@ grep -q '"other".*past the watermark' "$SERVER_LOG" || fail "not the other one's
 grep -q '"raw".*no watermark' "$SERVER_LOG" || fail "nothing is said about the raw image"
 stop_server
 
+echo "== the commands are those of the start"
+configure () # FILE WATERMARK COMMAND
+{
+  # shellcheck disable=SC2016
+  "$PYTHON" -c '
+import json, sys
+x = {"name": "other", "file": sys.argv[1], "watermark": sys.argv[2]}
+if sys.argv[3]:
+    x["watermark-exec"] = sys.argv[3]
+json.dump({"export": [x]}, open("config.new", "w"))' "$@"
+  mv config.new config.json
+}
+children () { cat "/proc/$SERVER_PID/task/$SERVER_PID/children"; }
+refusals () { grep -c 'the configuration stays as it was' "$SERVER_LOG" || :; }
+reloads () { grep -c 'configuration reloaded' "$SERVER_LOG" || :; }
+refused () { [ "$(refusals)" = "$1" ]; }
+reloaded () { [ "$(reloads)" = "$1" ]; }
+rm other.qcow2
+qemu-img create -q -f qcow2 other.qcow2 1G
+configure other.qcow2 900M ''
+start_nbdcow disk.qcow2 arg=--config=config.json arg=-v
+[ -z "$(children)" ] || fail "a process that runs commands, and there are none: $(children)"
+configure other.qcow2 4M 'echo >>escaped'
+kill -HUP "$SERVER_PID"
+wait_for 60 refused 1 || fail "a new command was not refused: $(cat "$SERVER_LOG")"
+grep -q 'watermark-exec.*echo >>escaped.*start it again' "$SERVER_LOG" || fail "$(cat "$SERVER_LOG")"
+stop_server
+start_nbdcow disk.qcow2 arg=--config=config.json arg=-v
+configure other.qcow2 8M 'echo >>elsewhere'
+kill -HUP "$SERVER_PID"
+wait_for 60 refused 1 || fail "another command was not refused: $(cat "$SERVER_LOG")"
+configure other.qcow2 6M 'echo >>escaped'
+kill -HUP "$SERVER_PID"
+wait_for 60 reloaded 1 || fail "a command that is known was refused: $(cat "$SERVER_LOG")"
+URI="nbd+unix:///other?socket=$SOCK" write 0 5
+[ ! -e escaped ] || fail "the watermark was not changed"
+URI="nbd+unix:///other?socket=$SOCK" write 5 8
+wait_for 60 lines_are 1 escaped || fail "the command was not run: $(cat "$SERVER_LOG")"
+stop_server
+[ ! -e elsewhere ] || fail "a command that was refused was run"
+
 requires_root "to make a loop device"
 requires losetup
 truncate -s 32M volume
