@@ -12,6 +12,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <sched.h>
 #include <semaphore.h>
@@ -33,6 +34,7 @@
 extern char **environ;
 
 static const char *argument = "";
+static int tcp = -1; /* a socket of before */
 
 static int
 read_shadow (void)
@@ -182,6 +184,42 @@ type_on_terminal (void)
   return (int)syscall (SYS_ioctl, 0, 0x5412 /* TIOCSTI */, &c);
 }
 
+/* Connects without connect(); the reply, if it is a refusal, has come from the other side. */
+static int
+send_outside (void)
+{
+  struct sockaddr_in there = { .sin_family = AF_INET,
+                               .sin_port = htons (9),
+                               .sin_addr.s_addr = htonl (INADDR_LOOPBACK) };
+
+  return (int)sendto (tcp, "x", 1, MSG_FASTOPEN | MSG_NOSIGNAL, (struct sockaddr *)&there,
+                      sizeof there);
+}
+
+static int
+send_message_outside (void)
+{
+  struct iovec data = { (char[]){ 'x' }, 1 };
+  struct sockaddr_in there = { .sin_family = AF_INET,
+                               .sin_port = htons (9),
+                               .sin_addr.s_addr = htonl (INADDR_LOOPBACK) };
+  struct msghdr m = {
+    .msg_name = &there, .msg_namelen = sizeof there, .msg_iov = &data, .msg_iovlen = 1
+  };
+
+  return (int)sendmsg (tcp, &m, MSG_FASTOPEN | MSG_NOSIGNAL);
+}
+
+static int
+send_inside (void)
+{
+  int pair[2];
+
+  return socketpair (AF_UNIX, SOCK_STREAM, 0, pair) < 0
+             ? -1
+             : (int)send (pair[0], "x", 1, MSG_NOSIGNAL | MSG_MORE | MSG_DONTWAIT);
+}
+
 static int
 load_code (void)
 {
@@ -221,6 +259,9 @@ static const struct {
   { "io_uring", make_ring },
   { "tiocsti", type_on_terminal },
   { "bpf", load_code },
+  { "send", send_inside },
+  { "send-fast-open", send_outside },
+  { "sendmsg-fast-open", send_message_outside },
 };
 
 static int (*action) (void);
@@ -280,6 +321,7 @@ main (int argc, char **argv)
   }
   if (i + 1 < argc)
     argument = argv[i + 1];
+  tcp = socket (AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sem_init (&confined, 0, 0);
   int r = sandbox_enter (&sb, &err);
   if (r == 0 && pthread_create (&thread, NULL, act, NULL) != 0)

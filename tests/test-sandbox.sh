@@ -64,6 +64,9 @@ try 'ENOSYS' socket-inet
 try 'ENOSYS' socket-unix
 try 'ENOSYS' socket-unix-datagram
 try 'ENOSYS' socket-packet
+try done send
+try ENOSYS send-fast-open
+try ENOSYS sendmsg-fast-open
 
 echo '== removing what was made'
 try done --want=remove:"$tmp/inside/file" remove-file "$tmp/inside/file"
