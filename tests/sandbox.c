@@ -26,6 +26,7 @@
 #include <sys/mount.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -34,7 +35,7 @@
 extern char **environ;
 
 static const char *argument = "";
-static int tcp = -1; /* a socket of before */
+static int tcp = -1, file = -1; /* of before */
 
 static int
 read_shadow (void)
@@ -55,6 +56,18 @@ static int
 write_file (void)
 {
   return open (argument, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+}
+
+static int
+change_mode (void)
+{
+  return fchmod (file, 0600);
+}
+
+static int
+change_mode_setuid (void)
+{
+  return fchmod (file, 04755);
 }
 
 static int
@@ -259,6 +272,8 @@ static const struct {
   { "io_uring", make_ring },
   { "tiocsti", type_on_terminal },
   { "bpf", load_code },
+  { "fchmod", change_mode },
+  { "fchmod-setuid", change_mode_setuid },
   { "send", send_inside },
   { "send-fast-open", send_outside },
   { "sendmsg-fast-open", send_message_outside },
@@ -321,6 +336,7 @@ main (int argc, char **argv)
   }
   if (i + 1 < argc)
     argument = argv[i + 1];
+  file = open (".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
   tcp = socket (AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sem_init (&confined, 0, 0);
   int r = sandbox_enter (&sb, &err);

@@ -65,6 +65,8 @@ try 'ENOSYS' socket-unix
 try 'ENOSYS' socket-unix-datagram
 try 'ENOSYS' socket-packet
 try done send
+try ENOSYS fchmod
+try ENOSYS fchmod-setuid
 try ENOSYS send-fast-open
 try ENOSYS sendmsg-fast-open
 
@@ -94,6 +96,8 @@ echo '== images that are not known yet'
 try done --want=images write-file "$tmp/outside/file"
 try done --want=images socket-inet
 try done --want=images socket-unix
+try done --want=images fchmod
+try ENOSYS --want=images fchmod-setuid
 try ENOSYS --want=images socket-packet
 for action in execve ptrace mount setuid; do
   try SIGSYS --want=images $action
