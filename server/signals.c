@@ -6,6 +6,7 @@
 
 #include "signals.h"
 
+/* What SIGHUP means is for whoever looks to say (signals_noted); the others end the server. */
 static const int ending[] = { SIGTERM, SIGINT, SIGHUP };
 #define N_ENDING (sizeof ending / sizeof ending[0])
 
@@ -15,7 +16,8 @@ static volatile sig_atomic_t heir;
 static void
 on_signal (int signum)
 {
-  noted = signum;
+  if (signum != SIGHUP || noted == 0)
+    noted = signum;
 }
 
 static void
@@ -36,7 +38,10 @@ handle (void (*handler) (int), int flags)
 void
 signals_note (void)
 {
+  struct sigaction action = { .sa_handler = on_signal };
+
   handle (on_signal, (int)SA_RESETHAND);
+  sigaction (SIGHUP, &action, NULL);
 }
 
 int

@@ -8,7 +8,8 @@
  *     signals_noted ()
  *
  * So a server that is told to end while it starts removes what it has made: the pid file, its
- * sockets, temporary files.  A second signal ends it all the same, wherever it hangs.
+ * sockets, temporary files.  A second SIGTERM or SIGINT ends it all the same, wherever it hangs;
+ * SIGHUP, which may be a wish for a reload, neither does that nor makes up for one of these.
  */
 
 #ifndef SIGNALS_H

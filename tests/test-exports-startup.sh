@@ -60,6 +60,32 @@ done
 echo "$test_name: $early of 16 servers were ended before they ran"
 [ $early -gt 0 ] || fail 'no server was ended before it ran'
 
+# A wish for a reload takes nothing back, and as many of them as there are do not end it.
+echo "{ \"export-dir\": \"$tmp/many\" }" >many.json
+for signals in 'TERM HUP' 'HUP HUP HUP'; do
+  "$NBDCOW" -t --state-dir=off -k sock --pid-file=pid --config=many.json 2>start.log &
+  starter=$!
+  track $starter
+  bound () { [ -S sock ] || gone $starter; }
+  wait_for 30 bound || fail 'no socket appeared'
+  for signal in $signals; do
+    kill -$signal $starter || fail "$signals: it has ended: $(cat start.log)"
+  done
+  if [ "$signals" = 'TERM HUP' ]; then
+    wait_for 60 gone $starter || fail "$signals while it starts: it runs on"
+  else
+    wait_for 60 serving || fail "$signals while it starts: $(cat start.log)"
+    kill $starter
+    wait_for 60 gone $starter || fail 'it runs on'
+  fi
+  status=0
+  wait $starter || status=$?
+  [ $status -le 1 ] || fail "$signals while it starts: status $status"
+  if [ -e sock ] || [ -e pid ]; then
+    fail "$signals while it starts: the socket or the pid file is left"
+  fi
+done
+
 # ---- the background ------------------------------------------------------------------------------
 
 mkdir here
