@@ -420,6 +420,45 @@ announce (struct program *p)
 
 /* ---- the sandbox ----------------------------------------------------------------------------- */
 
+/* What the file NAME in DIR, or DIR itself if that is NULL, is a symbolic link to. */
+static void
+want_target (struct sandbox *sb, const char *dir, const char *name)
+{
+  char path[PATH_MAX];
+  int n = snprintf (path, sizeof path, "%s%s%s", dir, name ? "/" : "", name ? name : "");
+  char *target = n > 0 && (size_t)n < sizeof path ? realpath (path, NULL) : NULL;
+
+  if (target)
+    sandbox_want (sb, SANDBOX_READ, target);
+  free (target);
+}
+
+/* Credentials and lists of clients, which are read again.  Files are often links to another
+ * directory, where the program that renews them keeps them all. */
+static void
+want_credentials (struct sandbox *sb, const struct object *o)
+{
+  static const char *const names[] = {
+    "ca-cert.pem", "ca-crl.pem", "server-cert.pem", "server-key.pem", "dh-params.pem", "keys.psk",
+  };
+
+  if (o->type >= OBJECT_TLS_X509 && o->type <= OBJECT_TLS_ANON && o->tls.dir) {
+    sandbox_want (sb, SANDBOX_READ, o->tls.dir);
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+      want_target (sb, o->tls.dir, names[i]);
+    for (int i = 0; i < TLS_CREDS_MORE_PAIRS; i++) {
+      char cert[32], key[32];
+      snprintf (cert, sizeof cert, "server-cert-%d.pem", i);
+      snprintf (key, sizeof key, "server-key-%d.pem", i);
+      want_target (sb, o->tls.dir, cert);
+      want_target (sb, o->tls.dir, key);
+    }
+  } else if (o->type == OBJECT_AUTHZ_LIST_FILE) {
+    sandbox_want (sb, SANDBOX_READ, o->authz.filename);
+    want_target (sb, o->authz.filename, NULL);
+  }
+}
+
 /* What is done while the server serves and when it ends, apart from serving. */
 static void
 list_wants (struct program *p)
@@ -452,12 +491,8 @@ list_wants (struct program *p)
     sandbox_want (sb, SANDBOX_STATE, path);
   if (notify || log_is_remote ())
     sandbox_want (sb, SANDBOX_TELL, notify);
-  for (const struct object *o = p->tls ? opts->objects.first : NULL; o; o = o->next) {
-    if (o->type >= OBJECT_TLS_X509 && o->type <= OBJECT_TLS_ANON && o->tls.dir)
-      sandbox_want (sb, SANDBOX_READ, o->tls.dir);
-    else if (o->type == OBJECT_AUTHZ_LIST_FILE)
-      sandbox_want (sb, SANDBOX_READ, o->authz.filename);
-  }
+  for (const struct object *o = p->tls ? opts->objects.first : NULL; o; o = o->next)
+    want_credentials (sb, o);
   if (opts->control || json_array_size (opts->configs) > 0)
     sandbox_want (sb, SANDBOX_IMAGES, NULL);
   for (const struct object *o = opts->objects.first; o; o = o->next)

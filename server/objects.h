@@ -13,6 +13,9 @@
 
 #include "qcow2.h"
 
+/* How many server-cert-N.pem are looked for in an x509 object's dir, from 0. */
+#define TLS_CREDS_MORE_PAIRS 4
+
 enum object_type {
   OBJECT_SECRET,
   OBJECT_TLS_X509,

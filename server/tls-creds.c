@@ -19,7 +19,6 @@
 #define MAX_CERTS 64
 #define MAX_USERS 10000
 /* Certificates beside server-cert.pem: as many as QEMU takes. */
-#define MAX_MORE_PAIRS 4
 
 /* TLS 1.2 and later.  A priority= of the user's replaces all of it. */
 #define PRIORITY "NORMAL:-VERS-TLS1.0:-VERS-TLS1.1"
@@ -331,7 +330,7 @@ load_own (struct loading *l, const struct certs *cas)
   int r = load_pair (l, cas, "server-cert.pem", "server-key.pem");
   int n = r;
 
-  for (int i = 0; r >= 0 && i < MAX_MORE_PAIRS; i++) {
+  for (int i = 0; r >= 0 && i < TLS_CREDS_MORE_PAIRS; i++) {
     char cert_name[32], key_name[32];
     snprintf (cert_name, sizeof cert_name, "server-cert-%d.pem", i);
     snprintf (key_name, sizeof key_name, "server-key-%d.pem", i);

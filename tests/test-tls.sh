@@ -290,6 +290,22 @@ admitted alice
 touch release
 wait $holder || fail "the reload disturbed a client"
 stop_server
+
+# As programs that renew certificates keep them: links to a directory with all versions.
+mkdir archive live
+for file in ca-cert server-cert server-key; do
+  cp server/$file.pem archive/${file}1.pem
+  ln -s ../archive/${file}1.pem live/$file.pem
+done
+start_server disk.qcow2 "arg=--object=tls-creds-x509,id=tls0,endpoint=server,dir=$tmp/live" arg=--tls-creds=tls0 arg=-v
+for file in ca-cert server-cert server-key; do
+  cp server/$file.pem archive/${file}2.pem
+  ln -sf ../archive/${file}2.pem live/$file.pem
+done
+kill -HUP "$SERVER_PID"
+wait_for 20 reloaded 1 || fail "links to another directory: no reload: $(cat "$SERVER_LOG")"
+admitted alice
+stop_server
 check_image disk.qcow2
 
 echo "== only the server proves who it is"
