@@ -438,6 +438,7 @@ int
 sandbox_load_filter (unsigned calls, struct q_error *err)
 {
   struct filter f = { .ctx = seccomp_init (SCMP_ACT_ERRNO (ENOSYS)) };
+  bool absent = false;
 
   if (!f.ctx)
     f.r = -ENOMEM;
@@ -447,6 +448,8 @@ sandbox_load_filter (unsigned calls, struct q_error *err)
     seccomp_attr_set (f.ctx, SCMP_FLTATR_CTL_LOG, 1);
     seccomp_attr_set (f.ctx, SCMP_FLTATR_CTL_OPTIMIZE, 2);
     seccomp_attr_set (f.ctx, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS);
+    /* What the kernel says, and not ECANCELED for all of it. */
+    f.r = seccomp_attr_set (f.ctx, SCMP_FLTATR_API_SYSRAWRC, 1);
     ALLOW_LIST (&f, always);
     look_at_arguments (&f);
     open_files (&f, calls);
@@ -454,14 +457,16 @@ sandbox_load_filter (unsigned calls, struct q_error *err)
     for (size_t i = 0; i < sizeof deadly / sizeof deadly[0]; i++)
       rule (&f, SCMP_ACT_KILL_PROCESS, deadly[i], 0, NULL);
   }
-  if (f.r == 0)
+  if (f.r == 0) {
     f.r = seccomp_load (f.ctx);
+    absent = f.r == -ENOSYS || f.r == -EINVAL || f.r == -EOPNOTSUPP;
+  }
   if (f.ctx)
     seccomp_release (f.ctx);
   if (f.r < 0)
     snprintf (err->text, sizeof err->text, "the filter of system calls: %s", strerror (-f.r));
-  /* What kernels without it say. */
-  return f.r == -EINVAL || f.r == -ENOSYS || f.r == -ECANCELED ? -ENOTSUP : f.r;
+  /* What kernels without it say; rules that could not be made are an error of ours. */
+  return absent ? -ENOTSUP : f.r;
 }
 
 #else
