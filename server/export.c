@@ -603,6 +603,10 @@ exports_remove (struct exports *set, const char *name, bool hard, struct q_error
   struct export *list = NULL;
   int r = 0;
 
+  /* Whoever removes a snapshot's export waits for its clients with the lock given up.  Its parent,
+   * which takes it along, is not to free it meanwhile, nor to be opened again by the next one
+   * while the snapshot's image is still open. */
+  pthread_mutex_lock (&set->removing);
   pthread_mutex_lock (&set->lock);
   struct export *x = find (set->first, name, strlen (name));
   if (!x || x->state != EXPORT_SERVED) {
@@ -613,13 +617,17 @@ exports_remove (struct exports *set, const char *name, bool hard, struct q_error
     list = take_out (set, x);
   }
   pthread_mutex_unlock (&set->lock);
-  return r < 0 ? r : close_all (list, err);
+  if (r == 0)
+    r = close_all (list, err);
+  pthread_mutex_unlock (&set->removing);
+  return r;
 }
 
 void
 exports_init (struct exports *set)
 {
   *set = (struct exports){ .first = NULL };
+  pthread_mutex_init (&set->removing, NULL);
   pthread_mutex_init (&set->lock, NULL);
   pthread_mutex_init (&set->snapshots, NULL);
   pthread_cond_init (&set->unused, NULL);
@@ -655,6 +663,7 @@ exports_close (struct exports *set)
   pthread_cond_destroy (&set->unused);
   pthread_mutex_destroy (&set->snapshots);
   pthread_mutex_destroy (&set->lock);
+  pthread_mutex_destroy (&set->removing);
   return first_error;
 }
 

@@ -106,6 +106,7 @@ struct export
 };
 
 struct exports {
+  pthread_mutex_t removing; /* one removal at a time; taken first */
   pthread_mutex_t lock, snapshots;
   pthread_cond_t unused; /* an export that is leaving has no references any more */
   struct export *first, *last;

@@ -265,6 +265,60 @@ snapshots_go_along (void **state)
   assert_int_equal (exports_close (&set), 0);
 }
 
+static void *
+remove_snapshot (void *opaque)
+{
+  struct q_error err = { "" };
+
+  return (void *)(intptr_t)exports_remove (opaque, "t@one", true, &err);
+}
+
+static void *
+remove_parent (void *opaque)
+{
+  struct q_error err = { "" };
+
+  return (void *)(intptr_t)exports_remove (opaque, "t", true, &err);
+}
+
+/* The one waits for a client of the snapshot's, the other is to take that export along. */
+static void
+parent_and_snapshot_at_once (void **state)
+{
+  struct exports set;
+  struct q_error err = { "" };
+  char path[256], id[Q_SNAPSHOT_ID_SIZE];
+  void *result[2];
+
+  (void)state;
+  exports_init (&set);
+  make_image ("t", path);
+  struct export_options o = options ("t", path);
+  must_add (&set, &o);
+  struct export *x = must_get (&set, "t");
+  assert_int_equal (export_snapshot_create (x, "one", id, &err), 0);
+  export_put (x);
+  assert_int_equal (exports_remove (&set, "t", false, &err), 0);
+  o.snapshots = true;
+  for (int i = 0; i < 30; i++) {
+    pthread_t first, second;
+    must_add (&set, &o);
+    struct export *one = must_get (&set, "t@one");
+    assert_int_equal (pthread_create (&first, NULL, remove_snapshot, &set), 0);
+    while (!atomic_load (&one->leaving))
+      usleep (100);
+    assert_int_equal (pthread_create (&second, NULL, remove_parent, &set), 0);
+    usleep (1000); /* it may get as far as it can */
+    export_put (one);
+    pthread_join (first, &result[0]);
+    pthread_join (second, &result[1]);
+    assert_null (result[0]);
+    assert_null (result[1]);
+    assert_null (exports_next (&set, NULL));
+  }
+  assert_int_equal (exports_close (&set), 0);
+}
+
 /* ---- all at once ----------------------------------------------------------------------------- */
 
 #define ROUNDS 150
@@ -343,7 +397,8 @@ main (void)
   const struct CMUnitTest tests[] = {
     cmocka_unit_test (adds_and_removes),   cmocka_unit_test (prepared_is_not_seen),
     cmocka_unit_test (changes_in_place),   cmocka_unit_test (hard_waits_for_clients),
-    cmocka_unit_test (snapshots_go_along), cmocka_unit_test (everybody_at_once),
+    cmocka_unit_test (snapshots_go_along), cmocka_unit_test (parent_and_snapshot_at_once),
+    cmocka_unit_test (everybody_at_once),
   };
   char command[300];
 
