@@ -38,11 +38,13 @@
 
 /* ---- on a worker ----------------------------------------------------------------------------- */
 
-/* Whether the export has it wait when the disk is full. */
+/* Whether the export has it wait when the disk is full.  Where nothing will ever be written again,
+ * because a sync has failed, there is nothing to wait for. */
 static bool
 may_wait (const struct request *rq)
 {
-  return rq->export->room && rq->type != NBD_CMD_READ && rq->type != NBD_CMD_RESIZE;
+  return rq->export->room && rq->type != NBD_CMD_READ && rq->type != NBD_CMD_RESIZE &&
+         !q_read_only (rq->export->img);
 }
 
 static void

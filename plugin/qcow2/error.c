@@ -104,14 +104,16 @@ q_error_prefix (struct q_error *err, const char *fmt, ...)
 int
 q_stick (struct q_image *img, int code, const char *what)
 {
+  /* What a caller may try again, or wait with until there is room, this is not any more. */
+  int sticky = code == -ENOSPC || code == -ENOMEM ? -EIO : code;
   int expected = 0;
 
-  if (atomic_compare_exchange_strong (&img->sticky, &expected, code))
+  if (atomic_compare_exchange_strong (&img->sticky, &expected, sticky))
     q_log (Q_LOG_ERROR,
            "%s: %s: %s; the image is read-only from now on: what was flushed is safe, check the "
            "storage and open it again",
            img->filename, what, strerror (-code));
-  return code;
+  return sticky;
 }
 
 int

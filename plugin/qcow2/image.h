@@ -390,7 +390,7 @@ void q_log (enum q_log_level level, const char *fmt, ...) __attribute__ ((format
  * the corrupt bit (version 3).  Returns -EIO. */
 int q_corrupt (struct q_image *img, const char *fmt, ...) __attribute__ ((format (printf, 2, 3)));
 /* A metadata write failed: logs it once and makes the image read-only (invariant 7).  Returns
- * CODE. */
+ * CODE, or -EIO instead of what could be tried again: -ENOSPC and -ENOMEM. */
 int q_stick (struct q_image *img, int code, const char *what);
 /* 0, or the errno that writes must fail with. */
 int q_writable (struct q_image *img);

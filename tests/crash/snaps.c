@@ -29,7 +29,7 @@ static bool
 is_expected (const struct run *run, int r)
 {
   return r == 0 || r == -ERANGE ||
-         (run->storm && (r == -run->storm || (r == -EROFS && run->may_stick)));
+         (run->storm && (r == -run->storm || ((r == -EROFS || r == -EIO) && run->may_stick)));
 }
 
 /* What the disk shows; NULL if that cannot be known. */

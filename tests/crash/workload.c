@@ -160,7 +160,8 @@ check_error (struct guest *g, const char *what, int r)
 {
   const struct run *run = g->run;
 
-  if (r < 0 && (run->storm == 0 || (r != -run->storm && !(r == -EROFS && run->may_stick))))
+  if (r < 0 &&
+      (run->storm == 0 || (r != -run->storm && !((r == -EROFS || r == -EIO) && run->may_stick))))
     workload_fail (g->run, "%s: %s", what, strerror (-r));
   return r;
 }

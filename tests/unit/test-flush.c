@@ -158,12 +158,12 @@ test_sticky_data_sync (void **state)
     unit_writes (img, 0, K, 2);
     f.fail_kind = MEM_SYNC;
     f.fail_with = errors[i];
-    assert_int_equal (q_flush (img), errors[i]);
+    assert_int_equal (q_flush (img), -EIO); /* not one that is worth waiting with */
     f.fail_with = 0;
     assert_true (q_read_only (img));
-    assert_int_equal (q_flush (img), errors[i]);
+    assert_int_equal (q_flush (img), -EIO);
     assert_int_equal (q_pwrite (img, "x", 0, 1), -EROFS);
-    assert_int_equal (q_close (&img, &f.err), errors[i]);
+    assert_int_equal (q_close (&img, &f.err), -EIO);
     unit_done (&f);
   }
 }
