@@ -323,7 +323,7 @@ room_new (const char *name, const struct room_options *options)
     free (room);
     return NULL;
   }
-  room->limit = options->seconds * 1000 * MS;
+  room->limit = (uint64_t)options->seconds * 1000 * MS;
   pthread_mutex_init (&room->lock, NULL);
   pthread_mutex_lock (&lock);
   room->next = all;

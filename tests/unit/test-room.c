@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Waiting for room, without disks: what the clock and the order of threads can do to it.
+ */
+
+#include "unit.h"
+
+/* Its times are its own. */
+#include "../../server/room.c"
+
+#define SECOND (1000 * MS)
+
+struct scene {
+  struct ev_loop *ev;
+  struct mailbox home;
+  struct session session;
+  struct export export;
+  struct shard shard;
+  struct request rq[3];
+  struct room *room;
+};
+
+static void
+wake (struct mailbox *m)
+{
+  (void)m;
+}
+
+static void
+begin_scene (struct scene *s, const char *text)
+{
+  struct room_options options;
+
+  *s = (struct scene){ .home.wake = wake };
+  s->ev = ev_loop_new (EVFLAG_AUTO);
+  assert_non_null (s->ev);
+  assert_true (room_parse (text, &options));
+  s->room = room_new ("x", &options);
+  assert_non_null (s->room);
+  s->room->since = 1; /* somebody waits already: nothing is told of an image */
+  s->room->next_try = UINT64_MAX;
+  s->session.shard = &s->shard;
+  s->export.room = s->room;
+  for (size_t i = 0; i < lengthof (s->rq); i++)
+    s->rq[i] = (struct request){
+      .job.home = &s->home, .session = &s->session, .export = &s->export, .type = NBD_CMD_WRITE
+    };
+  rooms_start (s->ev, NULL);
+}
+
+static void
+end_scene (struct scene *s)
+{
+  rooms_stop ();
+  room_free (s->room);
+  ev_loop_destroy (s->ev);
+}
+
+static void
+test_limit (void **state)
+{
+  struct scene s;
+
+  (void)state;
+  begin_scene (&s, "wait:4294968"); /* more milliseconds than 32 bits have */
+  assert_true (s.room->limit == 4294968 * SECOND);
+  end_scene (&s);
+  begin_scene (&s, "wait:100000000");
+  assert_true (s.room->limit == MAX_SECONDS * SECOND);
+  end_scene (&s);
+}
+
+int
+main (void)
+{
+  const struct CMUnitTest tests[] = {
+    cmocka_unit_test (test_limit),
+  };
+
+  return cmocka_run_group_tests (tests, NULL, NULL);
+}
