@@ -151,17 +151,17 @@ static bool
 is_late (const struct request *rq, const void *arg)
 {
   const struct deadline *d = arg;
-  return d->limit > 0 && d->now - rq->waited_since >= d->limit;
+  return d->limit > 0 && d->now >= rq->waited_since && d->now - rq->waited_since >= d->limit;
 }
 
 bool
 room_park (struct room *room, struct request *rq)
 {
   struct ev_loop *ev = atomic_load (&loop);
-  uint64_t now = stats_clock ();
   bool parked = false;
 
   pthread_mutex_lock (&room->lock);
+  uint64_t now = stats_clock ();
   if (rq->waited_since > 0)
     room->trying--;
   if (room->ahead == rq) {
@@ -266,12 +266,13 @@ room_times (struct room *room)
 
 /* Whether somebody waits. */
 static bool
-look (struct room *room, uint64_t now)
+look (struct room *room)
 {
   struct batch late = { 0 }, try = { 0 };
-  const struct deadline d = { now, room->limit };
 
   pthread_mutex_lock (&room->lock);
+  uint64_t now = stats_clock (); /* not before somebody was parked who is in the queue now */
+  const struct deadline d = { now, room->limit };
   take (room, is_late, &d, &late);
   if (late.first)
     settle (room, "the time is over, errors are reported");
@@ -291,13 +292,12 @@ look (struct room *room, uint64_t now)
 static void
 on_tick (struct ev_loop *ev, ev_timer *w, int revents)
 {
-  uint64_t now = stats_clock ();
   bool any = false;
 
   (void)revents;
   pthread_mutex_lock (&lock);
   for (struct room *room = all; room; room = room->next)
-    any |= look (room, now);
+    any |= look (room);
   pthread_mutex_unlock (&lock);
   if (!any)
     ev_timer_stop (ev, w);

@@ -70,11 +70,29 @@ test_limit (void **state)
   end_scene (&s);
 }
 
+/* A request that begins to wait after the clock was read has not waited for ages. */
+static void
+test_clock (void **state)
+{
+  struct request rq = { .waited_since = 1000 * SECOND };
+  struct deadline d = { 1000 * SECOND - 1, 3600 * SECOND };
+
+  (void)state;
+  assert_false (is_late (&rq, &d));
+  d.now = 4600 * SECOND - 1;
+  assert_false (is_late (&rq, &d));
+  d.now++;
+  assert_true (is_late (&rq, &d));
+  d.limit = 0;
+  assert_false (is_late (&rq, &d));
+}
+
 int
 main (void)
 {
   const struct CMUnitTest tests[] = {
     cmocka_unit_test (test_limit),
+    cmocka_unit_test (test_clock),
   };
 
   return cmocka_run_group_tests (tests, NULL, NULL);
