@@ -54,7 +54,7 @@ finish (struct request *rq, int error)
     if (room_park (rq->export->room, rq))
       return;
   } else if (rq->waited_since > 0)
-    room_passed (rq->export->room, rq);
+    room_passed (rq->export->room, rq, error);
   if (error < 0)
     rq->error = error;
   job_done (&rq->job);

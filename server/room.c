@@ -186,19 +186,23 @@ room_park (struct room *room, struct request *rq)
 }
 
 void
-room_passed (struct room *room, struct request *rq)
+room_passed (struct room *room, struct request *rq, int error)
 {
   struct batch list = { 0 };
+  /* Another error says nothing of room, unless it is all that anybody will get from now on. */
+  bool all_follow = error == 0 || q_read_only (rq->export->img);
 
   pthread_mutex_lock (&room->lock);
   room->trying--;
   if (room->ahead == rq) {
-    /* All others follow. */
     room->ahead = NULL;
-    take (room, is_any, NULL, &list);
-    room->trying += list.count;
+    if (all_follow) {
+      take (room, is_any, NULL, &list);
+      room->trying += list.count;
+    } else
+      room->next_try = 0; /* the next one's turn */
   }
-  settle (room, "there is room");
+  settle (room, error == 0 ? "there is room" : "errors are reported");
   pthread_mutex_unlock (&room->lock);
   pool_submit (rq->session->shard->pool, &list);
 }

@@ -5,7 +5,7 @@
  *
  *     x->room = room_new (name, limit);   with the export; NULL: errors are reported
  *     room_park (room, rq)                a worker: RQ met a full disk.  True: taken over
- *     room_passed (room, rq)              a worker: RQ, which had been kept, did not meet one again
+ *     room_passed (room, rq, error)       a worker: RQ, which had been kept, did not meet one again
  *     room_drop (room, session);          the session's thread: its requests do not wait any more
  *     room_end (room);                    nobody's do: the export is leaving, or the server
  *     room_resume (room);                 any thread: somebody knows that there is room
@@ -18,8 +18,8 @@
  * request in flight (session.h), so how many may wait is bounded.
  *
  * One of those that wait goes ahead and is tried again, after 0.1 s and then at intervals that
- * double, up to 1 s.  If it gets through, all the others follow.  If not, it goes to the end of the
- * queue.
+ * double, up to 1 s.  If it gets through, all the others follow.  If it meets a full disk again, it
+ * goes to the end of the queue; if it fails otherwise, the next one goes ahead.
  */
 
 #ifndef ROOM_H
@@ -45,7 +45,8 @@ bool room_parse (const char *text, struct room_options *options);
 struct room *room_new (const char *name, const struct room_options *options);
 void room_free (struct room *room);
 bool room_park (struct room *room, struct request *rq);
-void room_passed (struct room *room, struct request *rq);
+/* ERROR: 0, or what it met instead. */
+void room_passed (struct room *room, struct request *rq, int error);
 void room_drop (struct room *room, struct session *s);
 void room_end (struct room *room);
 void room_resume (struct room *room);

@@ -87,12 +87,58 @@ test_clock (void **state)
   assert_false (is_late (&rq, &d));
 }
 
+static void
+try_first (struct scene *s)
+{
+  struct batch list = { 0 };
+
+  assert_null (s->room->ahead);
+  batch_add (&list, batch_take (&s->room->queue));
+  s->room->ahead = (struct request *)list.first;
+  s->room->trying++;
+}
+
+/* An error that has nothing to do with room lets nobody go but the one that has it. */
+static void
+test_other_error (void **state)
+{
+  struct fixture f;
+  struct scene s;
+
+  (void)state;
+  unit_init (&f);
+  unit_create (&f, "disk", 1 << 20, NULL);
+  begin_scene (&s, "wait");
+  s.export.img = unit_open (&f, "disk");
+  for (size_t i = 0; i < lengthof (s.rq); i++)
+    assert_true (room_park (s.room, &s.rq[i]));
+  try_first (&s);
+  room_passed (s.room, &s.rq[0], -EIO);
+  assert_int_equal (room_waiting (s.room), 2);
+  assert_true (s.room->since > 0);
+  try_first (&s);
+  s.shard.pool = pool_new (0); /* runs what follows */
+  assert_non_null (s.shard.pool);
+  s.rq[2].job.run = job_done;
+  room_passed (s.room, &s.rq[1], 0);
+  assert_null (s.room->queue.first);
+  assert_ptr_equal (s.home.head, &s.rq[2].job);
+  room_passed (s.room, &s.rq[2], 0);
+  assert_int_equal (room_waiting (s.room), 0);
+  assert_true (s.room->since == 0);
+  pool_free (s.shard.pool);
+  end_scene (&s);
+  unit_close (s.export.img);
+  unit_done (&f);
+}
+
 int
 main (void)
 {
   const struct CMUnitTest tests[] = {
     cmocka_unit_test (test_limit),
     cmocka_unit_test (test_clock),
+    cmocka_unit_test (test_other_error),
   };
 
   return cmocka_run_group_tests (tests, NULL, NULL);
