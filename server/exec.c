@@ -50,8 +50,11 @@ may_wait (const struct request *rq)
 static void
 finish (struct request *rq, int error)
 {
+  if (error == -ESHUTDOWN)
+    error = -EIO; /* the storage's: the room's own is told to nobody */
   if (error == -ENOSPC && may_wait (rq)) {
-    if (room_park (rq->export->room, rq))
+    error = room_park (rq->export->room, rq);
+    if (error == 0)
       return;
   } else if (rq->waited_since > 0)
     room_passed (rq->export->room, rq, error);
@@ -388,7 +391,7 @@ fail (struct request *rq, int error)
     rq->whole->error = error;
   else if (rq->type == NBD_CMD_READ)
     reply_read_error (rq->session, rq, code, rq->error_offset);
-  else
+  else if (error != -ESHUTDOWN) /* room.h: the end of the connection is the answer */
     reply_error (rq->session, rq, code, "%s of %" PRIu64 " bytes at offset %" PRIu64 ": %s",
                  what[rq->type], rq->len, rq->offset, why ? why : "unknown error");
   count (rq, true);

@@ -104,13 +104,13 @@ settle (struct room *room, const char *how)
 
 /* ---- moving requests ------------------------------------------------------------------------- */
 
-/* Answers all in LIST: the disk is full. */
+/* All in LIST end with ERROR. */
 static void
-report (struct batch *list)
+report (struct batch *list, int error)
 {
   while (list->first) {
     struct request *rq = (struct request *)batch_take (list);
-    rq->error = -ENOSPC;
+    rq->error = error;
     job_done (&rq->job);
   }
 }
@@ -154,11 +154,11 @@ is_late (const struct request *rq, const void *arg)
   return d->limit > 0 && d->now >= rq->waited_since && d->now - rq->waited_since >= d->limit;
 }
 
-bool
+int
 room_park (struct room *room, struct request *rq)
 {
   struct ev_loop *ev = atomic_load (&loop);
-  bool parked = false;
+  int r = 0;
 
   pthread_mutex_lock (&room->lock);
   uint64_t now = stats_clock ();
@@ -172,17 +172,20 @@ room_park (struct room *room, struct request *rq)
   if (rq->waited_since == 0)
     rq->waited_since = now;
   const struct deadline d = { now, room->limit };
-  if (ev && !room->ended && !rq->session->unwanted && !is_late (rq, &d)) {
+  if (!ev || room->ended || rq->session->unwanted)
+    r = -ESHUTDOWN;
+  else if (is_late (rq, &d))
+    r = -ENOSPC;
+  if (r == 0) {
     if (room->since == 0)
       begin (room, rq);
     batch_add (&room->queue, &rq->job);
-    parked = true;
   } else
-    settle (room, "errors are reported");
+    settle (room, r == -ENOSPC ? "errors are reported" : "the connections end");
   pthread_mutex_unlock (&room->lock);
-  if (parked)
+  if (r == 0)
     ev_async_send (ev, &news);
-  return parked;
+  return r;
 }
 
 void
@@ -220,7 +223,7 @@ room_drop (struct room *room, struct session *s)
   if (list.first)
     settle (room, "its clients have gone");
   pthread_mutex_unlock (&room->lock);
-  report (&list);
+  report (&list, -ESHUTDOWN);
 }
 
 void
@@ -234,9 +237,9 @@ room_end (struct room *room)
   room->ended = true;
   take (room, is_any, NULL, &list);
   if (list.first)
-    settle (room, "errors are reported");
+    settle (room, "the connections end");
   pthread_mutex_unlock (&room->lock);
-  report (&list);
+  report (&list, -ESHUTDOWN);
 }
 
 void
@@ -288,7 +291,7 @@ look (struct room *room)
   }
   bool waits = room->queue.first || room->trying > 0;
   pthread_mutex_unlock (&room->lock);
-  report (&late);
+  report (&late, -ENOSPC);
   pool_submit (pool, &try);
   return waits;
 }

@@ -4,7 +4,7 @@
  * until there is room; its client sees a slow request.
  *
  *     x->room = room_new (name, limit);   with the export; NULL: errors are reported
- *     room_park (room, rq)                a worker: RQ met a full disk.  True: taken over
+ *     room_park (room, rq)                a worker: RQ met a full disk.  0: taken over
  *     room_passed (room, rq, error)       a worker: RQ, which had been kept, did not meet one again
  *     room_drop (room, session);          the session's thread: its requests do not wait any more
  *     room_end (room);                    nobody's do: the export is leaving, or the server
@@ -20,6 +20,10 @@
  * One of those that wait goes ahead and is tried again, after 0.1 s and then at intervals that
  * double, up to 1 s.  If it gets through, all the others follow.  If it meets a full disk again, it
  * goes to the end of the queue; if it fails otherwise, the next one goes ahead.
+ *
+ * When a connection ends, by whoever's will, its requests that wait get no answer (-ESHUTDOWN,
+ * which exec.c does not send): a client that connects again sends them again, where an error would
+ * be the guest's.
  */
 
 #ifndef ROOM_H
@@ -44,7 +48,9 @@ bool room_parse (const char *text, struct room_options *options);
 
 struct room *room_new (const char *name, const struct room_options *options);
 void room_free (struct room *room);
-bool room_park (struct room *room, struct request *rq);
+/* 0, or what RQ ends with: -ENOSPC when its time is over, -ESHUTDOWN when its connection ends or is
+ * about to. */
+int room_park (struct room *room, struct request *rq);
 /* ERROR: 0, or what it met instead. */
 void room_passed (struct room *room, struct request *rq, int error);
 void room_drop (struct room *room, struct session *s);

@@ -111,7 +111,7 @@ test_other_error (void **state)
   begin_scene (&s, "wait");
   s.export.img = unit_open (&f, "disk");
   for (size_t i = 0; i < lengthof (s.rq); i++)
-    assert_true (room_park (s.room, &s.rq[i]));
+    assert_int_equal (room_park (s.room, &s.rq[i]), 0);
   try_first (&s);
   room_passed (s.room, &s.rq[0], -EIO);
   assert_int_equal (room_waiting (s.room), 2);
@@ -132,6 +132,38 @@ test_other_error (void **state)
   unit_done (&f);
 }
 
+/* Nobody is told of a full disk because the connection ends. */
+static void
+test_end (void **state)
+{
+  struct scene s;
+
+  (void)state;
+  begin_scene (&s, "wait");
+  assert_int_equal (room_park (s.room, &s.rq[0]), 0);
+  assert_int_equal (room_park (s.room, &s.rq[1]), 0);
+  try_first (&s);
+  room_end (s.room);
+  assert_int_equal (s.rq[1].error, -ESHUTDOWN);
+  assert_int_equal (room_park (s.room, &s.rq[0]), -ESHUTDOWN);
+  assert_int_equal (room_park (s.room, &s.rq[2]), -ESHUTDOWN);
+  assert_int_equal (room_waiting (s.room), 0);
+  end_scene (&s);
+
+  begin_scene (&s, "wait");
+  assert_int_equal (room_park (s.room, &s.rq[0]), 0);
+  room_drop (s.room, &s.session);
+  assert_int_equal (s.rq[0].error, -ESHUTDOWN);
+  assert_int_equal (room_park (s.room, &s.rq[1]), -ESHUTDOWN);
+  end_scene (&s);
+
+  begin_scene (&s, "wait:1");
+  s.rq[0].waited_since = 1;
+  s.room->trying = 1;
+  assert_int_equal (room_park (s.room, &s.rq[0]), -ENOSPC);
+  end_scene (&s);
+}
+
 int
 main (void)
 {
@@ -139,6 +171,7 @@ main (void)
     cmocka_unit_test (test_limit),
     cmocka_unit_test (test_clock),
     cmocka_unit_test (test_other_error),
+    cmocka_unit_test (test_end),
   };
 
   return cmocka_run_group_tests (tests, NULL, NULL);
