@@ -523,12 +523,20 @@ reload_new (const struct reload_context *context)
 }
 
 void
+reload_end (struct reload *r)
+{
+  if (r && r->started)
+    pthread_join (r->thread, NULL);
+  if (r)
+    r->started = false;
+}
+
+void
 reload_free (struct reload *r)
 {
   if (!r)
     return;
-  if (r->started)
-    pthread_join (r->thread, NULL);
+  reload_end (r);
   if (r->options) {
     options_free (r->options);
     free (r->options);

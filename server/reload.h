@@ -6,6 +6,7 @@
  *     r = reload_new (&context, &err);
  *     reload_config (r, &summary, &err)        any thread but a loop's; blocking
  *     reload_begin (r)                         the main thread: the same, in the background
+ *     reload_end (r);                          the main thread; before the loops end
  *     reload_free (r);                         the main thread; after the last client has gone
  *
  * The command line is read again, with the configuration files that it names, and the exports that
@@ -55,7 +56,10 @@ struct reload *reload_new (const struct reload_context *context);
 int reload_config (struct reload *r, struct reload_summary *summary, struct q_error *err);
 /* Once more if it is being done already.  Tells the service manager. */
 void reload_begin (struct reload *r);
-/* Waits for what was begun.  R may be NULL. */
+/* Waits for what was begun, while there are loops still: it may be waiting for them.  The main
+ * thread, which begins nothing any more.  R may be NULL. */
+void reload_end (struct reload *r);
+/* R may be NULL. */
 void reload_free (struct reload *r);
 
 #endif /* RELOAD_H */

@@ -401,8 +401,9 @@ server_run (const struct server_options *options, struct listeners *ls, struct e
   else
     sv.status = -1;
   sv.ending = true;
-  /* A command may be waiting for the loops. */
+  /* A command, or a reload, may be waiting for the loops. */
   control_stop (options->control);
+  reload_end (options->reload);
   exports_set_sweep (exports, NULL, NULL);
   /* Whoever connects from now on is told at once that there is nobody here. */
   listen_close (ls);
