@@ -504,10 +504,12 @@ write_refblocks (struct creation *c)
 static int
 set_length (struct creation *c, struct q_file *file, const char *name, uint64_t end, bool keep)
 {
-  uint64_t have;
-  int r;
+  uint64_t have = 0;
+  int r = keep || file->is_device ? q_file_size (file, &have) : 0;
 
-  if (keep && q_file_size (file, &have) == 0 && have >= end)
+  if (r < 0)
+    return q_fail (c->err, r, "%s: size: %s", name, strerror (-r));
+  if (keep && have >= end)
     return 0;
   if (!file->is_device) {
     r = q_file_truncate (file, end);
@@ -515,9 +517,6 @@ set_length (struct creation *c, struct q_file *file, const char *name, uint64_t 
                            (unsigned long long)end, strerror (-r))
                  : 0;
   }
-  r = q_file_size (file, &have);
-  if (r < 0)
-    return q_fail (c->err, r, "%s: size: %s", name, strerror (-r));
   if (have < end)
     return q_fail (c->err, -ENOSPC,
                    "%s: the device has %llu bytes: the image needs %llu to begin with", name,

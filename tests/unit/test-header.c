@@ -290,6 +290,37 @@ test_autoclear (void **state)
   unit_done (&f);
 }
 
+/* A data file that is kept: who cannot learn how long it is does not cut it. */
+static void
+test_kept_data_file (void **state)
+{
+  int r = -1;
+
+  (void)state;
+  for (unsigned n = 0; r < 0; n++) {
+    struct q_create_options o;
+    struct fixture f;
+    struct mem_file *kept;
+
+    unit_init (&f);
+    kept = unit_raw (&f, "kept", 2 * SIZE, 7);
+    mem_add (&f.store, "disk");
+    q_create_options_init (&o);
+    o.opener = &f.store.opener;
+    o.data_file = "kept";
+    o.data_file_raw = o.data_file_keep = true;
+    f.fail_kind = MEM_SIZE;
+    f.fail_after = n;
+    f.fail_with = -EIO;
+    r = q_create ("disk", SIZE, &o, &f.err);
+    f.fail_with = 0;
+    assert_true (r == 0 || r == -EIO);
+    assert_true (n > 0 || r < 0);
+    assert_int_equal (kept->size, 2 * SIZE);
+    unit_done (&f);
+  }
+}
+
 int
 main (void)
 {
@@ -297,7 +328,7 @@ main (void)
     cmocka_unit_test (test_fields),      cmocka_unit_test (test_backing_name),
     cmocka_unit_test (test_version_2),   cmocka_unit_test (test_name_behind_header),
     cmocka_unit_test (test_short_files), cmocka_unit_test (test_read_only),
-    cmocka_unit_test (test_autoclear),
+    cmocka_unit_test (test_autoclear),   cmocka_unit_test (test_kept_data_file),
   };
 
   return cmocka_run_group_tests (tests, NULL, NULL);
