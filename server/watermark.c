@@ -287,7 +287,8 @@ look (struct watermark *w)
 
   if (asked > 0 && highest > asked) {
     tell_threshold (w, asked, highest);
-    atomic_store (&w->asked, 0);
+    /* Unless somebody has asked for another one meanwhile: that is looked at next. */
+    atomic_compare_exchange_strong (&w->asked, &asked, 0);
   }
   if (w->mark != NEVER && highest > w->mark)
     tell (w, highest);
