@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "ctl.h"
+#include "qcow2.h"
 #include "stdfds.h"
 
 /* Where the socket is if nobody says. */
@@ -26,13 +27,18 @@ static const struct ctl_command *const tables[] = {
 int
 ctl_error (const char *fmt, ...)
 {
+  char *text = NULL;
   va_list args;
 
-  fprintf (stderr, "nbdcow-ctl: ");
   va_start (args, fmt);
-  vfprintf (stderr, fmt, args);
+  if (vasprintf (&text, fmt, args) < 0)
+    text = NULL;
   va_end (args);
-  fputc ('\n', stderr);
+  /* It may quote what an image or a client says. */
+  if (text)
+    q_make_printable (text);
+  fprintf (stderr, "nbdcow-ctl: %s\n", text ? text : "out of memory");
+  free (text);
   return EXIT_FAILURE;
 }
 

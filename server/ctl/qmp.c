@@ -89,7 +89,7 @@ ctl_event (struct ctl *c)
 int
 ctl_print_json (json_t *value)
 {
-  int r = json_dumpf (value, stdout, JSON_INDENT (4) | JSON_ENCODE_ANY);
+  int r = json_dumpf (value, stdout, JSON_INDENT (4) | JSON_ENCODE_ANY | JSON_ENSURE_ASCII);
 
   putchar ('\n');
   json_decref (value);

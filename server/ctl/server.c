@@ -93,7 +93,8 @@ events (struct ctl *c, int argc, char **argv)
 
     if (localtime_r (&seconds, &tm))
       strftime (when, sizeof when, "%Y-%m-%d %H:%M:%S", &tm);
-    text = json_dumps (c->json ? e : data, JSON_COMPACT | JSON_ENCODE_ANY);
+    /* Names must not do things to the terminal. */
+    text = json_dumps (c->json ? e : data, JSON_COMPACT | JSON_ENCODE_ANY | JSON_ENSURE_ASCII);
     if (c->json)
       printf ("%s\n", text ? text : "");
     else

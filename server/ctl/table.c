@@ -6,6 +6,7 @@
 #include <wchar.h>
 
 #include "ctl.h"
+#include "qcow2.h"
 
 /* Between columns. */
 #define GAP 2
@@ -30,9 +31,8 @@ table_text (struct table *t, const char *text)
 {
   char *copy = strdup (text);
 
-  for (unsigned char *p = (unsigned char *)copy; p && *p; p++)
-    if (*p < ' ' || *p == 0x7f)
-      *p = '?';
+  if (copy)
+    q_make_printable (copy);
   put (t, copy);
 }
 
