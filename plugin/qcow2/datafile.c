@@ -95,11 +95,11 @@ q_data_open (struct q_image *img, const struct q_image *top, const struct q_open
   r = q_file_open (opts->opener, img->data_path, flags | more, &img->data, err);
   img->guest = img->data;
   if (r < 0) {
-    q_error_prefix (err, "%s: cannot open data file '%s'%s", img->filename,
-                    chosen ? chosen : img->data_file,
-                    r == -EPERM && more       ? " (data-file-policy=any opens block devices)"
-                    : r == -ENOENT && !chosen ? " (data-file=FILE names another)"
-                                              : "");
+    q_error_prefix (
+        err, "%s: cannot open data file '%s'%s", img->filename, chosen ? chosen : img->data_file,
+        r == -EPERM && (more & Q_FILE_REGULAR) ? " (data-file-policy=any opens block devices)"
+        : r == -ENOENT && !chosen              ? " (data-file=FILE names another)"
+                                               : "");
     return r;
   }
   /* Before the lock, which would be taken against ourselves. */

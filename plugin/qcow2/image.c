@@ -402,26 +402,29 @@ open_chain (struct q_image *top, const struct q_open_options *opts, struct q_err
   while (img->backing_file &&
          (opts->backing != Q_BACKING_NONE || (img == top && opts->backing_named))) {
     enum q_format format = Q_FORMAT_AUTO;
+    char *path = NULL;
     unsigned flags = 0;
     int r = 0;
 
     if (img != top || !opts->backing_named)
-      r = q_name_check_backing (img, opts->backing, &flags, err);
+      r = q_name_check_backing (img, opts->backing, &path, &flags, err);
     if (r == 0)
       r = q_name_backing_format (img, opts->backing, &format, err);
+    if (r == 0 && depth++ == Q_MAX_CHAIN)
+      r = q_fail (err, -ELOOP,
+                  "%s: the chain of backing files has more than %u layers, %s is one too many",
+                  top->filename, Q_MAX_CHAIN, img->backing_path);
+    else if (r == 0) {
+      r = open_layer (&img->backing, path ? path : img->backing_path, format, flags, depth - 1,
+                      opts, top, err);
+      if (r < 0)
+        q_error_prefix (
+            err, "%s: cannot open backing file '%s'%s", img->filename, img->backing_file,
+            r == -EPERM && (flags & Q_FILE_REGULAR) ? " (backing=any opens block devices)" : "");
+    }
+    free (path);
     if (r < 0)
       return r;
-    if (depth++ == Q_MAX_CHAIN)
-      return q_fail (err, -ELOOP,
-                     "%s: the chain of backing files has more than %u layers, %s is one "
-                     "too many",
-                     top->filename, Q_MAX_CHAIN, img->backing_path);
-    r = open_layer (&img->backing, img->backing_path, format, flags, depth - 1, opts, top, err);
-    if (r < 0) {
-      q_error_prefix (err, "%s: cannot open backing file '%s'%s", img->filename, img->backing_file,
-                      r == -EPERM && flags ? " (backing=any opens block devices)" : "");
-      return r;
-    }
     img = img->backing;
   }
   return 0;
@@ -448,7 +451,7 @@ q_open (struct q_image **img, const char *filename, const struct q_open_options 
   *img = NULL;
   if (err)
     err->text[0] = '\0';
-  r = open_layer (&top, filename, opts->format, 0, 0, opts, NULL, err);
+  r = open_layer (&top, filename, opts->format, opts->recorded, 0, opts, NULL, err);
   if (r < 0)
     return r;
   if (!opts->metadata_only)

@@ -7,8 +7,8 @@
  * of any file of this host into it, and a guest's next reader would hand that file out.  A name is
  * a local file's, as it stands, relative to the directory of the image that has it.  It is never a
  * protocol's, never a description in JSON, and never looked into to find out what it is, unless
- * the user asked for that.  What the policies allow is in qcow2.h; every refusal says which word
- * would allow it.
+ * the user asked for that; Q_FILE_LOCAL carries that to whatever opens it.  What the policies allow
+ * is in qcow2.h; every refusal says which word would allow it.
  */
 
 #include <errno.h>
@@ -84,8 +84,29 @@ identify_directory (const char *name, struct stat *st)
   return found;
 }
 
-bool
-q_name_is_beside (const struct q_image *img, const char *path)
+/* Whether NAME begins as what a protocol's name does. */
+static bool
+looks_like_protocol (const char *name)
+{
+  return name[strcspn (name, ":/")] == ':';
+}
+
+/* NAME in the directory that FILENAME is in.  What is put together does not look like a protocol's
+ * name, whatever NAME is.  NULL without memory. */
+static char *
+join (const char *filename, const char *name)
+{
+  size_t n = *name == '/' ? 0 : directory_length (filename);
+  char *path;
+
+  if (asprintf (&path, "%.*s%s%s", (int)n, filename,
+                n == 0 && looks_like_protocol (name) ? "./" : "", name) == -1)
+    return NULL;
+  return path;
+}
+
+static bool
+is_beside (const struct q_image *img, const char *path)
 {
   size_t n = directory_length (img->filename);
   struct stat a, b;
@@ -96,81 +117,101 @@ q_name_is_beside (const struct q_image *img, const char *path)
          a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
+/* PATH, which IMG has RECORDED, must be in the directory that IMG is in.  OTHERWISE says what would
+ * open it. */
+static int
+check_beside (const struct q_image *img, const char *what, const char *recorded,
+              const char *otherwise, const char *path, struct q_error *err)
+{
+  if (is_beside (img, path))
+    return 0;
+  return q_fail (err, -EPERM, "%s: %s '%s' is not in the directory of the image that names it: %s",
+                 img->filename, what, recorded, otherwise);
+}
+
 int
 q_name_resolve (const struct q_image *img, const char *what, const char *hint, const char *recorded,
                 char **path, struct q_error *err)
 {
   const char *name = recorded;
-  int n;
 
   *path = NULL;
   if (strncmp (name, "file:", 5) == 0)
     name += 5;
-  else {
-    size_t colon = strcspn (name, ":/");
-
-    if (name[colon] == ':')
-      return q_fail (err, -ENOTSUP,
-                     "%s: %s '%s': only a local file can be one, not what a '%.*s:' name says%s",
-                     img->filename, what, recorded, (int)colon, name, hint);
-  }
+  else if (looks_like_protocol (name))
+    return q_fail (err, -ENOTSUP,
+                   "%s: %s '%s': only a local file can be one, not what a '%.*s:' name says%s",
+                   img->filename, what, recorded, (int)strcspn (name, ":"), name, hint);
   if (*name == '\0')
     return q_fail (err, -EINVAL, "%s: the %s name '%s' names no file%s", img->filename, what,
                    recorded, hint);
-  n = asprintf (path, "%.*s%s", *name == '/' ? 0 : (int)directory_length (img->filename),
-                img->filename, name);
-  if (n == -1) {
-    *path = NULL;
-    return q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
-  }
-  return 0;
+  *path = join (img->filename, name);
+  return *path ? 0 : q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
 }
 
 /* ---- backing files -------------------------------------------------------------------------- */
 
 int
-q_name_check_backing (const struct q_image *img, enum q_backing policy, unsigned *flags,
-                      struct q_error *err)
+q_name_check_backing (const struct q_image *img, enum q_backing policy, char **path,
+                      unsigned *flags, struct q_error *err)
 {
   struct stat st;
+  int r = 0;
 
-  *flags = policy == Q_BACKING_ANY || policy == Q_BACKING_PROBE ? 0 : Q_FILE_REGULAR;
+  *path = NULL;
+  *flags = Q_FILE_LOCAL;
   if (policy == Q_BACKING_REFUSE)
     return q_fail (err, -EPERM,
                    "%s: names a backing file, '%s', and is not trusted to: backing=same-dir, "
                    "backing=recorded or backing=any opens it, backing=none does without",
                    img->filename, img->backing_file);
-  if (policy == Q_BACKING_SAME_DIR && !q_name_is_beside (img, img->backing_path))
-    return q_fail (err, -EPERM,
-                   "%s: backing file '%s' is not in the directory of the image that names it: "
-                   "backing=recorded opens it",
-                   img->filename, img->backing_file);
-  if (*flags && !img->opener && stat (img->backing_path, &st) == 0 && S_ISBLK (st.st_mode))
-    return q_fail (err, -EPERM, "%s: backing file '%s' is a block device: backing=any opens those",
-                   img->filename, img->backing_file);
-  return 0;
+  *path = strdup (img->backing_path);
+  if (!*path)
+    return q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
+  if (policy == Q_BACKING_SAME_DIR)
+    r = check_beside (img, "backing file", img->backing_file, "backing=recorded opens it", *path,
+                      err);
+  if (policy != Q_BACKING_ANY && policy != Q_BACKING_PROBE) {
+    *flags |= Q_FILE_REGULAR;
+    if (r == 0 && !img->opener && stat (*path, &st) == 0 && S_ISBLK (st.st_mode))
+      r = q_fail (err, -EPERM, "%s: backing file '%s' is a block device: backing=any opens those",
+                  img->filename, img->backing_file);
+  }
+  if (r < 0) {
+    free (*path);
+    *path = NULL;
+  }
+  return r;
 }
 
 int
-q_backing_allowed (const struct q_image *img, enum q_backing policy, struct q_error *err)
+q_backing_allowed (const struct q_image *img, enum q_backing policy, char **path,
+                   unsigned *recorded, struct q_error *err)
 {
   enum q_format format;
-  unsigned flags;
   int r;
 
+  *path = NULL;
+  *recorded = 0;
   if (err)
     err->text[0] = '\0';
   if (!img->backing_file || policy == Q_BACKING_NONE)
     return -ENOENT;
-  if (!img->backing_path) {
-    char *path;
-
-    r = q_name_resolve (img, "backing file", "", img->backing_file, &path, err);
-    free (path);
-    return r;
+  if (!img->backing_path) { /* it could not be had: says why */
+    r = q_name_resolve (img, "backing file", "", img->backing_file, path, err);
+    if (r == 0)
+      r = q_fail (err, -ESTALE, "%s: its backing file has been changed since it was opened",
+                  img->filename);
+  } else {
+    r = q_name_check_backing (img, policy, path, recorded, err);
+    if (r == 0)
+      r = q_name_backing_format (img, policy, &format, err);
   }
-  r = q_name_check_backing (img, policy, &flags, err);
-  return r == 0 ? q_name_backing_format (img, policy, &format, err) : r;
+  if (r < 0) {
+    free (*path);
+    *path = NULL;
+  }
+  return r;
 }
 
 int
@@ -225,17 +266,15 @@ q_name_check_data (const struct q_image *img, const char *chosen, enum q_data_fi
                    "names one, data-file-policy=same-dir or data-file-policy=any opens this one",
                    img->filename, img->data_file);
   r = q_name_resolve (img, "data file", ": data-file=FILE names one", img->data_file, path, err);
+  *flags = Q_FILE_LOCAL;
   if (r < 0 || policy == Q_DATA_FILE_ANY)
     return r;
-  *flags = Q_FILE_REGULAR;
-  if (!q_name_is_beside (img, *path)) {
-    r = q_fail (err, -EPERM,
-                "%s: data file '%s' is not in the directory of the image that names it: "
-                "data-file=FILE names one, data-file-policy=any opens this one",
-                img->filename, img->data_file);
+  *flags |= Q_FILE_REGULAR;
+  r = check_beside (img, "data file", img->data_file,
+                    "data-file=FILE names one, data-file-policy=any opens this one", *path, err);
+  if (r < 0) {
     free (*path);
     *path = NULL;
-    return r;
   }
-  return 0;
+  return r;
 }

@@ -147,6 +147,8 @@ struct q_open_options {
   enum q_backing backing;
   enum q_data_file_policy data_file_policy; /* of every layer */
   const char *data_file; /* or this one, whatever the top image says; NULL: what it says */
+  unsigned recorded;     /* how q_backing_allowed lets the top image be opened; 0: its name is the
+                          * user's word */
   bool backing_named;    /* the user has named the top image's backing file, as for a temporary
                           * overlay: it is opened, and both policies and data_file begin there */
   enum q_cache cache;
@@ -306,8 +308,11 @@ int q_survey (struct q_image *img,
               void *opaque, struct q_error *err);
 
 /* Whether POLICY lets the backing file that IMG names be opened: 0, -ENOENT if it names none (or
- * the policy is to do without), -EPERM, or what else keeps it from being opened. */
-int q_backing_allowed (const struct q_image *img, enum q_backing policy, struct q_error *err);
+ * the policy is to do without), -EPERM, or what else keeps it from being opened.  It is then opened
+ * by *PATH, which the caller frees, and with *RECORDED in the options; to anything that knows other
+ * names than those of local files, *PATH must not be given without. */
+int q_backing_allowed (const struct q_image *img, enum q_backing policy, char **path,
+                       unsigned *recorded, struct q_error *err);
 
 struct q_snapshot_info {
   const char *id, *name; /* up to a NUL that is among their bytes */

@@ -29,6 +29,7 @@ struct commit {
   unsigned n;
   char *base_path; /* of the base */
   const char *base_format;
+  unsigned base_recorded; /* see img_spec */
   struct q_image *base;
   uint64_t base_size; /* before it was made longer */
 };
@@ -95,6 +96,7 @@ open_layers (struct commit *c)
     if (is_base (c, &info, path)) {
       c->base_path = path;
       c->base_format = info.backing_format;
+      c->base_recorded = spec.recorded;
       return true;
     }
     spec.cache = c->spec.cache;
@@ -106,6 +108,7 @@ static bool
 open_base (struct commit *c)
 {
   struct img_spec spec = { .name = c->base_path,
+                           .recorded = c->base_recorded,
                            .format = c->base_format,
                            .cache = c->spec.cache,
                            .backing_mode = c->spec.backing_mode,

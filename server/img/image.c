@@ -178,6 +178,7 @@ apply (const struct img_spec *spec, struct source *s)
   s->objects = &img_objects;
   s->open.secret = key;
   s->open.read_only = !spec->writable;
+  s->open.recorded = spec->recorded;
   s->open.lock = spec->force_share ? Q_LOCK_OFF : Q_LOCK_ON;
   s->open.snapshot = spec->snapshot;
   s->open.discard = spec->discard;
@@ -247,7 +248,7 @@ img_forget_secrets (void)
   key = NULL;
 }
 
-/* The image's name, in whatever way it was written. */
+/* The image's name, in whatever way it was written by the user; what an image says is a path. */
 static bool
 find_file (const struct img_spec *spec, struct source *s)
 {
@@ -255,6 +256,12 @@ find_file (const struct img_spec *spec, struct source *s)
   json_t *tree;
   int r;
 
+  if (spec->recorded) {
+    s->filename = strdup (spec->name);
+    if (!s->filename)
+      img_error ("out of memory");
+    return s->filename;
+  }
   if (!spec->image_opts)
     r = source_from_name (s, spec->name, &err);
   else {
@@ -276,7 +283,7 @@ probe (struct source *s)
   struct q_error err = { "" };
   struct q_file *f;
   char magic[4];
-  int r = q_file_open (s->open.opener, s->filename, 0, &f, &err);
+  int r = q_file_open (s->open.opener, s->filename, s->open.recorded, &f, &err);
 
   if (r < 0) {
     img_error ("%s", err.text);
@@ -312,6 +319,7 @@ img_finish_session (const struct img_spec *spec, const char *state_dir)
   o.metadata_only = true;
   o.read_only = true;
   o.lock = Q_LOCK_OFF;
+  o.recorded = spec->recorded;
   if (q_open (&img, spec->name, &o, &err) < 0)
     return true; /* the caller's open says why */
   q_get_info (img, &info);
@@ -442,24 +450,20 @@ img_follow (struct q_image *img, const struct img_spec *top, struct img_spec *be
   enum q_backing policy = top->untrusted ? Q_BACKING_REFUSE : Q_BACKING_RECORDED;
   struct q_image_info info;
   struct q_error err = { "" };
+  unsigned recorded;
   int r;
 
-  *path = NULL;
   if (top->backing_mode)
     q_backing_parse (top->backing_mode, &policy);
-  r = q_backing_allowed (img, policy, &err);
+  r = q_backing_allowed (img, policy, path, &recorded, &err);
   if (r < 0) {
     if (r != -ENOENT)
       img_error ("%s", err.text);
     return r;
   }
   q_get_info (img, &info);
-  *path = strdup (info.backing_path);
-  if (!*path) {
-    img_error ("out of memory");
-    return -ENOMEM;
-  }
   *below = (struct img_spec){ .name = *path,
+                              .recorded = recorded,
                               .format = info.backing_format,
                               .backing_mode = top->backing_mode,
                               .data_file_policy = top->data_file_policy,
@@ -471,21 +475,19 @@ char *
 img_backing_path (const char *overlay, const char *name)
 {
   const char *slash = strrchr (overlay, '/');
-  const char *scheme;
+  const char *here = "";
   char *path;
   int n;
 
-  if (strncmp (name, "file:", 5) == 0)
+  if (strncmp (name, "file:", 5) == 0) {
     name += 5;
-  else {
-    scheme = strchr (name, ':');
-    if (scheme && memchr (name, '/', (size_t)(scheme - name)) == NULL) {
-      img_error ("backing file '%s' is not a local file", name);
-      return NULL;
-    }
+    here = name[strcspn (name, ":/")] == ':' ? "./" : ""; /* so that it stays one */
+  } else if (name[strcspn (name, ":/")] == ':') {
+    img_error ("backing file '%s' is not a local file", name);
+    return NULL;
   }
   if (*name == '/' || !slash)
-    n = asprintf (&path, "%s", name);
+    n = asprintf (&path, "%s%s", here, name);
   else
     n = asprintf (&path, "%.*s/%s", (int)(slash - overlay), overlay, name);
   if (n == -1) {

@@ -130,6 +130,7 @@ struct img_spec {
   const char *backing_mode; /* recorded (default), ...: see q_backing_parse */
   const char *data_file;    /* NULL: what the image says ... */
   const char *data_file_policy; /* ... as far as this lets it: see q_data_file_parse */
+  unsigned recorded;            /* not 0: an image says NAME, and it is a path: see img_follow */
   int compression_level;        /* see q_open_options */
   bool untrusted;               /* the image is opened and no other file, but for what is said */
   bool image_opts;              /* --image-opts */
@@ -207,8 +208,9 @@ int img_walk (const struct img_layers *l, uint64_t offset, uint64_t len, img_ext
 /* Closes it; false, and reported, if what was written may be lost. */
 bool img_close (struct q_image **img);
 /* What opens IMG's backing file, as far as the words in TOP, about the chain that IMG is in, let it
- * be opened: *BELOW gets its name, which the caller frees, its format, and those words; the rest is
- * as in a new one.  -ENOENT if there is none; other errors are reported. */
+ * be opened: *BELOW gets its name, which the caller frees and nobody takes for anything but a path
+ * (recorded), its format, and those words; the rest is as in a new one.  -ENOENT if there is none;
+ * other errors are reported. */
 int img_follow (struct q_image *img, const struct img_spec *top, struct img_spec *below,
                 char **path);
 /* NAME as OVERLAY would find it: relative to the overlay's directory.  NULL, and reported, if it

@@ -432,10 +432,11 @@ note (struct chain *chain, const char *filename)
 }
 
 /* Shows the layer that SPEC names.  *NEXT is the path of the one below, to be freed, or NULL;
- * *FORMAT its format.
+ * *FORMAT its format, *RECORDED how it is opened.
  */
 static bool
-show (struct chain *chain, const struct img_spec *spec, enum q_format *format, char **next)
+show (struct chain *chain, const struct img_spec *spec, enum q_format *format, char **next,
+      unsigned *recorded)
 {
   struct q_image_info info;
   struct q_image *img;
@@ -460,6 +461,7 @@ show (struct chain *chain, const struct img_spec *spec, enum q_format *format, c
     int r = img_follow (img, spec, &below, next);
 
     *format = Q_FORMAT_AUTO;
+    *recorded = r == 0 ? below.recorded : 0;
     ok = r == -ENOENT || (r == 0 && (!below.format || img_parse_format (below.format, format)));
   }
   return img_close (&img) && ok;
@@ -471,14 +473,16 @@ info (struct chain *chain, const struct img_spec *top)
   struct img_spec spec = *top;
   enum q_format format = Q_FORMAT_AUTO;
   char *name = NULL, *next;
+  unsigned recorded = 0;
   bool ok;
 
   chain->layers = chain->json ? json_array () : NULL;
-  for (ok = show (chain, &spec, &format, &next); ok && next;
-       ok = show (chain, &spec, &format, &next)) {
+  for (ok = show (chain, &spec, &format, &next, &recorded); ok && next;
+       ok = show (chain, &spec, &format, &next, &recorded)) {
     free (name);
     name = next;
     spec.name = name;
+    spec.recorded = recorded;
     spec.image_opts = false;
     spec.format = format == Q_FORMAT_AUTO ? NULL : img_format_name (format);
   }

@@ -26,7 +26,7 @@ img_is_nbd (const char *name)
 static int
 open_nbd (void *opaque, const char *name, unsigned flags, struct q_file **file, struct q_error *err)
 {
-  if (!img_is_nbd (name))
+  if ((flags & Q_FILE_LOCAL) || !img_is_nbd (name))
     return q_file_open_local (opaque, name, flags, file, err);
   *file = NULL;
   snprintf (err->text, sizeof err->text, "%s: this nbdcow-img was built without libnbd", name);
@@ -471,7 +471,7 @@ open_nbd (void *opaque, const char *name, unsigned flags, struct q_file **file, 
   struct nbd_handle *h;
   int r = -ENOMEM;
 
-  if (!img_is_nbd (name))
+  if ((flags & Q_FILE_LOCAL) || !img_is_nbd (name))
     return q_file_open_local (opaque, name, flags, file, err);
   *file = NULL;
   f = calloc (1, sizeof *f);

@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 
 #include "cursor.h"
+#include "file.h"
 
 #define BUFFER (2u << 20) /* the largest cluster */
 #define PIECE  (8u << 20)
@@ -203,7 +204,8 @@ open_old (struct rebase *b)
 static bool
 open_new (struct rebase *b)
 {
-  struct img_spec spec = { .format = b->backing_format,
+  struct img_spec spec = { .recorded = Q_FILE_LOCAL, /* as it is going to be */
+                           .format = b->backing_format,
                            .cache = b->backing_cache,
                            .backing_mode = b->spec.backing_mode,
                            .data_file_policy = b->spec.data_file_policy,

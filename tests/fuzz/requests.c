@@ -354,14 +354,17 @@ do_look (struct machine *k)
   struct q_check_result result;
   struct q_image_info info;
   struct q_error err = { "" };
+  unsigned recorded;
   uint64_t n = 0;
+  char *path;
 
   q_get_info (k->img, &info);
   q_get_stats (k->img, &stats);
   q_get_encryption (k->img, &encryption, &err);
   q_is_sparse (k->img);
   q_survey (k->img, count_use, &n, &err);
-  q_backing_allowed (k->img, Q_BACKING_SAME_DIR, &err);
+  if (q_backing_allowed (k->img, Q_BACKING_SAME_DIR, &path, &recorded, &err) == 0)
+    free (path);
   q_highest_offset (k->img);
   if (k->rq.b & 1)
     q_check_image (k->img, &co, &result, &err);

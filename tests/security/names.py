@@ -183,6 +183,93 @@ def protocols():
 
 
 @T.sin(
+    "protocols and descriptions behind file:",
+    "file: was taken off, and a sub-command that opens layers one by one took what was left for what a user wrote",
+    "the rest is a path, also of an image without a directory in front, and one that says json: or nbd: is of that file",
+)
+def behind_file():
+    make()
+    # The image is named without a slash, and so is what it names.
+    secret = "other/base.raw"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind("listener")
+    listener.listen()
+    listener.setblocking(False)
+    description = '{"driver":"raw","file":{"driver":"file","filename":"%s"}}'
+    for rest in (
+        "json:" + description % secret,
+        "json:" + description % secret.replace("/", "\\u002f"),
+        "nbd+unix:///?socket=listener",
+        "nbd://localhost:1/x",
+        "file:" + secret,
+        "raw:" + secret,
+    ):
+        for words in ([], mode("same-dir")):
+            create("top.qcow2", "1M")
+            set_names("top.qcow2", backing="file:" + rest, fmt="raw")
+            refuses("top.qcow2", [secret], words, [("No such file", "not in the directory")])
+            nobody_came(listener)
+        create("top.qcow2", "1M")
+        set_names("top.qcow2", data_file="file:" + rest)
+        with Watch(secret):
+            refused("top.qcow2", ("No such file", "not in the directory"), tools=("map", "convert"))
+        nobody_came(listener)
+    # As a path it is as good as any, in the first layer and below; and what commits writes there.
+    for name in ("json:x", "file:y", "nbd:z"):
+        with open(name, "wb") as f:
+            f.write(b"N" * MIB)
+        create("middle.qcow2", "1M")
+        set_names("middle.qcow2", backing="file:" + name, fmt="raw")
+        create("top.qcow2", "1M")
+        set_names("top.qcow2", backing="middle.qcow2", fmt="qcow2")
+        for words in ([], mode("same-dir")):
+            opens("top.qcow2", name, words)
+            with Watch(name) as w:
+                for command in (["info", "--backing-chain"], ["commit", "-d", "-b", "file:" + name]):
+                    r = run(command[0], [IMG] + command[:1] + words + command[1:] + ["top.qcow2"])
+                    if r.status or not w.opened():
+                        raise Sin("%s does not open %s: %s" % (command, name, r))
+        # The user's own word to rebase is read as it is going to be.
+        r = run("rebase", [IMG, "rebase", "-F", "raw", "-b", "file:" + name, "middle.qcow2"])
+        if r.status:
+            raise Sin(str(r))
+        r = run("create", [IMG, "create", "-q", "-f", "qcow2", "-F", "raw", "-b", "file:" + name, "new.qcow2"])
+        if r.status:
+            raise Sin(str(r))
+        with Watch(secret):
+            r = run("rebase", [IMG, "rebase", "-F", "raw", "-b", "file:json:" + description % secret, "middle.qcow2"])
+            one_line(r, ["No such file"])
+    # An NBD server gives no directory: what its image names is not another of its exports, or a
+    # neighbour of its socket.
+    if "nbdcow" in kinds():
+        for backing, data in (("listener", None), (None, "listener")):
+            create("top.qcow2", "1M")
+            set_names("top.qcow2", backing=backing, fmt="raw" if backing else None, data_file=data)
+            with Server("nbdcow", "top.qcow2", ["-f", "raw"]) as s:
+                if not s.started:
+                    raise Sin(s.text())
+                if run("info", [IMG, "info", "-f", "qcow2", s.uri]).status:
+                    break  # built without libnbd
+                for name, argv in commands(s.uri, ["-f", "qcow2"], (["map"], ["rebase", "-b", ""], ["resize", "TOP", "2M"])):
+                    one_line(run(name, argv), [("No such file", "not in the directory")])
+                    nobody_came(listener)
+                if backing:
+                    for command in ("info --backing-chain", "commit"):
+                        argv = [IMG] + command.split() + ["-f", "qcow2", s.uri]
+                        one_line(run(command, argv), ["No such file"])
+                        nobody_came(listener)
+    listener.close()
+
+
+def nobody_came(listener):
+    try:
+        listener.accept()[0].close()
+    except BlockingIOError:
+        return
+    raise Sin("a server that an image names was connected to")
+
+
+@T.sin(
     "what is no file",
     "a FIFO hangs who opens it, a device acts on it, a directory confuses",
     "refused by what it is, before it is opened",
