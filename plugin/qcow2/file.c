@@ -417,6 +417,8 @@ static const struct q_file_ops local_ops = {
 static int
 check_kind (const char *name, mode_t mode, unsigned flags, struct q_error *err)
 {
+  if ((flags & Q_FILE_NO_FOLLOW) && S_ISLNK (mode))
+    return q_fail (err, -EPERM, "%s: is a symbolic link", name);
   if (!S_ISREG (mode) && !S_ISBLK (mode))
     return q_fail (err, -EINVAL, "%s: is a %s, not a regular file or a block device", name,
                    S_ISDIR (mode)    ? "directory"
@@ -453,7 +455,7 @@ q_file_open_local (void *opaque, const char *name, unsigned flags, struct q_file
     goto out;
   }
   /* Looked at first, since opening may do something: to a device, or whoever waits at a FIFO. */
-  if (stat (name, &st) == 0) {
+  if ((flags & Q_FILE_NO_FOLLOW ? lstat (name, &st) : stat (name, &st)) == 0) {
     r = check_kind (name, st.st_mode, flags, err);
     if (r < 0)
       goto out;
@@ -462,7 +464,7 @@ q_file_open_local (void *opaque, const char *name, unsigned flags, struct q_file
    * ever. */
   lf->fd = open (name,
                  oflags | O_NONBLOCK | (flags & Q_FILE_CREATE ? O_CREAT : 0) |
-                     (lf->direct ? O_DIRECT : 0),
+                     (flags & Q_FILE_NO_FOLLOW ? O_NOFOLLOW : 0) | (lf->direct ? O_DIRECT : 0),
                  0644);
   if (lf->fd == -1) {
     r = q_fail (err, -errno, "%s: cannot open%s: %s%s", name,

@@ -66,7 +66,8 @@ enum q_file_flags {
   Q_FILE_LOCK = 8,     /* take QEMU's locks: see lock.h */
   Q_FILE_REGULAR = 16, /* -EPERM if it is a block device, without touching it */
   /* For names that an image says (names.h): */
-  Q_FILE_LOCAL = 32, /* the name is a local file's, whatever else the opener knows */
+  Q_FILE_LOCAL = 32,     /* the name is a local file's, whatever else the opener knows */
+  Q_FILE_NO_FOLLOW = 64, /* -EPERM if it is a symbolic link */
 };
 
 struct q_file_opener {

@@ -117,16 +117,32 @@ is_beside (const struct q_image *img, const char *path)
          a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
-/* PATH, which IMG has RECORDED, must be in the directory that IMG is in.  OTHERWISE says what would
- * open it. */
+/* Leaves in *PATH a file of the directory that IMG is in, by the name of that directory alone:
+ * together with Q_FILE_NO_FOLLOW there is then nothing on the way to it that whoever can write to
+ * the directory could exchange for a link, now or between this look and the open.  OTHERWISE says
+ * what would open it. */
 static int
-check_beside (const struct q_image *img, const char *what, const char *recorded,
-              const char *otherwise, const char *path, struct q_error *err)
+hold_beside (const struct q_image *img, const char *what, const char *recorded,
+             const char *otherwise, char **path, struct q_error *err)
 {
-  if (is_beside (img, path))
-    return 0;
-  return q_fail (err, -EPERM, "%s: %s '%s' is not in the directory of the image that names it: %s",
-                 img->filename, what, recorded, otherwise);
+  struct stat st;
+  char *beside;
+
+  if (!is_beside (img, *path))
+    return q_fail (err, -EPERM,
+                   "%s: %s '%s' is not in the directory of the image that names it: %s",
+                   img->filename, what, recorded, otherwise);
+  beside = join (img->filename, *path + directory_length (*path));
+  if (!beside)
+    return q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
+  free (*path);
+  *path = beside;
+  if (lstat (beside, &st) == 0 && S_ISLNK (st.st_mode))
+    return q_fail (err, -EPERM,
+                   "%s: %s '%s' is a symbolic link, which may lead out of the directory of the "
+                   "image that names it: %s",
+                   img->filename, what, recorded, otherwise);
+  return 0;
 }
 
 int
@@ -168,9 +184,11 @@ q_name_check_backing (const struct q_image *img, enum q_backing policy, char **p
   *path = strdup (img->backing_path);
   if (!*path)
     return q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
-  if (policy == Q_BACKING_SAME_DIR)
-    r = check_beside (img, "backing file", img->backing_file, "backing=recorded opens it", *path,
-                      err);
+  if (policy == Q_BACKING_SAME_DIR) {
+    *flags |= Q_FILE_NO_FOLLOW;
+    r = hold_beside (img, "backing file", img->backing_file, "backing=recorded opens it", path,
+                     err);
+  }
   if (policy != Q_BACKING_ANY && policy != Q_BACKING_PROBE) {
     *flags |= Q_FILE_REGULAR;
     if (r == 0 && !img->opener && stat (*path, &st) == 0 && S_ISBLK (st.st_mode))
@@ -269,9 +287,9 @@ q_name_check_data (const struct q_image *img, const char *chosen, enum q_data_fi
   *flags = Q_FILE_LOCAL;
   if (r < 0 || policy == Q_DATA_FILE_ANY)
     return r;
-  *flags |= Q_FILE_REGULAR;
-  r = check_beside (img, "data file", img->data_file,
-                    "data-file=FILE names one, data-file-policy=any opens this one", *path, err);
+  *flags |= Q_FILE_REGULAR | Q_FILE_NO_FOLLOW;
+  r = hold_beside (img, "data file", img->data_file,
+                   "data-file=FILE names one, data-file-policy=any opens this one", path, err);
   if (r < 0) {
     free (*path);
     *path = NULL;

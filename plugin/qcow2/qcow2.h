@@ -102,14 +102,15 @@ enum q_backing {
   Q_BACKING_RECORDED, /* regular files whose format is recorded in the overlay (default) */
   Q_BACKING_PROBE,    /* also without a recorded format: qcow2 by magic, else raw; block devices */
   Q_BACKING_NONE,     /* do not open one: unallocated clusters read as zeros */
-  Q_BACKING_SAME_DIR, /* as RECORDED, but only in the directory of the image that names it */
+  Q_BACKING_SAME_DIR, /* as RECORDED, in the directory of the image that names it, no link */
   Q_BACKING_ANY,      /* as RECORDED, and block devices */
   Q_BACKING_REFUSE,   /* an image that names one is an error */
 };
 
 /* Which external data file: the one that the image names ... */
 enum q_data_file_policy {
-  Q_DATA_FILE_SAME_DIR, /* if it is a regular file in the image's own directory (default) */
+  Q_DATA_FILE_SAME_DIR, /* if it is a regular file, and no link, in the image's own directory
+                         * (default) */
   Q_DATA_FILE_ANY,      /* whichever it is */
   Q_DATA_FILE_NONE,     /* never */
 };

@@ -135,13 +135,15 @@ def anywhere():
 @T.sin(
     "the image's own directory",
     "a name with .. or a link leads out of a directory that looks safe",
-    "backing=same-dir opens by the directory that a name leads to; links in it are followed: they are the user's",
+    "backing=same-dir opens by the directory that a name leads to; a link in it is refused, wherever it leads",
 )
 def same_dir():
     make()
     os.symlink(os.path.abspath("dir"), "dir/sub/back")
     os.link("other/base.raw", "dir/hard.raw")
     os.symlink("../other/base.raw", "dir/soft.raw")
+    os.symlink("base.raw", "dir/near.raw")
+    os.symlink("../../other", "dir/sub/out")
     for name, secret in (
         ("base.raw", "dir/base.raw"),
         ("./base.raw", "dir/base.raw"),
@@ -149,9 +151,12 @@ def same_dir():
         ("sub/back/base.raw", "dir/base.raw"),
         (os.path.abspath("dir/base.raw"), "dir/base.raw"),
         ("hard.raw", "dir/hard.raw"),
-        ("soft.raw", "other/base.raw"),
     ):
         opens(top(name), secret, mode("same-dir"))
+    for name, secret in (("soft.raw", "other/base.raw"), ("sub/back/soft.raw", "other/base.raw"), ("near.raw", "dir/base.raw")):
+        opens(top(name), secret, [])
+        refuses(top(name), [secret], mode("same-dir"), ["symbolic link", "backing=recorded"])
+    refuses(top("sub/out/base.raw"), ["other/base.raw"], mode("same-dir"), ["backing=recorded"])
     # The second layer's name counts from its own directory.
     create("other/middle.qcow2", "1M")
     set_names("other/middle.qcow2", backing="base.raw", fmt="raw")
@@ -340,13 +345,20 @@ def data_files():
     with open("dir/data", "wb") as f:
         f.truncate(MIB)
     os.symlink("../other/base.raw", "dir/link")
-    for name, secret in (("data", "dir/data"), ("sub/../data", "dir/data"), ("link", "other/base.raw")):
+    for name, secret in (("data", "dir/data"), ("sub/../data", "dir/data")):
         opens(top(data_file=name), secret, [])
         opens(top(data_file=name), secret, ["--untrusted", "--data-file-policy=same-dir"])
         for words in (["--data-file-policy=none"], ["--untrusted"]):
             image = top(data_file=name)
             with Watch(secret):
                 refused(image, "data-file-policy=same-dir", tools=("map", "convert"), options=words)
+    for name in ("link", "sub/../link"):
+        image = top(data_file=name)
+        for words in ([], ["--data-file-policy=same-dir"]):
+            with Watch("other/base.raw"):
+                refused(image, "symbolic link", tools=("map", "convert"), options=words)
+                one_line(run("resize", [IMG, "resize", "-f", "qcow2", *words, image, "2M"]), ["symbolic link", "data-file-policy=any"])
+        opens(image, "other/base.raw", ["--data-file-policy=any"])
     image = top(data_file="../other/base.raw")
     with Watch("other/base.raw"):
         refused(image, "data-file-policy=any", tools=("map", "convert"))
@@ -375,7 +387,7 @@ def loops():
                 raise Sin(str(r))
     for name in ("top.qcow2", "alias"):
         image = top(data_file=name)
-        refused(image, "also an image", tools=("map", "convert"))
+        refused(image, "also an image", tools=("map", "convert"), options=["--data-file-policy=any"])
 
 
 @T.sin(

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * The storage seam over local files: O_DIRECT with nothing aligned, the ends of files, and writing
- * zeros where the file system cannot.
+ * zeros where the file system cannot; symbolic links that must not be followed.
  */
 
 #include "unit.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -288,6 +289,34 @@ test_writes_into_folios (void **state)
   free (buf);
 }
 
+/* What an image names may be exchanged for a link after somebody has looked at it. */
+static void
+test_no_follow (void **state)
+{
+  char link[sizeof path + 8];
+  struct q_error err = { "" };
+  struct q_file *f;
+
+  (void)state;
+  make_file (1);
+  snprintf (link, sizeof link, "%s.link", path);
+  assert_int_equal (symlink (path, link), 0);
+  for (unsigned flags = 0; flags <= Q_FILE_WRITE; flags += Q_FILE_WRITE) {
+    assert_int_equal (q_file_open (NULL, link, flags, &f, &err), 0);
+    q_file_close (&f);
+    assert_int_equal (q_file_open (NULL, link, flags | Q_FILE_NO_FOLLOW, &f, &err), -EPERM);
+    assert_non_null (strstr (err.text, "symbolic link"));
+    assert_null (f);
+    assert_int_equal (q_file_open (NULL, path, flags | Q_FILE_NO_FOLLOW, &f, &err), 0);
+    q_file_close (&f);
+  }
+  unlink (link);
+  assert_int_equal (symlink ("nonesuch", link), 0);
+  assert_int_equal (q_file_open (NULL, link, Q_FILE_NO_FOLLOW, &f, &err), -EPERM);
+  unlink (link);
+  unlink (path);
+}
+
 int
 main (void)
 {
@@ -295,6 +324,7 @@ main (void)
     cmocka_unit_test (test_direct_unaligned), cmocka_unit_test (test_direct_neighbours),
     cmocka_unit_test (test_direct_raw_size),  cmocka_unit_test (test_buffered),
     cmocka_unit_test (test_zeros_by_writing), cmocka_unit_test (test_writes_into_folios),
+    cmocka_unit_test (test_no_follow),
   };
 
   return cmocka_run_group_tests (tests, NULL, NULL);
