@@ -15,6 +15,7 @@ free_one (struct wanted *w)
   free ((char *)o->name);
   free ((char *)o->description);
   free ((char *)o->snapshot);
+  free ((char *)o->watermark.exec);
   for (unsigned i = 0; o->bitmaps && i < o->n_bitmaps; i++)
     free ((char *)o->bitmaps[i]);
   free (o->bitmaps);
@@ -39,6 +40,7 @@ copy (struct export_options *to, const struct export_options *from)
   bool ok = copy_string (&to->name, from->name);
   ok &= copy_string (&to->description, from->description);
   ok &= copy_string (&to->snapshot, from->snapshot);
+  ok &= copy_string (&to->watermark.exec, from->watermark.exec);
   to->bitmaps = calloc (from->n_bitmaps + 1, sizeof *to->bitmaps);
   for (unsigned i = 0; to->bitmaps && i < from->n_bitmaps; i++)
     ok &= copy_string (&to->bitmaps[i], from->bitmaps[i]);
