@@ -459,13 +459,14 @@ sandbox_load_filter (unsigned calls, struct q_error *err)
   }
   if (f.r == 0) {
     f.r = seccomp_load (f.ctx);
-    absent = f.r == -ENOSYS || f.r == -EINVAL || f.r == -EOPNOTSUPP;
+    absent = f.r == -ENOSYS || f.r == -EINVAL || f.r == -EOPNOTSUPP || f.r == -EPERM;
   }
   if (f.ctx)
     seccomp_release (f.ctx);
   if (f.r < 0)
     snprintf (err->text, sizeof err->text, "the filter of system calls: %s", strerror (-f.r));
-  /* What kernels without it say; rules that could not be made are an error of ours. */
+  /* What kernels without it say, and containers that do not let it be used; rules that could not be
+   * made are an error of ours. */
   return absent ? -ENOTSUP : f.r;
 }
 

@@ -255,7 +255,7 @@ missing (const struct sandbox *sb, int r, struct q_error *err)
 
   if (r == 0 || (r == -ENOTSUP && sb->mode == SANDBOX_AUTO)) {
     if (r < 0)
-      log_warning ("sandbox: %s: going on without", err->text);
+      log_info ("sandbox: %s: going on without", err->text);
     return 0;
   }
   snprintf (err->text, sizeof err->text, "sandbox: %.800s (--sandbox=off does without it)",
