@@ -66,8 +66,11 @@ for seed in range(SEED, SEED + ROUNDS):
     snapshots = []
     for n in range(r.choice((0, 0, 1, 3))):
         change("disk", r, size, 15)
-        run("qemu-img", "snapshot", "-c", "s%d" % n, "disk")
-        snapshots.append("s%d" % n)
+        # QEMU refuses where a cluster would be referred to more often than the width of the counts allows.
+        if run("qemu-img", "snapshot", "-c", "s%d" % n, "disk").returncode == 0:
+            snapshots.append("s%d" % n)
+        else:
+            run("qemu-img", "check", "-q", "-r", "leaks", "disk")
     if "compat" not in options and r.random() < 0.4:
         run("qemu-img", "bitmap", "--add", "-g", "512", "disk", "b")
     change("disk", r, size, 40)
