@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
+#include <assert.h>
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
@@ -88,6 +89,7 @@ throwaway_overlay (struct source *s, struct q_error *err)
     return r;
   }
   close (fd);
+  assert (path); /* mkstemp has filled it in */
 
   q_create_options_init (&opts);
   opts.backing_file = base;

@@ -165,7 +165,7 @@ static void
 ran (struct pool *p, struct lane *lane)
 {
   lane->running--;
-  if (lane->abandoned && lane->running == 0)
+  if (lane != &p->own && lane->abandoned && lane->running == 0)
     free (lane);
   else
     list_lane (p, lane);
