@@ -85,6 +85,15 @@ for seed in range(SEED, SEED + ROUNDS):
         base = len(layers) - 2
     p, o = run("qemu-img", "commit", *args, top, cwd="theirs"), run(IMG, "commit", *args, top, cwd="ours")
     how = ("commit", *args)
+    if p.returncode and "Operation not supported" in p.stderr and o.returncode == 0:
+        # A tmpfs cannot do what it asks for: what the base shows now is what the overlay showed.
+        name, fmt = layers[base]
+        p = run("qemu-img", "compare", "-f", "qcow2", "-F", fmt, "before/" + top, "ours/" + name)
+        if p.returncode:
+            fail(*how, p)
+        for d in "theirs", "ours", "before":
+            shutil.rmtree(d)
+        continue
     if p.returncode != o.returncode:
         fail(*how, p, o)
     for n, (name, fmt) in enumerate(layers):
