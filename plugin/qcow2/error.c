@@ -38,8 +38,12 @@ void
 q_make_printable (char *text)
 {
   for (size_t i = 0; text[i]; ++i)
-    if (q_drives_terminal (text, i))
+    if (q_drives_terminal (text, i)) {
+      /* Of two bytes neither stays: the first alone is no text. */
+      if (i > 0 && (uint8_t)text[i - 1] == 0xc2 && (uint8_t)text[i] >= 0x80)
+        text[i - 1] = '?';
       text[i] = '?';
+    }
 }
 
 static q_log_fn log_fn = log_to_stderr;
