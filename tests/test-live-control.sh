@@ -265,15 +265,22 @@ i.set_strict_mode(0)
 i.pwrite(b"y" * 512, (16 << 20) - 512)
 assert connect("a").get_size() == 16 << 20
 
-# What has been done, counted.
-stats = {x["node-name"]: x["stats"] for x in c.execute("query-blockstats")}
-a = stats["a"]
+# What has been done, counted: the time that it took, a moment after the reply.
+def counted(h, kind):
+    return sum(h[kind + "_latency_histogram"]["bins"]) == h[kind + "_operations"] + h["failed_%s_operations" % kind]
+
+for _ in range(300):
+    stats = {x["node-name"]: x["stats"] for x in c.execute("query-blockstats")}
+    a = stats["a"]
+    if all(counted(a, kind) for kind in ("rd", "wr", "flush")):
+        break
+    time.sleep(0.1)
 assert a["wr_operations"] == 2 and a["wr_bytes"] == 4096 + 512 and a["rd_operations"] >= 2, a
 assert a["wr_highest_offset"] > 0 and a["wr_total_time_ns"] > 0, a
 for kind in "rd", "wr", "flush":
     h = a[kind + "_latency_histogram"]
     assert len(h["bins"]) == len(h["boundaries"]) + 1 and h["boundaries"] == sorted(h["boundaries"])
-    assert sum(h["bins"]) == a[kind + "_operations"] + a["failed_%s_operations" % kind], (kind, a)
+    assert counted(a, kind), (kind, a)
 assert stats["b"]["wr_operations"] == 0
 
 # Bitmaps and snapshots are changed while they are in use, or not: test-live-control-qemu.sh.
