@@ -67,7 +67,7 @@ q_alloc_raise (struct q_image *img, uint64_t cluster, uint64_t count)
   if (end <= atomic_load_explicit (&img->highest, memory_order_relaxed))
     return;
   atomic_store (&img->highest, end);
-  if (end > img->watch_above)
+  if (end > atomic_load (&img->watch_above))
     q_highest_tell (img);
 }
 

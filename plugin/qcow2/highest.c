@@ -11,6 +11,10 @@
  * from the end.
  *
  * alloc.c raises it, and tells who watches it; flush.c calls q_highest_persist.
+ *
+ * Who watches takes watch_lock alone, which nobody holds for longer than it takes to wake somebody
+ * up, and never alloc_lock, under which tables are read.  So none is lost: the allocator stores
+ * `highest' and then looks at `watch_above'; who watches stores that and then looks at `highest'.
  */
 
 #include <errno.h>
@@ -95,8 +99,12 @@ q_highest_persist (struct q_image *img)
 void
 q_highest_tell (struct q_image *img)
 {
-  img->watch_above = UINT64_MAX; /* once */
-  img->watch_fn (img->watch_opaque);
+  pthread_mutex_lock (&img->watch_lock);
+  if (q_highest_offset (img) > atomic_load (&img->watch_above)) {
+    atomic_store (&img->watch_above, UINT64_MAX); /* once */
+    img->watch_fn (img->watch_opaque);
+  }
+  pthread_mutex_unlock (&img->watch_lock);
 }
 
 int
@@ -104,13 +112,13 @@ q_watch_highest (struct q_image *img, uint64_t threshold, q_highest_fn fn, void 
 {
   if (img->format != Q_FORMAT_QCOW2)
     return -ENOTSUP;
-  q_alloc_lock (img);
+  pthread_mutex_lock (&img->watch_lock);
   img->watch_fn = fn;
   img->watch_opaque = opaque;
-  img->watch_above = fn ? threshold : UINT64_MAX;
+  atomic_store (&img->watch_above, fn ? threshold : UINT64_MAX);
+  pthread_mutex_unlock (&img->watch_lock);
   if (fn && q_highest_offset (img) > threshold)
     q_highest_tell (img);
-  q_alloc_unlock (img);
   return 0;
 }
 

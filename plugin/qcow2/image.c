@@ -54,6 +54,7 @@ free_layer (struct q_image *img)
   pthread_mutex_destroy (&img->bitmap_lock);
   pthread_mutex_destroy (&img->claim_lock);
   pthread_cond_destroy (&img->claim_released);
+  pthread_mutex_destroy (&img->watch_lock);
   pthread_mutex_destroy (&img->alloc_lock);
   pthread_mutex_destroy (&img->dirty_lock);
   pthread_mutex_destroy (&img->flush_lock);
@@ -76,7 +77,8 @@ new_layer (const char *filename)
   pthread_mutex_init (&img->features_lock, NULL);
   pthread_mutex_init (&img->layout_lock, NULL);
   q_gate_init (&img->gate);
-  img->watch_above = UINT64_MAX;
+  pthread_mutex_init (&img->watch_lock, NULL);
+  atomic_store (&img->watch_above, UINT64_MAX);
   pthread_mutex_init (&img->raw_lock, NULL);
   pthread_mutex_init (&img->bitmap_lock, NULL);
   pthread_mutex_init (&img->claim_lock, NULL);

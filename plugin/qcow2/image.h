@@ -210,7 +210,11 @@ struct q_tally {
 static inline void
 q_tally_hit (struct q_tally *t)
 {
+#ifndef NBDCOW_NO_STATISTICS /* contrib/bench: what counting costs */
   atomic_fetch_add_explicit (&t->slot[q_thread_slot ()].hits, 1, memory_order_relaxed);
+#else
+  (void)t;
+#endif
 }
 
 /* ---- bitmaps (bitmap.h) --------------------------------------------------------------------- */
@@ -304,6 +308,12 @@ struct q_image {
   pthread_cond_t claim_released;
   struct q_plan_claim *claims;
 
+  /* who watches the highest allocated offset (highest.c) */
+  pthread_mutex_t watch_lock;
+  _Atomic uint64_t watch_above; /* called when that is above this; UINT64_MAX: nobody is */
+  q_highest_fn watch_fn;        /* these two under watch_lock */
+  void *watch_opaque;
+
   /* allocator: refcounts, limbo, highest offset; all under alloc_lock (refcount.c, alloc.c) */
   pthread_mutex_t alloc_lock;
   struct q_table *reftable;
@@ -314,16 +324,13 @@ struct q_image {
   uint64_t refblock_hits, refblock_misses;
   uint64_t free_hint;       /* no free cluster below this index */
   _Atomic uint64_t highest; /* highest allocated offset, bytes, exclusive */
-  uint64_t watch_above;     /* who wants to know when that is above this; UINT64_MAX: nobody */
-  q_highest_fn watch_fn;
-  void *watch_opaque;
-  uint64_t device_size;   /* of a block device, as last asked */
-  uint64_t hole_from;     /* bytes at and past this that were never allocated read as zeros */
-  struct q_limbo limbo;   /* freed by mapping changes: wait for a flush, then for pins */
-  struct q_limbo dropped; /* never referenced (aborted plans): wait for pins only */
-  struct q_pack pack;     /* host clusters with room for more compressed data */
-  bool leaked;            /* some counts stay too high: the dirty bit stays set */
-  bool reftable_moved;    /* the header does not point to the table in memory yet */
+  uint64_t device_size;     /* of a block device, as last asked */
+  uint64_t hole_from;       /* bytes at and past this that were never allocated read as zeros */
+  struct q_limbo limbo;     /* freed by mapping changes: wait for a flush, then for pins */
+  struct q_limbo dropped;   /* never referenced (aborted plans): wait for pins only */
+  struct q_pack pack;       /* host clusters with room for more compressed data */
+  bool leaked;              /* some counts stay too high: the dirty bit stays set */
+  bool reftable_moved;      /* the header does not point to the table in memory yet */
 
   /* dirty metadata and the group commit (table.c, flush.c) */
   pthread_mutex_t dirty_lock;
@@ -433,7 +440,7 @@ const char *q_feature_name (const struct q_image *img, unsigned type, unsigned b
 
 /* Proves the recorded value against the refcounts (DESIGN section 5). */
 int q_highest_open (struct q_image *img, struct q_error *err);
-/* It lies above what somebody watches.  alloc_lock held. */
+/* It has been raised above what somebody watches. */
 void q_highest_tell (struct q_image *img);
 /* Records the present value in the header if it changed; not synced. */
 int q_highest_persist (struct q_image *img);

@@ -230,11 +230,11 @@ uint64_t q_highest_offset (const struct q_image *img);
 uint64_t q_device_size (const struct q_image *img);
 
 /* Calls FN, once, when the highest allocated offset has come to lie above THRESHOLD: at once if it
- * does already.  FN is called on whichever thread allocates, with the allocator's lock held: it
- * wakes somebody up, and does nothing else.  There is one watch at a time: this one takes the place
- * of the one before it, which is not called any more once this has returned.  FN NULL: none.
- * Watching costs nothing but where something is allocated beyond all that was before.  -ENOTSUP for
- * raw images. */
+ * does already.  FN is called on whichever thread allocates, with locks held: it wakes somebody up,
+ * and does nothing else.  There is one watch at a time: this one takes the place of the one before
+ * it, which is not called any more once this has returned.  FN NULL: none.  Watching costs nothing
+ * but where something is allocated beyond all that was before, and this call never waits for I/O.
+ * -ENOTSUP for raw images. */
 typedef void (*q_highest_fn) (void *opaque);
 int q_watch_highest (struct q_image *img, uint64_t threshold, q_highest_fn fn, void *opaque);
 

@@ -447,8 +447,12 @@ test_watched (void **state)
   assert_int_equal (second, 1);
   unit_close (img);
 
-  /* What was allocated before a restart counts. */
+  /* What was allocated before a restart counts; and who watches waits for no allocation. */
   img = unit_open (&f, "disk");
+  q_alloc_lock (img);
+  assert_int_equal (q_watch_highest (img, high + K, count_call, &second), 0);
+  q_alloc_unlock (img);
+  assert_int_equal (second, 1);
   assert_int_equal (q_watch_highest (img, high, count_call, &second), 0);
   assert_int_equal (second, 2);
   unit_close (img);
