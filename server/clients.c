@@ -50,6 +50,14 @@ clients_chose (struct clients *cs, struct client *c, const struct export *x, boo
 }
 
 void
+clients_closed (struct clients *cs, struct client *c)
+{
+  pthread_mutex_lock (&cs->lock);
+  c->fd = -1;
+  pthread_mutex_unlock (&cs->lock);
+}
+
+void
 clients_remove (struct clients *cs, struct client *c)
 {
   pthread_mutex_lock (&cs->lock);
@@ -78,7 +86,7 @@ clients_list (struct clients *cs, struct client_info **list)
   for (const struct client *c = cs->first; c && infos; c = c->next)
     infos[i++] = (struct client_info){
       .id = c->id,
-      .peer = peer_name (c->fd),
+      .peer = c->fd >= 0 ? peer_name (c->fd) : NULL,
       .export = c->export ? strdup (c->export->name) : NULL,
       .since = c->since,
       .tls = c->tls,

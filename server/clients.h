@@ -4,13 +4,14 @@
  *
  *     clients_add (&clients, &c->client);       the loop's thread, when the connection begins
  *     clients_chose (&clients, &c->client);     ... when it has got an export
- *     clients_remove (&clients, &c->client);    ... before its socket is closed
+ *     clients_closed (&clients, &c->client);    ... before its socket is closed
+ *     clients_remove (&clients, &c->client);    ... when its requests are done
  *     n = clients_list (&clients, &infos);      any thread
  *     clients_disconnect (&clients, id);        any thread
  *
- * Locking.  The lock guards the list and each client's export.  What is in the list has a socket,
- * a loop, and (once it has chosen) an export that it holds a reference to; so whoever holds the
- * lock may look at all of these.  The counters are atomic and written by the loop's thread alone.
+ * Locking.  The lock guards the list, and each client's socket and export.  What is in the list has
+ * a loop and (once it has chosen) an export that it holds a reference to; so whoever holds the lock
+ * may look at all of these.  The counters are atomic and written by the loop's thread alone.
  * Under this lock no other is taken but the loop's own.
  */
 
@@ -32,7 +33,7 @@ struct client {
   struct client *next, **prev;
   uint64_t id;  /* never used again */
   double since; /* seconds since 1970 */
-  int fd;
+  int fd;       /* -1: it is closed, and its last requests are being carried out */
   struct loop *loop;
   const struct session *session; /* for its counters */
   const struct export *export;   /* NULL during the handshake */
@@ -48,7 +49,7 @@ struct clients {
 
 struct client_info {
   uint64_t id;
-  char *peer;   /* address and port, or process; NULL without memory */
+  char *peer;   /* address and port, or process; NULL without memory, or if it has gone */
   char *export; /* its name; NULL during the handshake */
   double since; /* seconds since 1970 */
   bool tls;
@@ -61,6 +62,8 @@ void clients_destroy (struct clients *cs);
 /* C has its fd, loop and session; gives it an id. */
 void clients_add (struct clients *cs, struct client *c);
 void clients_chose (struct clients *cs, struct client *c, const struct export *x, bool tls);
+void clients_closed (struct clients *cs, struct client *c);
+/* It uses its export no longer. */
 void clients_remove (struct clients *cs, struct client *c);
 
 /* All that are connected, the latest first.  Returns how many, or -ENOMEM.  To be freed with

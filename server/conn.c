@@ -127,7 +127,12 @@ free_if_done (struct conn *c)
   if (c->transport.fd >= 0 || c->session.inflight > 0 || c->is_dirty || c->is_runnable)
     return;
   bool negotiated = c->session.transmission;
+  /* It is no client of its export any more by the time that nobody sees it in the list. */
+  struct export *x = c->session.export ? export_ref (c->session.export) : NULL;
   session_destroy (&c->session);
+  clients_remove (l->options.clients, &c->client);
+  if (x)
+    export_put (x);
   *c->prev = c->next;
   if (c->next)
     c->next->prev = c->prev;
@@ -164,7 +169,7 @@ close_conn (struct conn *c)
     ev_timer_stop (ev, &c->pause);
     ev_timer_stop (ev, &c->idle);
     ev_timer_stop (ev, &c->hangup);
-    clients_remove (c->loop->options.clients, &c->client);
+    clients_closed (c->loop->options.clients, &c->client);
     transport_close (&c->transport);
     if (c->session.dropped && !c->session.transmission)
       atomic_fetch_add (&stats_server.handshake_errors, 1);
@@ -521,10 +526,12 @@ void
 conn_drain (struct conn *c)
 {
   c->draining = true;
+  if (c->transport.fd < 0)
+    return; /* it has gone, and is freed when its requests are done: no timer is to outlive it */
   session_stop (&c->session);
   set_limit (c, LINGER);
   /* Requests that are already here get an answer, if only that we are leaving. */
-  if (c->transport.fd >= 0 && ev_is_active (&c->reader))
+  if (ev_is_active (&c->reader))
     on_readable (c->loop->ev, &c->reader, EV_READ);
   else
     conn_step (c);
