@@ -68,9 +68,9 @@ watch (struct export *x, const struct export_options *opts)
   if (opts->watermark.at.bytes + opts->watermark.at.percent > 0 && !grows && !x->read_only)
     log_warning ("export \"%s\": a raw image has no watermark: none of it is allocated later",
                  x->name);
-  if (grows && !(x->watermark = watermark_new (x->name, x->img, &opts->watermark)))
-    return -ENOMEM;
   if (!x->read_only && opts->on_enospc.wait && !(x->room = room_new (x->name, &opts->on_enospc)))
+    return -ENOMEM;
+  if (grows && !(x->watermark = watermark_new (x->name, x->img, x->room, &opts->watermark)))
     return -ENOMEM;
   return 0;
 }

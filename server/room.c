@@ -37,6 +37,7 @@ struct room {
   pthread_mutex_t lock;
   struct batch queue;          /* those that wait, in the order of their next try */
   const struct request *ahead; /* the one that is being tried for all; NULL: none */
+  bool resumed;                /* room_resume was called since that one was sent ahead */
   unsigned trying;             /* those that waited and are at the pool, that one included */
   uint64_t next_try, wait;     /* when one is to be, and what comes between two tries */
   uint64_t since;              /* when the first that waits began to; 0: none does */
@@ -167,7 +168,8 @@ room_park (struct room *room, struct request *rq)
   if (room->ahead == rq) {
     room->ahead = NULL;
     room->wait = 2 * room->wait < LAST_WAIT ? 2 * room->wait : LAST_WAIT;
-    room->next_try = now + room->wait;
+    /* There may be room since it looked. */
+    room->next_try = room->resumed ? now : now + room->wait;
   }
   if (rq->waited_since == 0)
     rq->waited_since = now;
@@ -242,13 +244,22 @@ room_end (struct room *room)
   report (&list, -ESHUTDOWN);
 }
 
-void
+unsigned
 room_resume (struct room *room)
 {
+  struct ev_loop *ev = atomic_load (&loop);
+
+  if (!room)
+    return 0;
   pthread_mutex_lock (&room->lock);
+  unsigned n = room->queue.count + room->trying;
   room->wait = FIRST_WAIT;
   room->next_try = 0;
+  room->resumed = room->ahead != NULL;
   pthread_mutex_unlock (&room->lock);
+  if (n > 0 && ev)
+    ev_async_send (ev, &news);
+  return n;
 }
 
 unsigned
@@ -286,6 +297,7 @@ look (struct room *room)
   if (!room->ahead && room->queue.first && now >= room->next_try) {
     struct job *j = batch_take (&room->queue);
     room->ahead = (struct request *)j;
+    room->resumed = false;
     room->trying++;
     batch_add (&try, j);
   }
@@ -296,26 +308,33 @@ look (struct room *room)
   return waits;
 }
 
-static void
-on_tick (struct ev_loop *ev, ev_timer *w, int revents)
+static bool
+look_at_all (void)
 {
   bool any = false;
 
-  (void)revents;
   pthread_mutex_lock (&lock);
   for (struct room *room = all; room; room = room->next)
     any |= look (room);
   pthread_mutex_unlock (&lock);
-  if (!any)
+  return any;
+}
+
+static void
+on_tick (struct ev_loop *ev, ev_timer *w, int revents)
+{
+  (void)revents;
+  if (!look_at_all ())
     ev_timer_stop (ev, w);
 }
 
+/* Somebody waits, or is not to wait any longer. */
 static void
 on_news (struct ev_loop *ev, ev_async *w, int revents)
 {
   (void)w;
   (void)revents;
-  if (!ev_is_active (&tick))
+  if (look_at_all () && !ev_is_active (&tick))
     ev_timer_again (ev, &tick);
 }
 

@@ -3,7 +3,7 @@
  * Waiting for room: --on-enospc=wait.  A request that met a full disk is kept, and tried again
  * until there is room; its client sees a slow request.
  *
- *     x->room = room_new (name, limit);   with the export; NULL: errors are reported
+ *     x->room = room_new (name, &options);   with the export; NULL: errors are reported
  *     room_park (room, rq)                a worker: RQ met a full disk.  0: taken over
  *     room_passed (room, rq, error)       a worker: RQ, which had been kept, did not meet one again
  *     room_drop (room, session);          the session's thread: its requests do not wait any more
@@ -18,8 +18,10 @@
  * request in flight (session.h), so how many may wait is bounded.
  *
  * One of those that wait goes ahead and is tried again, after 0.1 s and then at intervals that
- * double, up to 1 s.  If it gets through, all the others follow.  If it meets a full disk again, it
- * goes to the end of the queue; if it fails otherwise, the next one goes ahead.
+ * double, up to 1 s, or at once when somebody says that there is room (room_resume: the command
+ * resume-writes, and the end of a watermark's command).  If it gets through, all the others follow.
+ * If it meets a full disk again, it goes to the end of the queue; if it fails otherwise, the next
+ * one goes ahead.
  *
  * When a connection ends, by whoever's will, its requests that wait get no answer (-ESHUTDOWN,
  * which exec.c does not send): a client that connects again sends them again, where an error would
@@ -55,7 +57,8 @@ int room_park (struct room *room, struct request *rq);
 void room_passed (struct room *room, struct request *rq, int error);
 void room_drop (struct room *room, struct session *s);
 void room_end (struct room *room);
-void room_resume (struct room *room);
+/* How many requests wait, or did until now.  ROOM may be NULL. */
+unsigned room_resume (struct room *room);
 /* How many requests wait; and how often it began that some did.  Any thread. */
 unsigned room_waiting (struct room *room);
 uint64_t room_times (struct room *room);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * One lock guards all watermarks.  It is taken before the allocator's lock, under which the engine
- * calls passed(), which takes no lock.
+ * One lock guards all watermarks.  It is taken before the engine's own, under which passed() is
+ * called, and before a room's.  What other threads ask for comes in by atomics, so that nobody
+ * waits for the main loop, which holds the lock while it logs.
  */
 
 #include <errno.h>
@@ -19,6 +20,7 @@
 #include "hooks.h"
 #include "keyval.h"
 #include "log.h"
+#include "room.h"
 #include "watermark.h"
 
 /* Seconds between two looks at how large a device is. */
@@ -40,7 +42,8 @@ struct watermark {
   struct q_image *img;
   struct watermark_options options;
   atomic_bool look;         /* the main loop has to: something was passed, or is to be watched */
-  bool armed;               /* watermark_arm was called */
+  struct room *room;        /* the export's; may be NULL */
+  atomic_bool armed;        /* watermark_arm was called */
   uint64_t reported;        /* where the offset was when the watermark was last told; 0: never */
   uint64_t mark;            /* what is told next, by the options; NEVER: nothing */
   uint64_t device;          /* the size of the device that it was reckoned from */
@@ -105,7 +108,7 @@ rearm (struct watermark *w)
 
   w->device = q_device_size (w->img);
   w->mark = NEVER;
-  if (w->armed && at > 0)
+  if (atomic_load (&w->armed) && at > 0)
     w->mark = q_next_mark (at, q_amount_bytes (w->img, &o->repeat), w->reported);
   next = atomic_load (&w->asked);
   if (next == 0 || w->mark < next)
@@ -162,6 +165,7 @@ hook_ended (struct hook *h, int status)
   if (status != 0)
     atomic_fetch_add (&w->n_failed, 1);
   rearm (w); /* it will have grown the device */
+  room_resume (w->room);
   if (w->again)
     run_hook (w);
 }
@@ -338,13 +342,15 @@ on_look_again (struct ev_loop *ev, ev_timer *t, int revents)
 /* ---- life ------------------------------------------------------------------------------------ */
 
 struct watermark *
-watermark_new (const char *name, struct q_image *img, const struct watermark_options *options)
+watermark_new (const char *name, struct q_image *img, struct room *room,
+               const struct watermark_options *options)
 {
   struct watermark *w = calloc (1, sizeof *w);
 
   if (!w)
     return NULL;
   w->img = img;
+  w->room = room;
   w->options = *options;
   w->mark = NEVER;
   atomic_store (&w->watched, NEVER);
@@ -369,9 +375,7 @@ watermark_new (const char *name, struct q_image *img, const struct watermark_opt
 void
 watermark_arm (struct watermark *w)
 {
-  pthread_mutex_lock (&lock);
-  w->armed = true;
-  pthread_mutex_unlock (&lock);
+  atomic_store (&w->armed, true);
   wake (w);
 }
 

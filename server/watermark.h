@@ -2,17 +2,18 @@
  *
  * Watermarks: telling somebody in time that an image needs more room.
  *
- *     w = watermark_new (name, img, &options);   with the export; nothing is told yet
- *     watermark_arm (w);                         from here on; at once, if it has been passed
- * already watermark_free (w);                        before the image is closed watermarks_start
- * (ev);                     the main loop, where all telling is done watermarks_stop (); its
- * thread, when nobody writes any more
+ *     w = watermark_new (name, img, room, &options);   with the export; nothing is told yet
+ *     watermark_arm (w);      from here on; at once, if it has been passed already
+ *     watermark_free (w);     before the image is closed
+ *     watermarks_start (ev);  the main loop, where all telling is done
+ *     watermarks_stop ();     its thread, when nobody writes any more
  *
  * The engine tells where the highest allocated offset is raised (q_watch_highest), on whichever
  * thread allocates; this wakes the main loop, which logs a line, sends events to the control socket
  * and runs the command.  The command is run with what it has to know in its environment, never more
  * than one at a time for an export; what is passed meanwhile it is run for once more, afterwards.
- * Nobody waits for it.
+ * Nobody waits for it.  When it has ended, writes that wait for room are tried again at once
+ * (room.h).
  *
  * An amount in percent is one of the block device that holds the image, as large as it is at the
  * time: when it is grown, the watermark moves up, and can be passed again.  For an image in a file
@@ -28,6 +29,7 @@
 #include "qcow2.h"
 
 struct ev_loop;
+struct room;
 
 struct watermark_options {
   struct q_amount at;     /* all 0: there is no watermark */
@@ -40,10 +42,11 @@ bool watermark_parse (const char *text, struct q_amount *amount);
 
 struct watermark;
 
-/* IMG is open for writing.  NULL without memory. */
-struct watermark *watermark_new (const char *name, struct q_image *img,
+/* IMG is open for writing; ROOM, which may be NULL, outlives the watermark.  NULL without memory.
+ */
+struct watermark *watermark_new (const char *name, struct q_image *img, struct room *room,
                                  const struct watermark_options *options);
-/* Any thread. */
+/* Any thread; waits for nobody. */
 void watermark_arm (struct watermark *w);
 /* Any thread; W may be NULL. */
 void watermark_free (struct watermark *w);

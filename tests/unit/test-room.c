@@ -164,14 +164,55 @@ test_end (void **state)
   end_scene (&s);
 }
 
+/* Somebody knows that there is room: it is tried at once, whatever the clock says, and once more if
+ * the try under way had begun before. */
+static void
+test_resume (void **state)
+{
+  struct scene s;
+  uint64_t before;
+
+  (void)state;
+  begin_scene (&s, "wait");
+  pool = s.shard.pool = pool_new (0);
+  assert_non_null (pool);
+  for (size_t i = 0; i < lengthof (s.rq); i++) {
+    s.rq[i].job.run = job_done;
+    assert_int_equal (room_park (s.room, &s.rq[i]), 0);
+  }
+  ev_run (s.ev, EVRUN_ONCE);
+  assert_null (s.room->ahead); /* the time has not come */
+  assert_int_equal (room_resume (s.room), 3);
+  ev_run (s.ev, EVRUN_ONCE);
+  assert_ptr_equal (s.room->ahead, &s.rq[0]);
+  assert_ptr_equal (mailbox_take (&s.home), &s.rq[0].job);
+
+  /* Told during a try that comes too early. */
+  assert_int_equal (room_resume (s.room), 3);
+  assert_int_equal (room_park (s.room, &s.rq[0]), 0);
+  assert_true (s.room->next_try <= stats_clock ());
+  ev_run (s.ev, EVRUN_ONCE);
+  assert_ptr_equal (s.room->ahead, &s.rq[1]);
+  assert_ptr_equal (mailbox_take (&s.home), &s.rq[1].job);
+  /* ... and not for the next one. */
+  before = stats_clock ();
+  assert_int_equal (room_park (s.room, &s.rq[1]), 0);
+  assert_true (s.room->next_try >= before + FIRST_WAIT);
+
+  room_end (s.room);
+  assert_int_equal (room_resume (s.room), 0);
+  assert_int_equal (room_resume (NULL), 0);
+  end_scene (&s);
+  pool_free (s.shard.pool);
+}
+
 int
 main (void)
 {
   const struct CMUnitTest tests[] = {
-    cmocka_unit_test (test_limit),
-    cmocka_unit_test (test_clock),
-    cmocka_unit_test (test_other_error),
-    cmocka_unit_test (test_end),
+    cmocka_unit_test (test_limit),       cmocka_unit_test (test_clock),
+    cmocka_unit_test (test_other_error), cmocka_unit_test (test_end),
+    cmocka_unit_test (test_resume),
   };
 
   return cmocka_run_group_tests (tests, NULL, NULL);
