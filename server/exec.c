@@ -349,7 +349,7 @@ count (const struct request *rq, bool error)
   struct shard *shard = rq->session->shard;
   uint64_t bytes = rq->type == NBD_CMD_BLOCK_STATUS ? 0 : rq->len;
 
-  if (rq->whole)
+  if (rq->whole || !STATS_ON)
     return;
   if (rq->arrived == 0) {
     stats_inline (c, op[rq->type], bytes, error);

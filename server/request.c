@@ -211,8 +211,9 @@ receive (struct session *s, const struct request *rq, size_t n)
 static void
 add (_Atomic uint64_t *counter, uint64_t n)
 {
-  atomic_store_explicit (counter, atomic_load_explicit (counter, memory_order_relaxed) + n,
-                         memory_order_relaxed);
+  if (STATS_ON)
+    atomic_store_explicit (counter, atomic_load_explicit (counter, memory_order_relaxed) + n,
+                           memory_order_relaxed);
 }
 
 /* RQ is going to be carried out. */

@@ -264,7 +264,7 @@ session_begin_turn (struct session *s, bool may_borrow)
   s->may_borrow = may_borrow;
   s->slice = SLICE;
   /* What is left over from an earlier turn has been waiting since then. */
-  if (s->starved)
+  if (s->starved && STATS_ON)
     s->arrived = stats_clock ();
   s->pin = q_pin ();
 }

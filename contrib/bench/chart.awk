@@ -89,9 +89,9 @@ function panel_height(run,    i, n) {
 
 BEGIN {
     WIDTH = 520; LABEL = 84; BARS = 340; PITCH = 17; GAP = 40; MARGIN = 24; HEAD = 64
-    nsides = split("nbdcow qemu nbdkit plugin qcow2dec bare", order, " ")
-    split("nbdcow|qemu-nbd|nbdkit raw|plugin|qcow2dec|bare loop", title_of, "|")
-    split("#d1495b|#8d99ae|#edae49|#e07a5f|#b8a36a|#3d5a80", tint, "|")
+    nsides = split("nbdcow qemu nbdkit plugin qcow2dec bare plain", order, " ")
+    split("nbdcow|qemu-nbd|nbdkit raw|plugin|qcow2dec|bare loop|nothing counted", title_of, "|")
+    split("#d1495b|#8d99ae|#edae49|#e07a5f|#b8a36a|#3d5a80|#6a994e", tint, "|")
     for (i = 1; i <= nsides; i++) {
         name[order[i]] = title_of[i]
         colour[order[i]] = tint[i]

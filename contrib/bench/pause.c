@@ -4,8 +4,8 @@
  *
  * Threads write 4 KiB at random places of a disk that is allocated all over, while a snapshot is
  * made and deleted, gone back to, bitmaps are changed and the disk grows.  For each: how long it
- * took, and how long the slowest write took that was under way meanwhile.  "nothing" is what the
- * slowest one takes when nothing happens, for as long.
+ * took, and the 99th percentile and the slowest of the writes that were under way at any moment of
+ * it.  "peace" is the same for as long a time in which nothing happens.
  */
 
 #include "util.h"
@@ -15,6 +15,7 @@
 #include <getopt.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,12 +23,17 @@
 
 #define IO 4096
 
-enum { MAX_THREADS = 64 };
+enum { MAX_THREADS = 64, MAX_ROUNDS = 1000, MAX_WRITES = 8 << 20 };
+
+struct span {
+  _Atomic uint64_t begin, end; /* ns; END 0: not known yet */
+};
 
 static uint64_t disk = UINT64_C (64) << 30;
 static struct q_image *img;
 static _Atomic int stop;
-static _Atomic uint64_t slowest, writes;
+static struct span *writes; /* since the measurement began */
+static _Atomic uint64_t n_writes;
 
 static void
 need (int r, const struct q_error *err)
@@ -43,14 +49,14 @@ write_at_random (void *seed)
   uint8_t buf[IO] = { 1 };
 
   while (!atomic_load_explicit (&stop, memory_order_relaxed)) {
-    uint64_t at = rng_next (&rng) % (disk / IO) * IO, begin = now_ns (), took, most;
+    uint64_t at = rng_next (&rng) % (disk / IO) * IO, begin = now_ns ();
 
     need (q_pwrite (img, buf, at, IO), NULL);
-    took = now_ns () - begin;
-    most = atomic_load (&slowest);
-    while (took > most && !atomic_compare_exchange_weak (&slowest, &most, took))
-      ;
-    atomic_fetch_add (&writes, 1);
+    uint64_t n = atomic_fetch_add (&n_writes, 1);
+    if (n < MAX_WRITES) {
+      atomic_store (&writes[n].begin, begin);
+      atomic_store (&writes[n].end, now_ns ());
+    }
   }
   return NULL;
 }
@@ -58,7 +64,7 @@ write_at_random (void *seed)
 /* ---- what happens ---------------------------------------------------------------------------- */
 
 static void
-nothing (unsigned n)
+peace (unsigned n)
 {
   (void)n;
   sleep_ns (UINT64_C (200000000));
@@ -137,7 +143,7 @@ static const struct {
   const char *name;
   void (*happen) (unsigned n);
 } events[] = {
-  { "nothing", nothing },
+  { "peace", peace },
   { "snapshot: made", snapshot },
   { "snapshot: gone back to", go_back },
   { "snapshot: deleted", drop_snapshot },
@@ -148,28 +154,62 @@ static const struct {
 
 /* ---- running --------------------------------------------------------------------------------- */
 
+static int
+by_length (const void *a, const void *b)
+{
+  const uint64_t *x = a, *y = b;
+  return (*x > *y) - (*x < *y);
+}
+
+/* How long those writes took, in order, that were under way in one of the N rounds. */
+static uint64_t *
+choose (const struct span *round, unsigned n, uint64_t *count)
+{
+  uint64_t total = atomic_load (&n_writes);
+  uint64_t *took;
+
+  if (total > MAX_WRITES)
+    total = MAX_WRITES; /* the rest was not kept */
+  took = malloc ((total + 1) * sizeof *took);
+  if (!took)
+    fatal ("out of memory");
+  *count = 0;
+  for (uint64_t i = 0; i < total; i++) {
+    uint64_t begin = writes[i].begin, end = writes[i].end;
+    bool met = false;
+    for (unsigned r = 0; r < n && !met; r++)
+      met = end > round[r].begin && begin < round[r].end;
+    if (met)
+      took[(*count)++] = end - begin;
+  }
+  qsort (took, *count, sizeof *took, by_length);
+  return took;
+}
+
 static void
 measure (size_t event, unsigned rounds)
 {
-  uint64_t took = 0, most = 0, worst = 0, sum = 0, done = atomic_load (&writes);
+  static struct span round[MAX_ROUNDS];
+  uint64_t most = 0, n;
 
-  for (unsigned n = 0; n < rounds; n++) {
-    uint64_t begin, slow;
-
+  for (uint64_t i = 0; i < MAX_WRITES && writes[i].end > 0; i++)
+    writes[i].begin = writes[i].end = 0;
+  atomic_store (&n_writes, 0);
+  for (unsigned i = 0; i < rounds; i++) {
     sleep_ns (UINT64_C (50000000));
-    atomic_store (&slowest, 0);
-    begin = now_ns ();
-    events[event].happen (n);
-    took = now_ns () - begin;
-    slow = atomic_load (&slowest);
-    most = took > most ? took : most;
-    worst = slow > worst ? slow : worst;
-    sum += slow;
+    round[i].begin = now_ns ();
+    events[event].happen (i);
+    round[i].end = now_ns ();
+    if (round[i].end - round[i].begin > most)
+      most = round[i].end - round[i].begin;
   }
-  printf ("%-36s %9.1f ms %12.2f ms %12.2f ms %10llu\n", events[event].name, (double)most / 1e6,
-          (double)sum / rounds / 1e6, (double)worst / 1e6,
-          (unsigned long long)(atomic_load (&writes) - done));
+  sleep_ns (UINT64_C (500000000)); /* those that were under way are done */
+  uint64_t *took = choose (round, rounds, &n);
+  printf ("%-36s %9.1f ms %10.3f ms %10.2f ms %10llu\n", events[event].name, (double)most / 1e6,
+          n ? (double)took[n * 99 / 100] / 1e6 : 0, n ? (double)took[n - 1] / 1e6 : 0,
+          (unsigned long long)n);
   fflush (stdout);
+  free (took);
 }
 
 /* Every cluster of the disk gets a place; nothing needs to be written for that. */
@@ -216,8 +256,11 @@ main (int argc, char **argv)
       rounds = (unsigned)strtoul (optarg, NULL, 10);
     else
       return 2;
-  if (threads < 1 || threads > MAX_THREADS || disk == 0 || rounds == 0)
-    fatal ("--threads is 1 to %d, --gib and --rounds are at least 1", MAX_THREADS);
+  if (threads < 1 || threads > MAX_THREADS || disk == 0 || rounds == 0 || rounds > MAX_ROUNDS)
+    fatal ("--threads is 1 to %d, --rounds 1 to %d, --gib is at least 1", MAX_THREADS, MAX_ROUNDS);
+  writes = calloc (MAX_WRITES, sizeof *writes);
+  if (!writes)
+    fatal ("out of memory");
   snprintf (name, sizeof name, "%s/nbdcow-bench-pause.%ld", dir, (long)getpid ());
   q_create_options_init (&create);
   q_open_options_init (&opts);
@@ -231,13 +274,13 @@ main (int argc, char **argv)
       fatal ("no thread");
   printf ("%llu GiB allocated, %u threads write 4 KiB at random, %u times each\n",
           (unsigned long long)(disk >> 30), threads, rounds);
-  printf ("%-36s %12s %15s %15s %10s\n", "", "took at most", "slowest write", "of all rounds",
-          "writes");
+  printf ("%-36s %12s %13s %13s %10s\n", "", "took at most", "p99 of writes", "slowest", "writes");
   for (size_t i = 0; i < sizeof events / sizeof events[0]; i++)
     measure (i, rounds);
   stop = 1;
   for (unsigned i = 0; i < threads; i++)
     pthread_join (thread[i], NULL);
   need (q_close (&img, &err), &err);
+  free (writes);
   return 0;
 }

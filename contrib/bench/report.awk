@@ -82,8 +82,8 @@ function verdicts(run, title, metric, better, wants,    n, i, want, at, op, othe
 }
 
 BEGIN {
-    nsides = split("nbdcow qemu nbdkit plugin qcow2dec bare", order, " ")
-    split("nbdcow|qemu-nbd|nbdkit raw|plugin|qcow2dec|bare loop", title_of, "|")
+    nsides = split("nbdcow qemu nbdkit plugin qcow2dec bare plain", order, " ")
+    split("nbdcow|qemu-nbd|nbdkit raw|plugin|qcow2dec|bare loop|nothing counted", title_of, "|")
     for (i = 1; i <= nsides; i++) name[order[i]] = title_of[i]
 }
 

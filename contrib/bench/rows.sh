@@ -46,6 +46,55 @@ row_write4k_d32 ()
         --end $((size_mib / 4))M --depth 32
 }
 
+# What counting costs, while somebody asks for the counts once a second.  Both sides are asked in the
+# same way; the one that counts nothing has nothing but zeros to tell.
+metrics_row ()
+{
+    if ! found curl; then
+        note "$1: curl is not installed"
+        return
+    fi
+    image data && warm_cache data
+    run_row=$1
+    shift
+    saved=$NBDCOW_OPTS
+    NBDCOW_OPTS="$NBDCOW_OPTS --metrics=unix:$work/metrics"
+    before=scrape_begin after=scrape_end
+    measure "$run_row" "nbdcow plain" writeback unix data "$@"
+    NBDCOW_OPTS=$saved
+}
+
+scrape_begin ()
+{
+    rm -f "$work/metrics"
+    while sleep 1; do
+        curl -s -o /dev/null --unix-socket "$work/metrics" http://localhost/metrics
+    done &
+    scraper=$!
+}
+
+scrape_end ()
+{
+    kill "$scraper"
+    wait "$scraper" 2>/dev/null
+    sync_image data
+}
+
+row_metrics_read4k ()
+{
+    metrics_row metrics-read4k $timed --depth 32
+}
+
+row_metrics_write4k ()
+{
+    metrics_row metrics-write4k $timed_writes --op write --stamp --end $((size_mib / 4))M --depth 32
+}
+
+row_metrics_read4k_d1 ()
+{
+    metrics_row metrics-read4k-d1 $timed
+}
+
 row_alloc4k_d32 ()
 {
     before="fresh scratch 16G"

@@ -25,6 +25,7 @@ Environment:
   NBDCOW_IMG     the image tool (default: build/server/nbdcow-img)
   NBDCOW_PLUGIN  the nbdkit plugin (default: build/plugin/nbdkit-qcow2-plugin.so)
   NBDCOW_MICRO   the micro-benchmarks (default: build/contrib/bench/nbdcow-bench-micro, if there)
+  NBDCOW_PLAIN   an nbdcow that was built with -DNBDCOW_STATISTICS=OFF, for the rows metrics-...
   PEER_ROOT      a directory tree with newer peers in it: they are run by chroot (needs root)
   QEMU_NBD, QEMU_IMG, NBDKIT    other peers
   NBDCOPY        the client of the row over TLS (default: nbdcopy)
@@ -98,6 +99,7 @@ done
 
 : "${NBDCOW:=$top/build/server/nbdcow}"
 : "${NBDCOW_IMG:=$top/build/server/nbdcow-img}"
+: "${NBDCOW_PLAIN:=}"
 : "${NBDCOW_PLUGIN:=$top/build/plugin/nbdkit-qcow2-plugin.so}"
 : "${NBDCOW_POLL_OPTS=--poll=200}"
 : "${NBDCOPY:=nbdcopy}"

@@ -2,8 +2,9 @@
 #
 # The sides: how each server is found, started and stopped.  Sourced by run.sh.
 #
-# A side is one of nbdcow qemu nbdkit plugin qcow2dec bare.  A mode of it is a variant of its
-# command line; only qemu has several that deserve the choice.
+# A side is one of nbdcow qemu nbdkit plugin qcow2dec bare plain.  A mode of it is a variant of its
+# command line; only qemu has several that deserve the choice.  Plain is nbdcow, built to count
+# nothing; only the rows about that have it.
 #
 # Images and sockets are named twice: $work is their directory as we see it, $inside as a server
 # inside PEER_ROOT does.  Without PEER_ROOT both are the same.
@@ -55,6 +56,13 @@ find_sides ()
         miss nbdkit "'$NBDKIT' does not run (install nbdkit, or set NBDKIT or PEER_ROOT)"
     fi
     sides="$sides bare"
+    if [ -z "$NBDCOW_PLAIN" ]; then
+        note "missing: plain: set NBDCOW_PLAIN to an nbdcow that was built with -DNBDCOW_STATISTICS=OFF"
+    elif found $NBDCOW_PLAIN; then
+        sides="$sides plain"
+    else
+        miss plain "'$NBDCOW_PLAIN' does not run (NBDCOW_PLAIN)"
+    fi
     found $QEMU_IMG || die "'$QEMU_IMG' does not run: it makes the images (set QEMU_IMG)"
 }
 
@@ -126,9 +134,11 @@ set_command ()
         ;;
     esac
     case $1 in
-    nbdcow)
+    nbdcow | plain)
         # nbdcow runs out here, where its libraries are.
-        cmd="$NBDCOW -t -e 0 -f qcow2 --cache=$3 $NBDCOW_OPTS"
+        program=$NBDCOW
+        [ "$1" = nbdcow ] || program=$NBDCOW_PLAIN
+        cmd="$program -t -e 0 -f qcow2 --cache=$3 $NBDCOW_OPTS"
         cmd="$cmd $(echo "$at_qemu" | sed "s|$inside/|$work/|g") $work/$5.qcow2"
         ;;
     qemu)
