@@ -54,7 +54,7 @@ find_image (struct changes *c, const char *name, struct q_image **img)
 
   if (c->n_used == 2 * c->room)
     return control_fail (c->err, -E2BIG, "more than %u changes at one instant", c->room);
-  x = control_find_export (c->call, name, c->err);
+  x = control_find_node (c->call, name, c->err);
   if (!x)
     return -ENOENT;
   c->used[c->n_used++] = x;

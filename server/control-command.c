@@ -73,6 +73,19 @@ control_find_export (const struct control_call *call, const char *name, struct c
   return x;
 }
 
+struct export *
+control_find_node (const struct control_call *call, const char *name, struct control_error *err)
+{
+  struct export *x = control_find_export (call, name, err);
+
+  if (!x || !export_borrows (x))
+    return x;
+  control_no_device (err, "export \"%.400s\" shows the image of \"%.400s\": name that", name,
+                     x->base->name);
+  export_put (x);
+  return NULL;
+}
+
 int
 control_return (json_t **ret, json_t *value)
 {

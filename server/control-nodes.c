@@ -72,7 +72,7 @@ query_nodes (struct control_call *call, json_t *args, json_t **ret, struct contr
     return r;
   *ret = json_array ();
   for (struct export *x = exports_next (set, NULL); x; x = exports_next (set, x))
-    if (json_array_append_new (*ret, describe_node (x, flat)) < 0)
+    if (!export_borrows (x) && json_array_append_new (*ret, describe_node (x, flat)) < 0)
       r = -ENOMEM;
   return *ret ? r : -ENOMEM;
 }
@@ -97,7 +97,7 @@ resize (struct control_call *call, json_t *args, json_t **ret, struct control_er
   int r = members_end (&m);
   if (r < 0)
     return r;
-  struct export *x = control_find_export (call, node ? node : device, err);
+  struct export *x = control_find_node (call, node ? node : device, err);
   if (!x)
     return -ENOENT;
   r = export_resize (x, size, &err->q);
@@ -123,7 +123,7 @@ set_threshold (struct control_call *call, json_t *args, json_t **ret, struct con
   int r = members_end (&m);
   if (r < 0)
     return r;
-  struct export *x = control_find_export (call, node, err);
+  struct export *x = control_find_node (call, node, err);
   if (!x)
     return -ENOENT;
   if (x->watermark)
@@ -133,6 +133,32 @@ set_threshold (struct control_call *call, json_t *args, json_t **ret, struct con
                       "export \"%s\" is read-only: nothing is written past a threshold", x->name);
   export_put (x);
   return r;
+}
+
+/* The name is our own: in QMP it is the guest that stops, and "cont" that has it go on. */
+static int
+resume_writes (struct control_call *call, json_t *args, json_t **ret, struct control_error *err)
+{
+  struct exports *set = call->context->exports;
+  const char *id = NULL;
+  unsigned n = 0;
+  struct members m;
+
+  control_arguments (&m, call, args, err);
+  members_string (&m, "id", &id);
+  int r = members_end (&m);
+  if (r < 0)
+    return r;
+  if (id) {
+    struct export *x = control_find_export (call, id, err);
+    if (!x)
+      return -ENOENT;
+    n = room_resume (x->room);
+    export_put (x);
+  } else
+    for (struct export *x = exports_next (set, NULL); x; x = exports_next (set, x))
+      n += room_resume (x->room);
+  return control_return (ret, json_pack ("{s:I}", "waiting", (json_int_t)n));
 }
 
 /* ---- snapshots ------------------------------------------------------------------------------- */
@@ -200,7 +226,7 @@ delete_snapshot (struct control_call *call, json_t *args, json_t **ret, struct c
   int r = members_end (&m);
   if (r < 0)
     return r;
-  struct export *x = control_find_export (call, device, err);
+  struct export *x = control_find_node (call, device, err);
   if (!x)
     return -ENOENT;
   r = delete (x, id, name, ret, err);
@@ -211,7 +237,8 @@ delete_snapshot (struct control_call *call, json_t *args, json_t **ret, struct c
 const struct control_command control_node_commands[] = {
   { "query-named-block-nodes", query_nodes, true },
   { "block_resize", resize, true },
-  { "block-set-write-threshold", set_threshold, true },
+  { "block-set-write-threshold", set_threshold, false },
+  { "resume-writes", resume_writes, false },
   { "blockdev-snapshot-delete-internal-sync", delete_snapshot, true },
   { NULL, NULL, false },
 };

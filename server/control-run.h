@@ -5,8 +5,7 @@
  *     runner_start (&r, wake, opaque);
  *     runner_submit (&r, call);
  *     call = runner_take (&r);     all that have been run; after wake was called, on any thread
- *     runner_stop (&r);            the one that is being run comes to its end, the others do not
- * begin
+ *     runner_stop (&r);            ends what is being run; the others do not begin
  */
 
 #ifndef CONTROL_RUN_H

@@ -6,8 +6,8 @@
  *     c = control_open ("/run/nbdcow/control", &err);   makes the socket
  *     control_start (c, ev, &context);                  takes clients in, on EV's thread
  *     control_event ("SOMETHING", data);                any thread
- *     control_stop (c);                                 the thread of EV, which does not run any
- * more control_close (c);                                removes the socket
+ *     control_stop (c);                  the thread of EV, which does not run any more
+ *     control_close (c);                                removes the socket
  *
  * Who may connect: root, and the user that the server runs as.  The socket is made with mode 0600,
  * and the kernel says who is at the other end (SO_PEERCRED).
@@ -106,6 +106,9 @@ int control_no_device (struct control_error *err, const char *fmt, ...)
 /* A reference to the export of that name; NULL: there is none, and ERR says so. */
 struct export *control_find_export (const struct control_call *call, const char *name,
                                     struct control_error *err);
+/* The same for what is about its image: a view has none of its own. */
+struct export *control_find_node (const struct control_call *call, const char *name,
+                                  struct control_error *err);
 /* *RET is VALUE, which is taken over; -ENOMEM if it is NULL. */
 int control_return (json_t **ret, json_t *value);
 /* The same for a command. */

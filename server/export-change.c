@@ -30,16 +30,6 @@ export_change (struct export *x, const struct export_changes *changes)
   return 0;
 }
 
-int
-export_snapshot_create (struct export *x, const char *name, char id[Q_SNAPSHOT_ID_SIZE],
-                        struct q_error *err)
-{
-  pthread_mutex_lock (&x->set->snapshots);
-  int r = q_snapshot_create (x->img, name, id, err);
-  pthread_mutex_unlock (&x->set->snapshots);
-  return r;
-}
-
 /* The id of the snapshot that q_snapshot_delete would delete; "" if there is none. */
 static void
 resolve_snapshot (struct q_image *img, const char *name_or_id, char id[Q_SNAPSHOT_ID_SIZE])
@@ -89,6 +79,16 @@ export_snapshot_delete (struct export *x, const char *name_or_id, struct q_error
   return r;
 }
 
+/* Of two at the same time the larger one holds. */
+static void
+raise_size (struct export *x, uint64_t size)
+{
+  uint64_t old = x->size;
+
+  while (old < size && !atomic_compare_exchange_weak (&x->size, &old, size))
+    ;
+}
+
 int
 export_resize (struct export *x, uint64_t size, struct q_error *err)
 {
@@ -109,10 +109,11 @@ export_resize (struct export *x, uint64_t size, struct q_error *err)
   int r = q_resize (x->img, size, err);
   if (r < 0)
     return r;
-  /* Of two at the same time the larger one holds. */
-  uint64_t old = x->size;
-  while (old < size && !atomic_compare_exchange_weak (&x->size, &old, size))
-    ;
+  pthread_mutex_lock (&x->set->lock);
+  for (struct export *y = x->set->first; y; y = y->next)
+    if (y->img == x->img && !y->is_part)
+      raise_size (y, size);
+  pthread_mutex_unlock (&x->set->lock);
   log_info ("export \"%s\": resized to %" PRIu64 " bytes", x->name, size);
   return 0;
 }

@@ -64,6 +64,7 @@ export_settings (const struct export_options *x)
   if (!f)
     return NULL;
   put_string (f, "name", x->name);
+  put_string (f, "node-name", x->base ? x->base->name : NULL);
   put_source (f, &x->source);
   put_string (f, "load-snapshot", x->snapshot);
   put_number (f, "snapshot", x->throw_away);

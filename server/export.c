@@ -47,6 +47,7 @@ export_new (struct exports *set, const struct export_options *opts)
   pthread_mutex_init (&x->flush_lock, NULL);
   pthread_cond_init (&x->flush_over, NULL);
   x->set = set;
+  x->base = opts->base;
   x->stats = stats_new ();
   x->configured = opts->configured;
   x->name = strdup (opts->name);
@@ -85,6 +86,15 @@ unwatch (struct export *x)
   x->room = NULL;
 }
 
+static int
+close_image (struct export *x, struct q_error *err)
+{
+  if (!export_borrows (x))
+    return q_close (&x->img, err);
+  x->img = NULL;
+  return 0;
+}
+
 /* The last client has gone, but whoever carried its last flush out may still be on the way out of
  * it. */
 static int
@@ -96,7 +106,7 @@ export_close (struct export *x, struct q_error *err)
   pthread_mutex_unlock (&x->flush_lock);
   unwatch (x);
   status_close (x);
-  int r = q_close (&x->img, err);
+  int r = close_image (x, err);
   export_free (x);
   return r;
 }
@@ -166,6 +176,8 @@ describe (struct export *x, const struct export_options *opts, const struct sour
     x->dev = st.st_dev;
     x->ino = st.st_ino;
   }
+  x->backing = s->open.backing;
+  x->data_file_policy = s->open.data_file_policy;
   x->read_only = s->open.read_only;
   x->multi_conn = opts->multi_conn;
   x->direct = s->open.cache == Q_CACHE_DIRECT;
@@ -198,6 +210,10 @@ open_image (struct export *x, const struct export_options *opts, struct source *
   char *snapshot = NULL;
   int r = 0;
 
+  if (opts->base && !opts->snapshot) {
+    x->img = opts->base->img;
+    return 0;
+  }
   if (opts->throw_away)
     r = throwaway_overlay (s, err);
   else if (opts->snapshot) {
@@ -210,7 +226,12 @@ open_image (struct export *x, const struct export_options *opts, struct source *
     if (opts->throw_away)
       unlink (s->filename); /* from here on it lives as long as it is open */
   }
-  x->snapshot = snapshot;
+  if (r == 0 && snapshot && !(x->snapshot = snapshot_shown (x->img, snapshot))) {
+    struct q_error ignored;
+    q_close (&x->img, &ignored);
+    r = -ENOMEM;
+  }
+  free (snapshot);
   x->slice = s->slice;
   s->slice = NULL;
   return r;
@@ -243,7 +264,7 @@ open_export (struct export *x, const struct export_options *opts, struct source 
       snprintf (err->text, sizeof err->text, "%s: out of memory", s->filename);
     unwatch (x);
     status_close (x);
-    q_close (&x->img, &ignored);
+    close_image (x, &ignored);
     return r;
   }
   return 0;
@@ -429,15 +450,20 @@ close_list (struct export *list)
 static int
 append (struct exports *set, struct export *list, struct q_error *err)
 {
+  const struct export *base = list->base;
   int r = 0;
 
   pthread_mutex_lock (&set->lock);
+  if (base && base->state != EXPORT_SERVED) {
+    snprintf (err->text, sizeof err->text, "there is no export \"%s\"", base->name);
+    r = -ENOENT;
+  }
   for (const struct export *x = list; x && r == 0; x = x->next)
     if (find (set->first, x->name, strlen (x->name)) || find (x->next, x->name, strlen (x->name)))
       r = name_is_taken (x->name, err);
   for (struct export *x = list; x && r == 0; x = x->next) {
     x->id = ++set->last_id;
-    x->parent = x == list ? 0 : list->id;
+    x->parent = base ? base->id : x == list ? 0 : list->id;
     x->state = EXPORT_PREPARED;
     if (set->last)
       set->last->next = x;
@@ -454,9 +480,18 @@ exports_prepare (struct exports *set, const struct export_options *opts, struct 
                  struct q_error *err)
 {
   struct export *list = NULL;
+  struct export_options view;
 
+  *prepared = NULL;
   if (is_taken (set, NULL, opts->name))
     return name_is_taken (opts->name, err);
+  if (opts->base) {
+    view = *opts;
+    int r = export_view (&view, err);
+    if (r < 0)
+      return r;
+    opts = &view;
+  }
   /* Nobody deletes a snapshot between its being opened and the export's being in the set. */
   pthread_mutex_lock (&set->snapshots);
   int r = make_export (set, opts, &list, err);
@@ -465,11 +500,12 @@ exports_prepare (struct exports *set, const struct export_options *opts, struct 
   if (r == 0 && (r = append (set, list, err)) < 0)
     close_list (list);
   pthread_mutex_unlock (&set->snapshots);
-  *prepared = r < 0 ? NULL : list;
+  if (r == 0)
+    *prepared = list;
   return r;
 }
 
-/* Whether X is PARENT or shows a snapshot of it. */
+/* Whether X is PARENT or goes with it. */
 static bool
 belongs_to (const struct export *x, const struct export *parent)
 {
@@ -483,7 +519,8 @@ exports_commit (struct export *prepared)
 
   pthread_mutex_lock (&set->lock);
   for (struct export *x = prepared; x; x = x->next)
-    if (belongs_to (x, prepared)) {
+    /* What a view shows may be leaving already: then so is the view. */
+    if (belongs_to (x, prepared) && x->state == EXPORT_PREPARED) {
       x->state = EXPORT_SERVED;
       if (x->watermark)
         watermark_arm (x->watermark);
@@ -517,11 +554,12 @@ check_idle (struct export *parent, struct q_error *err)
   return 0;
 }
 
-/* Under the lock: takes PARENT and what belongs to it out of the list; returns them as a list. */
+/* Under the lock: takes PARENT and what belongs to it out of the list; returns them as a list, in
+ * which PARENT, whose image the others may show, is the last. */
 static struct export *
 take_out (struct exports *set, const struct export *parent)
 {
-  struct export *out = NULL, **out_tail = &out;
+  struct export *out = NULL;
   uint64_t id = parent->id;
 
   set->last = NULL;
@@ -529,9 +567,8 @@ take_out (struct exports *set, const struct export *parent)
     struct export *x = *p;
     if (x->id == id || x->parent == id) {
       *p = x->next;
-      x->next = NULL;
-      *out_tail = x;
-      out_tail = &x->next;
+      x->next = out;
+      out = x;
     } else {
       set->last = x;
       p = &x->next;
@@ -645,13 +682,21 @@ exports_set_sweep (struct exports *set, void (*sweep) (void *opaque), void *opaq
 int
 exports_close (struct exports *set)
 {
+  struct export *list = NULL;
   int first_error = 0;
 
+  /* Those that came last go first: a view before what it shows. */
   while (set->first) {
     struct export *x = set->first;
+    set->first = x->next;
+    x->next = list;
+    list = x;
+  }
+  while (list) {
+    struct export *x = list;
     struct q_error err = { "" };
     assert (x->refs == 0);
-    set->first = x->next;
+    list = x->next;
     int r = export_close (x, &err);
     if (r < 0) {
       log_error ("%s", err.text);
@@ -682,12 +727,12 @@ exports_get (struct exports *set, const void *name, size_t len)
   return x;
 }
 
-struct export *
-exports_next (struct exports *set, struct export *x)
+static struct export *
+walk (struct exports *set, struct export *x, enum export_state most)
 {
   pthread_mutex_lock (&set->lock);
   struct export *next = x ? x->next : set->first; /* with a reference, it is still in the list */
-  while (next && next->state != EXPORT_SERVED)
+  while (next && (next->state == EXPORT_PREPARED || next->state > most))
     next = next->next;
   if (next)
     next->refs++;
@@ -695,6 +740,18 @@ exports_next (struct exports *set, struct export *x)
   if (x)
     export_put (x);
   return next;
+}
+
+struct export *
+exports_next (struct exports *set, struct export *x)
+{
+  return walk (set, x, EXPORT_SERVED);
+}
+
+struct export *
+exports_next_any (struct exports *set, struct export *x)
+{
+  return walk (set, x, EXPORT_LEAVING);
 }
 
 struct export *

@@ -57,7 +57,10 @@ struct export
   struct export *next;
   struct exports *set;
   uint64_t id;     /* never used again, and growing from one to the next in the list */
-  uint64_t parent; /* the id of the export whose internal snapshot this is; 0 if it is none */
+  uint64_t parent; /* the id of the export that it goes with: whose internal snapshot this is, or
+                    * whose view; 0: none */
+  struct export
+      *base; /* export-view.c: it is a view of that one, which is there as long; or NULL */
   char *name;
   char *description; /* may be NULL; under the set's lock */
   char *settings;    /* what it was made from, as text, but for what can be changed in place */
@@ -65,7 +68,9 @@ struct export
   enum export_state state; /* these two under the set's lock */
   unsigned refs;
   struct q_image *img;
-  char *snapshot;        /* the id of the internal snapshot that it shows; NULL: none */
+  char *snapshot;         /* the id of the internal snapshot that it shows; NULL: none */
+  enum q_backing backing; /* what the image was allowed to name */
+  enum q_data_file_policy data_file_policy;
   uint64_t dev, ino;     /* of the image's file; 0 if they are not known */
   uint64_t offset;       /* the part of the image's disk that clients see: where it begins */
   _Atomic uint64_t size; /* ... and how long it is; grows by export_resize */
@@ -117,7 +122,9 @@ struct exports {
 
 struct export_options {
   const char *name, *description; /* at most NBD_MAX_STRING bytes; description may be NULL */
-  struct source source;
+  struct export *base;            /* it is to be a view of that one, to which the caller has a
+                                   * reference; NULL: it opens an image */
+  struct source source;           /* of a view: offset and size, and the key for its snapshot */
   const char *snapshot;  /* "[ID_OR_NAME]" or "snapshot.id=[ID],snapshot.name=[NAME]" or NULL */
   bool throw_away;       /* writes go to an overlay that is gone at the end */
   bool snapshots;        /* NAME@SNAPSHOT is an export, too, for each internal snapshot */
@@ -156,8 +163,8 @@ int exports_prepare (struct exports *set, const struct export_options *opts,
 void exports_commit (struct export *prepared);
 void exports_abandon (struct export *prepared);
 
-/* Takes the export called NAME out, with those of its snapshots, and closes its image.  Blocking;
- * any thread but a loop's; no reference of the caller's own may be left.
+/* Takes the export called NAME out, with those of its snapshots and its views, and closes its
+ * image.  Blocking; any thread but a loop's; no reference of the caller's own may be left.
  *
  * Not HARD: -EBUSY while clients are in the transmission phase, and nothing happens.  HARD: no new
  * client comes to it, requests under way are carried out and answered, those that come after that
@@ -173,6 +180,8 @@ struct export *exports_get (struct exports *set, const void *name, size_t len);
 /* The one after X (the first, if X is NULL), or NULL at the end: a walk sees all that are there
  * from its beginning to its end.  Takes the caller's reference to X, and gives one. */
 struct export *exports_next (struct exports *set, struct export *x);
+/* The same with those that are leaving. */
+struct export *exports_next_any (struct exports *set, struct export *x);
 struct export *export_ref (struct export *x);
 void export_put (struct export *x);
 
@@ -191,12 +200,17 @@ struct export_changes {
 /* For those who connect from now on, but the rate, which holds at once.  -ENOMEM. */
 int export_change (struct export *x, const struct export_changes *changes);
 
-/* Internal snapshots of X's image, as q_snapshot_create and q_snapshot_delete have them; one that
- * an export shows is not deleted underneath it: -EBUSY, with the export's name.  A new one gets
- * no export of its own.  Blocking; any thread but a loop's; with a reference. */
-int export_snapshot_create (struct export *x, const char *name, char id[Q_SNAPSHOT_ID_SIZE],
-                            struct q_error *err);
+/* Deletes an internal snapshot of X's image, as q_snapshot_delete has it; one that an export shows
+ * is not deleted underneath it: -EBUSY, with the export's name.  Blocking; any thread but a loop's;
+ * with a reference. */
 int export_snapshot_delete (struct export *x, const char *name_or_id, struct q_error *err);
+
+/* Views (export-view.c).  Of options with a base: what follows from that, and what is not for a
+ * view is off. */
+int export_view (struct export_options *opts, struct q_error *err);
+/* Whether X's image is that of its base, and the export that has it open. */
+bool export_borrows (const struct export *x);
+const struct export *export_node (const struct export *x);
 
 /* What an export is made from (export-settings.c), as text: the same for the same settings, but for
  * keys and for what export_change changes.  To be freed; NULL without memory. */
@@ -212,8 +226,8 @@ void export_admission (const struct export *x, bool *tls_only, struct authz **au
 /* The transmission flags, apart from those that depend on what was negotiated. */
 uint16_t export_flags (const struct export *x);
 
-/* Makes the disk SIZE bytes.  -EPERM for less than there is, -ENOTSUP for a part of a disk; else
- * what q_resize says.  Any thread; blocking. */
+/* Makes the disk SIZE bytes, in views of it as well.  -EPERM for less than there is, -ENOTSUP for a
+ * part of a disk; else what q_resize says.  Any thread; blocking. */
 int export_resize (struct export *x, uint64_t size, struct q_error *err);
 
 /* One connection more; -EMFILE if X has all that it may have, with *MAX, or -ESHUTDOWN if it is

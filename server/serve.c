@@ -199,9 +199,9 @@ take_export (json_t *settings, const char *what, const struct export_options *de
   take_tls (&m, &xo);
   take_watch (&m, &xo);
   members_string (&m, "key-secret", &key);
-  if (!file)
+  if (!file && !xo.base)
     members_fail (&m, "the setting 'file' is missing");
-  else if (!json_is_string (file) && !json_is_object (file))
+  else if (file && !json_is_string (file) && !json_is_object (file))
     members_fail (&m, "file: the name of an image file, or a node with its settings, is wanted");
   if (strlen (xo.name) > NBD_MAX_STRING ||
       (xo.description && strlen (xo.description) > NBD_MAX_STRING))
@@ -216,8 +216,10 @@ take_export (json_t *settings, const char *what, const struct export_options *de
     if (!xo.source.open.secret)
       return -EINVAL;
   }
-  r = json_is_string (file) ? source_from_name (&xo.source, json_string_value (file), err)
-                            : source_from_tree (&xo.source, file, what, err);
+  if (json_is_string (file))
+    r = source_from_name (&xo.source, json_string_value (file), err);
+  else if (file)
+    r = source_from_tree (&xo.source, file, what, err);
   if (r == 0)
     r = hand_over (&xo, serve, opaque, err);
   source_free (&xo.source);
@@ -327,6 +329,28 @@ take_directory (const json_t *settings, const struct export_options *defaults, s
   }
   free (entries);
   json_decref (rest);
+  return r;
+}
+
+/* ---- commands -------------------------------------------------------------------------------- */
+
+int
+serve_hooks (const struct options *opts, struct q_error *err)
+{
+  const json_t *const lists[] = { opts->exports, opts->directories };
+  const char *command = opts->export.watermark.exec;
+  const json_t *settings;
+  size_t i;
+  int r = command ? hooks_allow (command, err) : 0;
+
+  for (size_t l = 0; l < sizeof lists / sizeof lists[0]; l++) {
+    json_array_foreach (lists[l], i, settings)
+    {
+      command = json_string_value (json_object_get (settings, "watermark-exec"));
+      if (r == 0 && command)
+        r = hooks_allow (command, err);
+    }
+  }
   return r;
 }
 

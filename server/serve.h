@@ -20,12 +20,16 @@ typedef int (*serve_fn) (void *opaque, const struct export_options *opts, struct
 int serve_all (const struct options *opts, struct tls *tls, serve_fn serve, void *opaque,
                struct q_error *err);
 
+/* Allows (hooks.h) the commands that OPTS have for exports. */
+int serve_hooks (const struct options *opts, struct q_error *err);
+
 /* What holds for an export of which nothing is said: what is about FILE alone is not a default for
  * the others. */
 void serve_defaults (const struct options *opts, struct tls *tls, struct export_options *defaults);
 
 /* Adds the export that SETTINGS describe over DEFAULTS, in the words of --export; WHAT is where
- * they come from, for messages. */
+ * they come from, for messages.  If DEFAULTS have a base, it is a view of that one, and SETTINGS
+ * name no file. */
 int serve_export (struct exports *set, json_t *settings, const char *what,
                   const struct export_options *defaults, struct q_error *err);
 

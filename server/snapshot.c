@@ -82,3 +82,22 @@ snapshot_id (const struct source *s, const char *text, char **id, struct q_error
   json_decref (words);
   return r;
 }
+
+char *
+snapshot_shown (const struct q_image *img, const char *word)
+{
+  struct q_snapshot_info *list;
+  int n = q_get_snapshots (img, &list), found = -1;
+
+  if (n < 0)
+    return NULL;
+  for (int i = n - 1; i >= 0; i--)
+    if (strcmp (list[i].name, word) == 0)
+      found = i;
+  for (int i = 0; i < n; i++)
+    if (strcmp (list[i].id, word) == 0)
+      found = i;
+  char *id = strdup (found >= 0 ? list[found].id : word);
+  free (list);
+  return id;
+}

@@ -13,4 +13,8 @@
  * to be freed. */
 int snapshot_id (const struct source *s, const char *text, char **id, struct q_error *err);
 
+/* The id of the snapshot that IMG shows, which was opened by WORD: an id or else a name.  To be
+ * freed; NULL without memory. */
+char *snapshot_shown (const struct q_image *img, const char *word);
+
 #endif /* SNAPSHOT_H */

@@ -94,17 +94,18 @@ describe_bitmap (const struct export *x, const struct meta_context *context, uin
   return list->error;
 }
 
-/* The bitmap of that name in X's image, or in the nearest image below it that has one. */
+/* The bitmap of that name in X's image, or in the nearest image below it that has one.  A view has
+ * those of its base: they are no part of a snapshot. */
 static int
 hold_bitmap (struct export *x, const char *name, struct meta_context *c, struct q_error *err)
 {
-  struct q_image *img = x->img;
+  struct q_image *const top = x->base ? x->base->img : x->img, *img = top;
   struct q_error below;
   int r = q_bitmap_hold (img, name, &c->bitmap, err);
 
   while (r == -ENOENT && (img = q_backing_image (img)) != NULL)
     r = q_bitmap_hold (img, name, &c->bitmap, &below);
-  if (r < 0 && r != -ENOENT && img != x->img)
+  if (r < 0 && r != -ENOENT && img != top)
     *err = below;
   return r;
 }

@@ -179,6 +179,25 @@ says '' bitmap remove a one
 wrong 'not found' bitmap remove a one
 wrong 'number of bytes' bitmap add a three much
 
+says '' --snapshot checkpoint two three a
+says '^ *[0-9]*  three  *20' snapshot list a
+says '' export add name=backup,node-name=a,load-snapshot=three,bitmap=two
+says '^backup  *32 MiB  read  *0' exports
+json "[x['node-name'] for x in j] == ['a', 'backup']" exports
+wrong two bitmap remove a two
+wrong backup snapshot delete three a
+wrong 'another' export add name=more,node-name=backup
+wrong 'read-only' qmp block-export-add '{"type": "nbd", "id": "x", "node-name": "a", "writable": true}'
+says '' export del backup
+says '' snapshot delete three a
+says '' export add name=now,node-name=a
+wrong "shows the image of" resize now 64M
+says '' export del now
+
+says '^0 requests were waiting$' resume
+json "j == {'waiting': 0}" resume a
+wrong 'no export' resume x
+
 # ---- events, and the end -----------------------------------------------------------------------
 
 "$NBDCOW_CTL" events >events.out 2>events.err &

@@ -178,12 +178,28 @@ end_client ()
 
 echo "== a full tmpfs is made larger: the writes go on, and all else did meanwhile"
 new_image
-start_server small/disk.qcow2 arg=--on-enospc=wait
+start_server small/disk.qcow2 arg=--on-enospc=wait "arg=--control=$tmp/control"
 start_client wait 0 200
 expect_client written
 wait_for 60 waits || fail "nothing waits: $(cat "$SERVER_LOG")"
 echo go >&3
 expect_client alive
+# Told that there is room, when there is none: they wait on.
+resume ()
+{
+  PYTHONPATH=$SRCDIR "$PYTHON" - "$tmp/control" <<'END'
+import qmp, sys
+
+c = qmp.Client(sys.argv[1])
+n = c.execute("resume-writes")["waiting"]
+assert n > 0 and c.execute("resume-writes", id="")["waiting"] > 0
+assert c.refuses("resume-writes", id="x")[0] == "DeviceNotFound"
+assert c.refuses("resume-writes", device="")[0] == "GenericError"
+END
+}
+resume
+waits && ! over || fail "told that there is room, nothing waits: $(cat "$SERVER_LOG")"
+resume
 mount -o remount,size=64M small
 echo go >&3
 end_client

@@ -19,6 +19,7 @@ struct ctl {
   bool json;        /* print what the server says, as it is */
   bool hard;        /* --hard */
   bool by_id;       /* --id */
+  bool snapshot;    /* --snapshot */
   double interval;  /* of top; seconds */
   unsigned count;   /* of top; 0: until it is interrupted */
   FILE *socket;

@@ -42,7 +42,8 @@ list_exports (struct ctl *c, int argc, char **argv)
   return EXIT_SUCCESS;
 }
 
-/* The words of --export, in which an export can be written to if nothing else is said. */
+/* The words of --export, in which an export can be written to if nothing else is said; but not what
+ * shows the image of another. */
 static int
 add_export (struct ctl *c, int argc, char **argv)
 {
@@ -68,7 +69,8 @@ add_export (struct ctl *c, int argc, char **argv)
   const json_t *name = json_object_get (settings, "name");
   json_object_set_new (settings, "id", json_string (name ? text_of (settings, "name") : ""));
   json_object_set_new (settings, "type", json_string ("nbd"));
-  json_object_set_new (settings, "writable", json_boolean (!read_only));
+  if (!json_object_get (settings, "node-name"))
+    json_object_set_new (settings, "writable", json_boolean (!read_only));
   return ctl_do (c, "block-export-add", settings);
 }
 
@@ -136,7 +138,8 @@ disconnect (struct ctl *c, int argc, char **argv)
 
 const struct ctl_command ctl_export_commands[] = {
   { "exports", 0, 0, "", "what is served", list_exports },
-  { "export add", 1, 1, "name=NAME,file=FILE,...", "serve another image", add_export },
+  { "export add", 1, 1, "name=NAME,file=FILE,...", "serve another image (or one of them twice)",
+    add_export },
   { "export del", 1, 1, "NAME", "serve it no longer", remove_export },
   { "clients", 0, 1, "[EXPORT]", "who is connected", list_clients },
   { "disconnect", 1, 1, "ID", "disconnect a client", disconnect },

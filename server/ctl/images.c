@@ -109,6 +109,22 @@ threshold (struct ctl *c, int argc, char **argv)
       json_pack ("{s:s, s:I}", "node-name", argv[0], "write-threshold", (json_int_t)bytes));
 }
 
+static int
+resume (struct ctl *c, int argc, char **argv)
+{
+  json_t *args = argc > 0 ? json_pack ("{s:s}", "id", argv[0]) : NULL;
+
+  if (c->json)
+    return ctl_do (c, "resume-writes", args);
+  json_t *result = ctl_execute (c, "resume-writes", args);
+  if (!result)
+    return EXIT_FAILURE;
+  double n = number_of (result, "waiting");
+  printf ("%.0f request%s waiting\n", n, n == 1 ? " was" : "s were");
+  json_decref (result);
+  return EXIT_SUCCESS;
+}
+
 /* ---- snapshots ------------------------------------------------------------------------------- */
 
 static int
@@ -144,6 +160,13 @@ list_snapshots (struct ctl *c, int argc, char **argv)
   return EXIT_SUCCESS;
 }
 
+static json_t *
+snapshot_action (const char *export_name, const char *name)
+{
+  return json_pack ("{s:s, s:{s:s, s:s}}", "type", "blockdev-snapshot-internal-sync", "data",
+                    "device", export_name, "name", name);
+}
+
 /* All at one instant. */
 static int
 make_snapshots (struct ctl *c, int argc, char **argv)
@@ -151,9 +174,7 @@ make_snapshots (struct ctl *c, int argc, char **argv)
   json_t *actions = json_array ();
 
   for (int i = 1; i < argc; i++)
-    json_array_append_new (actions, json_pack ("{s:s, s:{s:s, s:s}}", "type",
-                                               "blockdev-snapshot-internal-sync", "data", "device",
-                                               argv[i], "name", argv[0]));
+    json_array_append_new (actions, snapshot_action (argv[i], argv[0]));
   return ctl_do (c, "transaction", json_pack ("{s:o}", "actions", actions));
 }
 
@@ -258,7 +279,8 @@ merge_bitmaps (struct ctl *c, int argc, char **argv)
       json_pack ("{s:s, s:s, s:o}", "node", argv[0], "target", argv[1], "bitmaps", sources));
 }
 
-/* In each export the one bitmap stops and the next begins, all at one instant. */
+/* In each export the one bitmap stops and the next begins, all at one instant; with --snapshot there
+ * is a snapshot of that instant, too. */
 static int
 checkpoint (struct ctl *c, int argc, char **argv)
 {
@@ -271,6 +293,8 @@ checkpoint (struct ctl *c, int argc, char **argv)
     json_array_append_new (actions,
                            json_pack ("{s:s, s:{s:s, s:s, s:b}}", "type", "block-dirty-bitmap-add",
                                       "data", "node", argv[i], "name", argv[1], "persistent", 1));
+    if (c->snapshot)
+      json_array_append_new (actions, snapshot_action (argv[i], argv[1]));
   }
   return ctl_do (c, "transaction", json_pack ("{s:o}", "actions", actions));
 }
@@ -280,6 +304,7 @@ const struct ctl_command ctl_image_commands[] = {
   { "resize", 2, 2, "EXPORT SIZE|+SIZE", "make the disk larger", resize },
   { "threshold", 1, 2, "EXPORT [SIZE|off]", "an event, once its file has grown past that",
     threshold },
+  { "resume", 0, 1, "[EXPORT]", "there is room: writes that wait for it go on", resume },
   { "snapshot list", 1, 1, "EXPORT", "its internal snapshots", list_snapshots },
   { "snapshot create", 2, -1, "NAME EXPORT...", "make one, of all of them at one instant",
     make_snapshots },

@@ -53,6 +53,7 @@ print_help (void)
           "  -j, --json            print what the server answers, as JSON\n"
           "      --hard            export del: disconnect the clients of the export\n"
           "      --id              snapshot delete: by its id, not by its name\n"
+          "      --snapshot        checkpoint: and a snapshot called NEW\n"
           "      --interval=SEC    top: seconds between two looks (2)\n"
           "      --count=NUM       top: that many looks, then end\n"
           "  -h, --help            this help\n"
@@ -88,12 +89,13 @@ find_command (int argc, char **argv, int *words)
 static bool
 parse_options (struct ctl *c, int argc, char **argv)
 {
-  enum { HARD = 256, BY_ID, INTERVAL, COUNT };
+  enum { HARD = 256, BY_ID, SNAPSHOT, INTERVAL, COUNT };
   static const struct option options[] = {
     { "control", required_argument, NULL, 'c' },
     { "json", no_argument, NULL, 'j' },
     { "hard", no_argument, NULL, HARD },
     { "id", no_argument, NULL, BY_ID },
+    { "snapshot", no_argument, NULL, SNAPSHOT },
     { "interval", required_argument, NULL, INTERVAL },
     { "count", required_argument, NULL, COUNT },
     { "help", no_argument, NULL, 'h' },
@@ -116,6 +118,9 @@ parse_options (struct ctl *c, int argc, char **argv)
       break;
     case BY_ID:
       c->by_id = true;
+      break;
+    case SNAPSHOT:
+      c->snapshot = true;
       break;
     case INTERVAL:
       c->interval = strtod (optarg, &end);

@@ -237,8 +237,8 @@ snapshots_go_along (void **state)
   struct export_options o = options ("s", path);
   must_add (&set, &o);
   struct export *x = must_get (&set, "s");
-  assert_int_equal (export_snapshot_create (x, "one", id, &err), 0);
-  assert_int_equal (export_snapshot_create (x, "two", id, &err), 0);
+  assert_int_equal (q_snapshot_create (x->img, "one", id, &err), 0);
+  assert_int_equal (q_snapshot_create (x->img, "two", id, &err), 0);
   export_put (x);
   assert_int_equal (exports_remove (&set, "s", false, &err), 0);
 
@@ -296,7 +296,7 @@ parent_and_snapshot_at_once (void **state)
   struct export_options o = options ("t", path);
   must_add (&set, &o);
   struct export *x = must_get (&set, "t");
-  assert_int_equal (export_snapshot_create (x, "one", id, &err), 0);
+  assert_int_equal (q_snapshot_create (x->img, "one", id, &err), 0);
   export_put (x);
   assert_int_equal (exports_remove (&set, "t", false, &err), 0);
   o.snapshots = true;
