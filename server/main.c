@@ -566,27 +566,6 @@ prepare_reload (struct program *p)
   return p->reload;
 }
 
-/* The commands that there will ever be: none can be added while the server runs. */
-static int
-list_hooks (const struct options *opts, struct q_error *err)
-{
-  const json_t *const lists[] = { opts->exports, opts->directories };
-  const char *command = opts->export.watermark.exec;
-  const json_t *settings;
-  size_t i;
-  int r = command ? hooks_allow (command, err) : 0;
-
-  for (size_t l = 0; l < sizeof lists / sizeof lists[0]; l++) {
-    json_array_foreach (lists[l], i, settings)
-    {
-      command = json_string_value (json_object_get (settings, "watermark-exec"));
-      if (r == 0 && command)
-        r = hooks_allow (command, err);
-    }
-  }
-  return r;
-}
-
 /* In a process that is there for commands alone. */
 static void
 leave_server (void *opaque)
@@ -599,15 +578,29 @@ leave_server (void *opaque)
   objects_free (&p->opts.objects);
 }
 
+/* There: what the configuration has now.  One that cannot be read has nothing new. */
+static void
+list_hooks_again (void *opaque)
+{
+  const struct program *p = opaque;
+  struct options again = { .mode = MODE_SERVE };
+  struct q_error ignored;
+
+  if (options_parse_again (&again, p->argc, p->argv, &ignored) == 0) {
+    serve_hooks (&again, &ignored);
+    options_free (&again);
+  }
+}
+
 /* As the user that we run as, and before images are open. */
 static bool
 prepare_hooks (struct program *p)
 {
   struct q_error err = { "" };
 
-  int r = list_hooks (&p->opts, &err);
+  int r = serve_hooks (&p->opts, &err);
   if (r == 0)
-    r = hooks_prepare (leave_server, p, &err);
+    r = hooks_prepare (leave_server, p->opts.has_config ? list_hooks_again : NULL, p, &err);
   return complain (r, &err);
 }
 

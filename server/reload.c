@@ -120,6 +120,8 @@ read_options (struct plan *p, struct q_error *err)
   if (r == 0)
     r = objects_load_secrets (&p->options->objects, NULL, err);
   if (r == 0)
+    r = serve_hooks (p->options, err);
+  if (r == 0)
     r = serve_all (p->options, c->tls, collect, &p->wanted, err);
   return r;
 }

@@ -166,7 +166,7 @@ grep -q '"other".*past the watermark' "$SERVER_LOG" || fail "not the other one's
 grep -q '"raw".*no watermark' "$SERVER_LOG" || fail "nothing is said about the raw image"
 stop_server
 
-echo "== the commands are those of the start"
+echo "== the commands are those of the command line and the configuration"
 configure () # FILE WATERMARK COMMAND
 {
   # shellcheck disable=SC2016
@@ -179,33 +179,57 @@ json.dump({"export": [x]}, open("config.new", "w"))' "$@"
   mv config.new config.json
 }
 children () { cat "/proc/$SERVER_PID/task/$SERVER_PID/children"; }
-refusals () { grep -c 'the configuration stays as it was' "$SERVER_LOG" || :; }
 reloads () { grep -c 'configuration reloaded' "$SERVER_LOG" || :; }
-refused () { [ "$(refusals)" = "$1" ]; }
 reloaded () { [ "$(reloads)" = "$1" ]; }
 rm other.qcow2
 qemu-img create -q -f qcow2 other.qcow2 1G
 configure other.qcow2 900M ''
-start_nbdcow disk.qcow2 arg=--config=config.json arg=-v
+start_nbdcow disk.qcow2
 [ -z "$(children)" ] || fail "a process that runs commands, and there are none: $(children)"
-configure other.qcow2 4M 'echo >>escaped'
-kill -HUP "$SERVER_PID"
-wait_for 60 refused 1 || fail "a new command was not refused: $(cat "$SERVER_LOG")"
-grep -q 'watermark-exec.*echo >>escaped.*start it again' "$SERVER_LOG" || fail "$(cat "$SERVER_LOG")"
 stop_server
-start_nbdcow disk.qcow2 arg=--config=config.json arg=-v
-configure other.qcow2 8M 'echo >>elsewhere'
+start_nbdcow disk.qcow2 arg=--config=config.json arg=-v "arg=--control=$tmp/control"
+# Nobody else has one run: not with a command of the control socket either.
+PYTHONPATH=$SRCDIR "$PYTHON" - "$tmp/control" <<'END'
+import qmp, sys
+
+c = qmp.Client(sys.argv[1])
+add = {"type": "nbd", "id": "third", "file": "third.qcow2", "writable": True, "watermark": "1M"}
+assert "neither the command line nor the configuration" in c.refuses(
+    "block-export-add", dict(add, **{"watermark-exec": "echo >>escaped"}))[1]
+END
+configure other.qcow2 4M 'echo >>new'
 kill -HUP "$SERVER_PID"
-wait_for 60 refused 1 || fail "another command was not refused: $(cat "$SERVER_LOG")"
-configure other.qcow2 6M 'echo >>escaped'
-kill -HUP "$SERVER_PID"
-wait_for 60 reloaded 1 || fail "a command that is known was refused: $(cat "$SERVER_LOG")"
+wait_for 60 reloaded 1 || fail "a new command was refused: $(cat "$SERVER_LOG")"
 URI="nbd+unix:///other?socket=$SOCK" write 0 5
-[ ! -e escaped ] || fail "the watermark was not changed"
-URI="nbd+unix:///other?socket=$SOCK" write 5 8
-wait_for 60 lines_are 1 escaped || fail "the command was not run: $(cat "$SERVER_LOG")"
+wait_for 60 lines_are 1 new || fail "the new command was not run: $(cat "$SERVER_LOG")"
+# What is known is for exports that come later as well.
+qemu-img create -q -f qcow2 third.qcow2 1G
+PYTHONPATH=$SRCDIR "$PYTHON" - "$tmp/control" <<'END'
+import qmp, sys
+
+c = qmp.Client(sys.argv[1])
+c.execute("block-export-add", {"type": "nbd", "id": "third", "file": "third.qcow2", "writable": True,
+                               "watermark": "1M", "watermark-exec": "echo >>new"})
+END
+URI="nbd+unix:///third?socket=$SOCK" write 0 2
+wait_for 60 lines_are 2 new || fail "a known command was not run: $(cat "$SERVER_LOG")"
 stop_server
-[ ! -e elsewhere ] || fail "a command that was refused was run"
+# What is in the file when the command is to be run is what counts.
+configure other.qcow2 4M 'echo >>gone'
+rm other.qcow2
+qemu-img create -q -f qcow2 other.qcow2 1G
+start_nbdcow disk.qcow2 arg=--config=config.json arg=-v
+configure other.qcow2 8M 'echo >>later'
+kill -HUP "$SERVER_PID"
+wait_for 60 reloaded 1 || fail "another command was refused: $(cat "$SERVER_LOG")"
+configure other.qcow2 8M 'echo >>other'
+URI="nbd+unix:///other?socket=$SOCK" write 0 9
+unknown () { grep -q 'command ended with status 126' "$SERVER_LOG"; }
+wait_for 60 unknown || fail "a command that is in no configuration was run: $(cat "$SERVER_LOG")"
+stop_server
+for file in escaped gone later other; do
+  [ ! -e $file ] || fail "'$file' was written by a command that nobody asked for"
+done
 
 requires_root "to make a loop device"
 requires losetup
