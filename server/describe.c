@@ -76,7 +76,7 @@ describe_snapshot (const struct q_snapshot_info *s)
   return j;
 }
 
-json_t *
+static json_t *
 describe_snapshots (const struct q_image *img)
 {
   struct q_snapshot_info *s;

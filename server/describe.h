@@ -19,8 +19,7 @@
 json_t *describe_image (struct q_image *img, json_t *encrypt);
 /* The same with all that are open below it, each as the "backing-image" of the one above. */
 json_t *describe_chain (struct q_image *img);
-/* [SnapshotInfo, ...] and one of them. */
-json_t *describe_snapshots (const struct q_image *img);
+/* SnapshotInfo. */
 json_t *describe_snapshot (const struct q_snapshot_info *s);
 /* [BlockDirtyInfo, ...].  May have to read bitmaps to count what they have. */
 json_t *describe_dirty (struct q_image *img);

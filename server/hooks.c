@@ -244,6 +244,15 @@ hooks_prepare (void (*leave) (void *opaque), void (*list) (void *opaque), void *
   return 0;
 }
 
+/* Closes what hooks_prepare made. */
+static void
+let_go (void)
+{
+  if (fd >= 0)
+    close (fd);
+  fd = -1;
+}
+
 static void
 on_readable (struct ev_loop *ev, ev_io *w, int revents)
 {
@@ -259,7 +268,7 @@ on_readable (struct ev_loop *ev, ev_io *w, int revents)
     return;
   log_error ("the process that runs commands has gone: none can be run any more");
   ev_io_stop (ev, w);
-  hooks_end ();
+  let_go ();
   on_ended (0, 0);
 }
 
@@ -326,17 +335,9 @@ hooks_stop (void)
 }
 
 void
-hooks_end (void)
-{
-  if (fd >= 0)
-    close (fd);
-  fd = -1;
-}
-
-void
 hooks_free (void)
 {
-  hooks_end ();
+  let_go ();
   for (size_t i = 0; i < n_commands; i++)
     free (commands[i]);
   free (commands);

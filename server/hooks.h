@@ -47,9 +47,7 @@ void hooks_start (struct ev_loop *ev, hooks_ended_fn ended);
  * NULL) in its environment.  Returns a number above 0, or -errno. */
 int64_t hooks_run (const char *command, const char *const *facts, struct q_error *err);
 void hooks_stop (void);
-/* Closes what hooks_prepare made. */
-void hooks_end (void);
-/* ... and forgets the commands. */
+/* Closes what hooks_prepare made, and forgets the commands. */
 void hooks_free (void);
 
 #endif /* HOOKS_H */

@@ -107,17 +107,6 @@ openmetrics_value (struct openmetrics *m, uint64_t value, ...)
 }
 
 void
-openmetrics_seconds (struct openmetrics *m, double value, ...)
-{
-  va_list labels;
-
-  va_start (labels, value);
-  put_series (m, suffix (m), labels, NULL);
-  va_end (labels);
-  fprintf (m->f, "%.9f\n", value);
-}
-
-void
 openmetrics_histogram (struct openmetrics *m, const struct openmetrics_bucket *buckets, unsigned n,
                        double sum, ...)
 {

@@ -40,7 +40,6 @@ void openmetrics_family (struct openmetrics *m, enum openmetrics_type type, cons
                          const char *unit, const char *help);
 /* A sample of a gauge, counter or info; pairs of label and value follow, and NULL. */
 void openmetrics_value (struct openmetrics *m, uint64_t value, ...) __attribute__ ((sentinel));
-void openmetrics_seconds (struct openmetrics *m, double value, ...) __attribute__ ((sentinel));
 
 /* A histogram: N buckets, each with its end (inclusive; the last one's is not looked at: it has
  * none) in units, and how many fell into it alone, and the sum of what was observed. */

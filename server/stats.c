@@ -64,23 +64,6 @@ stats_group (unsigned n)
   return group < STATS_GROUPS ? group : STATS_GROUPS - 1;
 }
 
-uint64_t
-stats_quantile (const struct stats_op_sum *op, double q)
-{
-  uint64_t n = 0, seen = 0;
-
-  for (unsigned i = 0; i < STATS_BUCKETS; i++)
-    n += op->latency[i];
-  if (n == 0)
-    return 0;
-  for (unsigned i = 0; i < STATS_BUCKETS; i++) {
-    seen += op->latency[i];
-    if (seen > 0 && (double)seen >= q * (double)n)
-      return stats_bucket_end (i);
-  }
-  return UINT64_MAX;
-}
-
 /* ---- life ------------------------------------------------------------------------------------ */
 
 struct stats *

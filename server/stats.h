@@ -100,10 +100,6 @@ void stats_free (struct stats *st);
 void stats_sum (struct stats *st, struct stats_sum *sum);
 /* All exports together, those that have gone included. */
 void stats_total (struct stats_sum *sum);
-/* The latency, in ns, that a share of Q (0 to 1) of the requests did not exceed, as exact as the
- * buckets; 0 if there were none. */
-uint64_t stats_quantile (const struct stats_op_sum *op, double q);
-
 /* What is no export's, changed seldom and by any thread: the server as a whole. */
 struct stats_server {
   _Atomic uint64_t connections;        /* taken in */

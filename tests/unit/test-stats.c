@@ -45,23 +45,6 @@ test_groups (void **state)
     assert_int_equal (stats_group (cases[i].n), cases[i].group);
 }
 
-static void
-test_quantiles (void **state)
-{
-  struct stats_op_sum op = { 0 };
-
-  (void)state;
-  assert_int_equal (stats_quantile (&op, 0.5), 0);
-  op.latency[stats_bucket (2000)] = 90;
-  op.latency[stats_bucket (1000000)] = 9;
-  op.latency[STATS_BUCKETS - 1] = 1;
-  assert_int_equal (stats_quantile (&op, 0), stats_bucket_end (stats_bucket (2000)));
-  assert_int_equal (stats_quantile (&op, 0.9), stats_bucket_end (stats_bucket (2000)));
-  assert_int_equal (stats_quantile (&op, 0.95), stats_bucket_end (stats_bucket (1000000)));
-  assert_int_equal (stats_quantile (&op, 0.99), stats_bucket_end (stats_bucket (1000000)));
-  assert_int_equal (stats_quantile (&op, 1), UINT64_MAX);
-}
-
 static uint64_t
 observed (const struct stats_op_sum *op)
 {
@@ -191,8 +174,9 @@ int
 main (void)
 {
   static const struct CMUnitTest tests[] = {
-    cmocka_unit_test (test_buckets),   cmocka_unit_test (test_groups),
-    cmocka_unit_test (test_quantiles), cmocka_unit_test (test_counting),
+    cmocka_unit_test (test_buckets),
+    cmocka_unit_test (test_groups),
+    cmocka_unit_test (test_counting),
     cmocka_unit_test (test_threads),
   };
 
