@@ -279,8 +279,8 @@ merge_bitmaps (struct ctl *c, int argc, char **argv)
       json_pack ("{s:s, s:s, s:o}", "node", argv[0], "target", argv[1], "bitmaps", sources));
 }
 
-/* In each export the one bitmap stops and the next begins, all at one instant; with --snapshot there
- * is a snapshot of that instant, too. */
+/* In each export the one bitmap stops and the next begins, all at one instant; with --snapshot
+ * there is a snapshot of that instant, too. */
 static int
 checkpoint (struct ctl *c, int argc, char **argv)
 {

@@ -91,16 +91,11 @@ parse_options (struct ctl *c, int argc, char **argv)
 {
   enum { HARD = 256, BY_ID, SNAPSHOT, INTERVAL, COUNT };
   static const struct option options[] = {
-    { "control", required_argument, NULL, 'c' },
-    { "json", no_argument, NULL, 'j' },
-    { "hard", no_argument, NULL, HARD },
-    { "id", no_argument, NULL, BY_ID },
-    { "snapshot", no_argument, NULL, SNAPSHOT },
-    { "interval", required_argument, NULL, INTERVAL },
-    { "count", required_argument, NULL, COUNT },
-    { "help", no_argument, NULL, 'h' },
-    { "version", no_argument, NULL, 'V' },
-    { NULL, 0, NULL, 0 },
+    { "control", required_argument, NULL, 'c' }, { "json", no_argument, NULL, 'j' },
+    { "hard", no_argument, NULL, HARD },         { "id", no_argument, NULL, BY_ID },
+    { "snapshot", no_argument, NULL, SNAPSHOT }, { "interval", required_argument, NULL, INTERVAL },
+    { "count", required_argument, NULL, COUNT }, { "help", no_argument, NULL, 'h' },
+    { "version", no_argument, NULL, 'V' },       { NULL, 0, NULL, 0 },
   };
   char *end = NULL;
   int o;
