@@ -121,81 +121,131 @@ find_place (const struct moving *m, struct piece_move *p)
 
 /* ---- moving ---------------------------------------------------------------------------------- */
 
-/* Step 1 for one piece: counts and contents. */
+static uint64_t
+clusters_of (const struct compaction *k, uint64_t offset, uint64_t len)
+{
+  const unsigned bits = k->c.img->cluster_bits;
+
+  return ((offset + len - 1) >> bits) - (offset >> bits) + 1;
+}
+
+/* Step 1 for one piece, whose place is reserved: counts and contents. */
 static int
 copy (struct moving *m, const struct piece_move *p)
 {
   struct compaction *k = m->k;
-  const unsigned bits = k->c.img->cluster_bits;
+  const uint64_t first = p->to >> k->c.img->cluster_bits, n = clusters_of (k, p->to, p->size);
   int r = 0;
 
-  for (uint64_t c = p->to >> bits; r == 0 && c <= (p->to + p->size - 1) >> bits; c++) {
-    for (size_t i = 0; r == 0 && i < p->n; i++)
-      r = q_refmap_add (&k->c.refs, c);
-    if (r == 0)
-      r = q_compact_set_count (k, c, q_refmap_get (&k->c.refs, c));
-  }
+  for (uint64_t c = first; r == 0 && c < first + n; c++)
+    r = q_compact_set_count (k, c, q_refmap_get (&k->c.refs, c));
   return r < 0 ? r : q_file_pwrite (k->c.img->file, m->in, p->size, p->to);
 }
 
-/* Step 2. */
+/* Step 2: what says WAS says NEW. */
 static int
-redirect (const struct compaction *k, const struct piece_move *p)
+redirect (const struct compaction *k, const struct piece_ref *ref, uint64_t was, uint64_t new)
 {
   const struct q_image *img = k->c.img;
-  const uint64_t new = q_compressed_encode (img->cluster_bits, p->to, p->size);
+  be64 raw;
+  int r = q_file_pread (img->file, &raw, sizeof raw, ref->word);
+
+  if (r == 0 && get64 (raw) != was)
+    r = -EBUSY; /* somebody else writes */
+  raw = put64 (new);
+  return r < 0 ? r : q_file_pwrite (img->file, &raw, sizeof raw, ref->word);
+}
+
+static int
+redirect_all (const struct compaction *k, const struct piece_move *p, bool back)
+{
+  const uint64_t new = q_compressed_encode (k->c.img->cluster_bits, p->to, p->size);
   int r = 0;
 
   for (size_t i = p->first; r == 0 && i < p->first + p->n; i++) {
     const struct piece_ref *ref = &k->piece[i];
-    be64 raw;
 
     if (i > p->first && ref->word == ref[-1].word)
       continue; /* a table that several snapshots share */
-    r = q_file_pread (img->file, &raw, sizeof raw, ref->word);
-    if (r == 0 && get64 (raw) != ref->entry)
-      r = -EBUSY; /* somebody else writes */
-    raw = put64 (new);
-    if (r == 0)
-      r = q_file_pwrite (img->file, &raw, sizeof raw, ref->word);
+    r = back ? redirect (k, ref, new, ref->entry) : redirect (k, ref, ref->entry, new);
+    if (back && r == -EBUSY)
+      r = redirect (k, ref, ref->entry, ref->entry);
   }
   return r;
 }
 
-/* Step 3. */
+/* Step 3, for the place that a piece had, or was to have. */
 static int
-let_go (struct compaction *k, const struct piece_move *p)
+let_go (struct compaction *k, uint64_t offset, uint64_t len, uint64_t refs)
 {
-  const unsigned bits = k->c.img->cluster_bits;
+  const uint64_t first = offset >> k->c.img->cluster_bits, n = clusters_of (k, offset, len);
+
+  q_compact_release (k, first, n, refs);
+  return q_compact_settle (k, first, n);
+}
+
+/* As in compact.c. */
+static void
+go_back (struct moving *m, unsigned redirected)
+{
+  struct compaction *k = m->k;
   int r = 0;
 
-  for (uint64_t c = p->from >> bits; r == 0 && c <= (p->from + p->span - 1) >> bits; c++) {
-    for (size_t i = 0; i < p->n; i++)
-      q_refmap_drop (&k->c.refs, c);
-    r = q_compact_set_count (k, c, q_refmap_get (&k->c.refs, c));
-    k->res->moved += q_refmap_get (&k->c.refs, c) == 0;
-  }
-  return r;
+  for (unsigned i = 0; r == 0 && i < redirected; i++)
+    r = redirect_all (k, &m->move[i], true);
+  if (r == 0 && redirected > 0)
+    r = q_file_sync (k->c.img->file);
+  k->torn = k->torn || r < 0;
+  for (unsigned i = 0; r == 0 && i < m->n; i++)
+    let_go (k, m->move[i].to, m->move[i].size, m->move[i].n);
+  m->n = 0;
+  m->bytes = 0;
+}
+
+/* The clusters of a piece's old place that nothing is in any more. */
+static uint64_t
+count_empty (const struct compaction *k, const struct piece_move *p)
+{
+  const uint64_t first = p->from >> k->c.img->cluster_bits, n = clusters_of (k, p->from, p->span);
+  uint64_t empty = 0;
+
+  for (uint64_t c = first; c < first + n; c++)
+    empty += q_refmap_get (&k->c.refs, c) == 0;
+  return empty;
 }
 
 static int
 perform (struct moving *m)
 {
   struct compaction *k = m->k;
+  unsigned redirected = 0;
   int r = m->n > 0 ? q_file_sync (k->c.img->file) : 0;
 
-  for (unsigned i = 0; r == 0 && i < m->n; i++)
-    r = redirect (k, &m->move[i]);
+  while (r == 0 && redirected < m->n)
+    r = redirect_all (k, &m->move[redirected++], false);
   if (r == 0 && m->n > 0)
     r = q_file_sync (k->c.img->file);
+  if (r < 0)
+    go_back (m, redirected);
+  for (unsigned i = 0; i < m->n; i++) {
+    const struct piece_move *p = &m->move[i];
+    int r2 = let_go (k, p->from, p->span, p->n);
+
+    r = r == 0 ? r2 : r;
+    k->res->moved += count_empty (k, p);
+  }
+  if (r == 0 && m->n > 0 && k->tight)
+    r = q_file_sync (k->c.img->file);
   for (unsigned i = 0; r == 0 && i < m->n; i++)
-    r = let_go (k, &m->move[i]);
+    r = q_compact_vacate (k, m->move[i].from >> k->c.img->cluster_bits,
+                          clusters_of (k, m->move[i].from, m->move[i].span));
   m->n = 0;
   m->bytes = 0;
   return r;
 }
 
-/* The entries [FIRST, END), which have one descriptor.  -ENOSPC if there is no place. */
+/* The entries [FIRST, END), which have one descriptor.  Where there is no place for what they lead
+ * to, it stays. */
 static int
 move_piece (struct moving *m, size_t first, size_t end)
 {
@@ -214,21 +264,54 @@ move_piece (struct moving *m, size_t first, size_t end)
   if (p.size == 0) /* damaged, or of a kind of its own */
     p.size = span;
   if (!find_place (m, &p))
-    return -ENOSPC;
-  r = copy (m, &p);
+    return 0;
+  r = q_compact_reserve (k, p.to >> img->cluster_bits, clusters_of (k, p.to, p.size), p.n);
   if (r < 0)
     return r;
   m->end = p.to + p.size;
   m->bytes += p.size;
   m->move[m->n++] = p;
-  return 0;
+  return copy (m, &p);
+}
+
+/* Moves all that was noted, a batch at a time. */
+static int
+move_all (struct moving *m)
+{
+  struct compaction *k = m->k;
+  size_t first = 0, batch = 0; /* the first of the batch */
+  int r = 0;
+
+  while (r == 0 && first < k->n_pieces) {
+    size_t end = first + 1;
+
+    while (end < k->n_pieces && k->piece[end].host == k->piece[first].host &&
+           k->piece[end].entry == k->piece[first].entry)
+      end++;
+    r = move_piece (m, first, end);
+    first = end;
+    if (r == 0 && first < k->n_pieces && m->n < MOVES && m->bytes < k->batch)
+      continue;
+    if (r == 0)
+      r = perform (m);
+    else
+      go_back (m, 0);
+    if (r == -ENOSPC && q_compact_tighten (k)) {
+      first = batch;
+      m->end = 0;
+      r = 0;
+    }
+    batch = first;
+    if (r == 0 && q_compact_stop (k, k->res->moved))
+      r = -EINTR;
+  }
+  return r;
 }
 
 int
 q_compact_move_pieces (struct compaction *k)
 {
   struct moving m = { .k = k };
-  size_t first = 0, end;
   int r = 0;
 
   if (k->n_pieces == 0)
@@ -237,23 +320,7 @@ q_compact_move_pieces (struct compaction *k)
   m.move = malloc (MOVES * sizeof *m.move);
   m.in = malloc (Q_MAX_COMPRESSED_BYTES (k->c.img->cluster_bits));
   m.out = malloc (q_cluster_bytes (k->c.img));
-  if (!m.move || !m.in || !m.out)
-    r = -ENOMEM;
-  for (; r == 0 && first < k->n_pieces; first = end) {
-    for (end = first + 1; end < k->n_pieces && k->piece[end].host == k->piece[first].host &&
-                          k->piece[end].entry == k->piece[first].entry;)
-      end++;
-    r = move_piece (&m, first, end);
-    if (r == -ENOSPC) /* a smaller one may still have a place */
-      r = 0;
-    if (r == 0 && (m.n == MOVES || m.bytes >= BATCH)) {
-      r = perform (&m);
-      if (r == 0 && q_compact_stop (k, k->res->moved))
-        r = -EINTR;
-    }
-  }
-  if (r == 0)
-    r = perform (&m);
+  r = m.move && m.in && m.out ? move_all (&m) : -ENOMEM;
   free (m.move);
   free (m.in);
   free (m.out);

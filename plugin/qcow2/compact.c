@@ -18,6 +18,12 @@
  *
  * In between some words have the one and some the other; both have the same contents, and nobody
  * writes.  What is cut off the file afterwards has had its counts cleared durably.
+ *
+ * What fails before step 2 is durable goes back: the words refer to the old clusters again,
+ * durably, and then the counts of the new ones are 0, so that nothing is leaked.  Only if that
+ * fails as well do both keep their counts (compaction.torn).  After a failed sync nobody knows what
+ * the disk has: each word is written again, whatever it reads as.  If there was no room, what has
+ * been moved so far gives its room back, and the rest is tried again, less and less at a time.
  */
 
 #include <errno.h>
@@ -202,6 +208,84 @@ q_compact_find_free (struct compaction *k, uint64_t count, uint64_t limit, uint6
   return false;
 }
 
+/* Gives REFS references to each of COUNT clusters from CLUSTER on, in memory: all or none. */
+int
+q_compact_reserve (struct compaction *k, uint64_t cluster, uint64_t count, uint64_t refs)
+{
+  for (uint64_t i = 0; i < count; i++)
+    for (uint64_t n = 0; n < refs; n++)
+      if (q_refmap_add (&k->c.refs, cluster + i) < 0) {
+        q_compact_release (k, cluster, i, refs);
+        q_compact_release (k, cluster + i, 1, n);
+        return -ENOMEM;
+      }
+  return 0;
+}
+
+void
+q_compact_release (struct compaction *k, uint64_t cluster, uint64_t count, uint64_t refs)
+{
+  for (uint64_t i = 0; i < count; i++)
+    for (uint64_t n = 0; n < refs; n++)
+      q_refmap_drop (&k->c.refs, cluster + i);
+  k->next = q_min (k->next, cluster);
+}
+
+/* Writes what is counted in memory for COUNT clusters from CLUSTER on, for all that can be written.
+ * A second attempt is worth it: a count that stays too high is a leak. */
+int
+q_compact_settle (struct compaction *k, uint64_t cluster, uint64_t count)
+{
+  int r = 0;
+
+  for (uint64_t i = 0; i < count; i++) {
+    const uint64_t refs = q_refmap_get (&k->c.refs, cluster + i);
+
+    if (q_compact_set_count (k, cluster + i, refs) < 0) {
+      int r2 = q_compact_set_count (k, cluster + i, refs);
+
+      r = r == 0 ? r2 : r;
+    }
+  }
+  k->torn = k->torn || r < 0;
+  return r;
+}
+
+/* ---- room ------------------------------------------------------------------------------------ */
+
+/* Punches what is free of [FROM, END), whose counts say so durably. */
+static int
+punch (struct compaction *k, uint64_t from, uint64_t end)
+{
+  const unsigned bits = k->c.img->cluster_bits;
+  int r = 0;
+
+  for (uint64_t i = from, start; r == 0 && i < end; i++) {
+    for (start = i; i < end && !q_refmap_get (&k->c.refs, i);)
+      i++;
+    if (i > start)
+      r = q_file_zero (k->c.img->file, start << bits, (i - start) << bits, true);
+  }
+  return r == -ENOTSUP ? 0 : r; /* it stays occupied */
+}
+
+int
+q_compact_vacate (struct compaction *k, uint64_t cluster, uint64_t count)
+{
+  return k->tight ? punch (k, cluster, cluster + count) : 0;
+}
+
+bool
+q_compact_tighten (struct compaction *k)
+{
+  if (k->tight) {
+    k->batch /= 2;
+    return k->batch >> k->c.img->cluster_bits > 0;
+  }
+  k->tight = true;
+  return q_file_sync (k->c.img->file) == 0 && punch (k, 0, k->c.clusters) == 0;
+}
+
 /* ---- moving ---------------------------------------------------------------------------------- */
 
 /* What is at WORD, which is to refer to cluster FROM.  -EBUSY if it does not: somebody else writes,
@@ -232,15 +316,26 @@ redirect (struct compaction *k, uint64_t word, uint64_t mask, uint64_t from, uin
   return q_file_pwrite (k->c.img->file, &raw, sizeof raw, word);
 }
 
+/* WORD, which refers to FROM or TO, refers to FROM. */
 static int
-redirect_all (struct compaction *k, const struct move *m)
+restore (struct compaction *k, uint64_t word, uint64_t mask, uint64_t from, uint64_t to)
+{
+  int r = redirect (k, word, mask, to, from);
+
+  return r == -EBUSY ? redirect (k, word, mask, from, from) : r;
+}
+
+static int
+redirect_all (struct compaction *k, const struct move *m,
+              int (*change) (struct compaction *k, uint64_t word, uint64_t mask, uint64_t from,
+                             uint64_t to))
 {
   const struct ref *ref = &k->ref[m->first];
   int r = 0;
 
   for (size_t i = 0; r == 0 && i < m->n; i++)
     if (i == 0 || ref[i].word != ref[i - 1].word)
-      r = redirect (k, ref[i].word, Q_OFFSET_MASK, m->from, m->to);
+      r = change (k, ref[i].word, Q_OFFSET_MASK, m->from, m->to);
   return r;
 }
 
@@ -258,28 +353,33 @@ copy_clusters (struct compaction *k, uint64_t from, uint64_t to, uint64_t count)
   return r;
 }
 
-/* Clusters [FROM, FROM + COUNT) are empty now, and those at TO are not. */
-static int
-account (struct compaction *k, uint64_t from, uint64_t to, uint64_t count, uint64_t refs)
+/* None of the moves has been made; of the first REDIRECTED the words may say otherwise. */
+static void
+go_back (struct compaction *k, size_t redirected)
 {
   int r = 0;
 
-  for (uint64_t i = 0; r == 0 && i < count; i++)
-    for (uint64_t n = 0; r == 0 && n < refs; n++) {
-      r = q_refmap_add (&k->c.refs, to + i);
-      q_refmap_drop (&k->c.refs, from + i);
-    }
-  k->res->moved += count;
-  return r;
+  for (size_t i = 0; r == 0 && i < redirected; i++)
+    r = redirect_all (k, &k->move[i], restore);
+  if (r == 0 && redirected > 0)
+    r = q_file_sync (k->c.img->file);
+  k->torn = k->torn || r < 0;
+  for (size_t i = 0; r == 0 && i < k->n_moves; i++) {
+    q_compact_release (k, k->move[i].to, 1, k->move[i].n);
+    q_compact_settle (k, k->move[i].to, 1);
+  }
 }
 
-/* Carries out the moves that were planned. */
+/* Carries out the moves that were planned, or none of them. */
 static int
 perform (struct compaction *k)
 {
   struct q_file *f = k->c.img->file;
+  size_t redirected = 0;
   int r = 0;
 
+  if (k->n_moves == 0)
+    return 0;
   for (size_t i = 0; r == 0 && i < k->n_moves; i++) {
     r = q_compact_set_count (k, k->move[i].to, k->move[i].n);
     if (r == 0)
@@ -287,12 +387,21 @@ perform (struct compaction *k)
   }
   if (r == 0)
     r = q_file_sync (f);
-  for (size_t i = 0; r == 0 && i < k->n_moves; i++)
-    r = redirect_all (k, &k->move[i]);
+  while (r == 0 && redirected < k->n_moves)
+    r = redirect_all (k, &k->move[redirected++], redirect);
   if (r == 0)
     r = q_file_sync (f);
+  if (r < 0)
+    go_back (k, redirected);
+  for (size_t i = 0; r == 0 && i < k->n_moves; i++) {
+    q_compact_release (k, k->move[i].from, 1, k->move[i].n);
+    r = q_compact_settle (k, k->move[i].from, 1);
+    k->res->moved++;
+  }
+  if (r == 0 && k->tight)
+    r = q_file_sync (f);
   for (size_t i = 0; r == 0 && i < k->n_moves; i++)
-    r = q_compact_set_count (k, k->move[i].from, 0);
+    r = q_compact_vacate (k, k->move[i].from, 1);
   k->n_moves = 0;
   return r;
 }
@@ -303,33 +412,59 @@ q_compact_stop (struct compaction *k, uint64_t done)
   return k->o->progress && k->o->progress (k->o->opaque, done, k->c.clusters);
 }
 
-/* Moves what was gathered, the last cluster first.  Clusters to which something else refers as
- * well, compressed data among them, stay. */
+/* Plans to move the last cluster that the references before *END are to, and moves *END before
+ * these. Clusters to which something else refers as well, compressed data among them, stay.  1:
+ * there is none, or no place for it. */
+static int
+plan (struct compaction *k, size_t *end)
+{
+  size_t first = *end;
+  uint64_t cluster, to;
+  int r = 0;
+
+  if (*end == 0)
+    return 1;
+  cluster = k->ref[*end - 1].cluster;
+  while (first > 0 && k->ref[first - 1].cluster == cluster)
+    first--;
+  if (q_refmap_get (&k->c.refs, cluster) == *end - first) {
+    if (!q_compact_find_free (k, 1, q_min (cluster, k->target), &to))
+      return 1;
+    r = q_compact_reserve (k, to, 1, *end - first);
+    if (r == 0)
+      k->move[k->n_moves++] = (struct move){ cluster, to, first, *end - first };
+  }
+  *end = first;
+  return r;
+}
+
+/* Moves what was gathered, the last cluster first. */
 static int
 move_window (struct compaction *k)
 {
-  size_t end = k->n_refs, first;
+  size_t end = k->n_refs, batch = end; /* what is planned begins before BATCH */
+  bool more = true;
   int r = 0;
 
-  for (; r == 0 && end > 0; end = first) {
-    const uint64_t cluster = k->ref[end - 1].cluster;
-    uint64_t to;
-
-    for (first = end; first > 0 && k->ref[first - 1].cluster == cluster;)
-      first--;
-    if (q_refmap_get (&k->c.refs, cluster) != end - first)
+  while (r == 0 && more) {
+    r = plan (k, &end);
+    more = r == 0;
+    if (more && k->n_moves < k->batch >> k->c.img->cluster_bits)
       continue;
-    if (!q_compact_find_free (k, 1, q_min (cluster, k->target), &to))
-      break;
-    k->move[k->n_moves++] = (struct move){ cluster, to, first, end - first };
-    r = account (k, cluster, to, 1, end - first);
-    if (r == 0 && k->n_moves == k->max_moves) {
-      r = perform (k);
-      if (r == 0 && q_compact_stop (k, k->res->moved))
-        r = -EINTR;
+
+    int r2 = perform (k);
+
+    if (r2 == -ENOSPC && q_compact_tighten (k)) {
+      end = batch;
+      more = true;
+      r2 = 0;
     }
+    batch = end;
+    r = r < 0 ? r : r2;
+    if (r == 0 && q_compact_stop (k, k->res->moved))
+      r = -EINTR;
   }
-  return r < 0 ? r : perform (k);
+  return r;
 }
 
 static int
@@ -350,12 +485,14 @@ move_phase (struct compaction *k, enum compact_phase phase)
 
 /* ---- tables that one word refers to ---------------------------------------------------------- */
 
-/* Moves COUNT clusters in a row, exclusively referred to by WORD.  *MOVED: to where, or 0. */
+/* Moves COUNT clusters in a row, exclusively referred to by WORD.  *MOVED: to where, or 0; the
+ * caller then takes the counts of the old ones back, once it knows where they are. */
 static int
-move_table (struct compaction *k, uint64_t from, uint64_t count, uint64_t word, uint64_t mask,
-            uint64_t *moved)
+try_table (struct compaction *k, uint64_t from, uint64_t count, uint64_t word, uint64_t mask,
+           uint64_t *moved)
 {
   struct q_file *f = k->c.img->file;
+  bool redirected = false;
   uint64_t to, value;
   int r = 0;
 
@@ -366,6 +503,10 @@ move_table (struct compaction *k, uint64_t from, uint64_t count, uint64_t word, 
     if (q_refmap_get (&k->c.refs, from + i) != 1)
       return 0;
   r = read_word (k, word, mask, from, &value); /* nothing has been changed yet */
+  if (r == 0)
+    r = q_compact_reserve (k, to, count, 1);
+  if (r < 0)
+    return r;
   /* Before copying: what is copied may be the block that has the counts. */
   for (uint64_t i = 0; r == 0 && i < count; i++)
     r = q_compact_set_count (k, to + i, 1);
@@ -373,24 +514,40 @@ move_table (struct compaction *k, uint64_t from, uint64_t count, uint64_t word, 
     r = copy_clusters (k, from, to, count);
   if (r == 0)
     r = q_file_sync (f);
-  if (r == 0)
+  if (r == 0) {
+    redirected = true;
     r = redirect (k, word, mask, from, to);
+  }
   if (r == 0)
     r = q_file_sync (f);
-  if (r < 0)
-    return r;
-  *moved = to;
-  return account (k, from, to, count, 1);
+  if (r == 0) {
+    q_compact_release (k, from, count, 1);
+    k->res->moved += count;
+    *moved = to;
+    return 0;
+  }
+
+  int back = redirected ? restore (k, word, mask, from, to) : 0;
+
+  if (back == 0 && redirected)
+    back = q_file_sync (f);
+  if (back == 0) {
+    q_compact_release (k, to, count, 1);
+    q_compact_settle (k, to, count);
+  }
+  k->torn = k->torn || back < 0;
+  return r;
 }
 
 static int
-clear_counts (struct compaction *k, uint64_t from, uint64_t count)
+move_table (struct compaction *k, uint64_t from, uint64_t count, uint64_t word, uint64_t mask,
+            uint64_t *moved)
 {
-  int r = 0;
+  int r = try_table (k, from, count, word, mask, moved);
 
-  for (uint64_t i = 0; r == 0 && i < count; i++)
-    r = q_compact_set_count (k, from + i, 0);
-  return r;
+  return r == -ENOSPC && !k->tight && q_compact_tighten (k)
+             ? try_table (k, from, count, word, mask, moved)
+             : r;
 }
 
 /* The BYTES at *OFFSET, which stand at WORD. */
@@ -405,7 +562,7 @@ move_bytes (struct compaction *k, uint64_t *offset, uint64_t bytes, uint64_t wor
   if (r < 0 || !bytes || !to)
     return r;
   *offset = to << bits;
-  return clear_counts (k, from, count);
+  return q_compact_settle (k, from, count);
 }
 
 static int
@@ -487,7 +644,7 @@ move_blocks (struct compaction *k)
     if (r < 0 || !to)
       continue;
     c->reftable[i] = to << bits;
-    r = q_compact_set_count (k, offset >> bits, 0);
+    r = q_compact_settle (k, offset >> bits, 1);
   }
   return r;
 }
@@ -500,7 +657,7 @@ give_back (struct compaction *k)
 {
   struct q_image *img = k->c.img;
   const unsigned bits = img->cluster_bits;
-  uint64_t end = k->c.clusters, start;
+  uint64_t end = k->c.clusters;
   int r = q_file_sync (img->file); /* the cleared counts */
 
   while (r == 0 && end > 1 && !q_refmap_get (&k->c.refs, end - 1))
@@ -509,16 +666,8 @@ give_back (struct compaction *k)
     r = img->file->is_device
             ? q_file_zero (img->file, end << bits, k->c.file_size - (end << bits), true)
             : q_file_truncate (img->file, end << bits);
-  for (uint64_t i = 0; r == 0 && i < end; i++) {
-    for (start = i; i < end && !q_refmap_get (&k->c.refs, i);)
-      i++;
-    if (i > start)
-      r = q_file_zero (img->file, start << bits, (i - start) << bits, true);
-    if (r == -ENOTSUP)
-      r = 0; /* it stays occupied */
-  }
-  if (r == -ENOTSUP)
-    r = 0;
+  if (r == 0 || r == -ENOTSUP)
+    r = punch (k, 0, end);
   if (r < 0)
     return r;
   k->res->end_after = q_min (end << bits, k->c.file_size);
@@ -565,8 +714,8 @@ run (struct compaction *k, struct q_error *err)
   k->res->end_before = c->file_size;
   for (uint64_t i = 0; i < c->clusters; i++)
     k->target += q_refmap_get (&c->refs, i) > 0;
-  k->max_moves = BATCH >> bits;
-  k->move = malloc (k->max_moves * sizeof *k->move);
+  k->batch = BATCH;
+  k->move = malloc ((BATCH >> bits) * sizeof *k->move);
   k->buffer = malloc (q_cluster_bytes (c->img));
   if (!k->move || !k->buffer)
     r = -ENOMEM;
@@ -576,12 +725,34 @@ run (struct compaction *k, struct q_error *err)
     r = move_phase (k, p);
   if (r == 0)
     r = move_blocks (k);
-  if (r == 0 || r == -EINTR) {
+  if (r != -EBUSY) { /* also after an error: what has moved has */
     int r2 = give_back (k);
 
-    r = r2 < 0 ? r2 : r;
+    r = r == 0 || (r == -EINTR && r2 < 0) ? r2 : r;
   }
   return r;
+}
+
+/* What has gone wrong, and what to do about it. */
+static int
+explain (const struct compaction *k, int r, struct q_error *err)
+{
+  const char *name = k->c.img->filename;
+  const char *leaks = k->torn ? "; nbdcow-img check -r leaks gives back what is counted twice" : "";
+
+  if (r == -ENOSPC)
+    return q_fail (
+        err, r,
+        "%s: compacting: no room for what is moved: it is sound, and what has been moved "
+        "has given its room back; free %u MiB on its file system and compact again%s",
+        name, 2 * BATCH >> 20, leaks);
+  if (r == -EBUSY)
+    return q_fail (err, r,
+                   "%s: compacting: somebody else has written to it meanwhile: stop whoever that "
+                   "is, and then nbdcow-img check -r all",
+                   name);
+  return q_fail (err, r, "%s: compacting: %s%s%s", name, strerror (-r),
+                 k->res->end_before ? ": it is sound and holds what it held" : "", leaks);
 }
 
 int
@@ -590,11 +761,16 @@ q_compact (struct q_image *img, const struct q_compact_options *o, struct q_comp
 {
   struct q_check_result found = { 0 };
   struct compaction k = { .c = { .img = img, .res = &found, .err = err }, .o = o, .res = result };
-  int r = img->format == Q_FORMAT_QCOW2 ? q_writable (img) : -ENOTSUP;
+  int r = q_writable (img);
 
   *result = (struct q_compact_result){ 0 };
   if (err)
     err->text[0] = '\0';
+  if (img->format != Q_FORMAT_QCOW2)
+    r = q_fail (err, -ENOTSUP,
+                "%s: is a raw image, which has no clusters that could move: convert -O qcow2, or "
+                "fallocate --dig-holes",
+                img->filename);
   if (r == 0 && atomic_load (&img->l1))
     r = -EINVAL; /* its tables are in memory: not opened for repair */
   if (r == 0 && img->nb_snapshots && !atomic_load (&img->snapshots))
@@ -609,5 +785,5 @@ q_compact (struct q_image *img, const struct q_compact_options *o, struct q_comp
   free (k.move);
   free (k.buffer);
   img->read_only = true;
-  return r < 0 ? q_fail (err, r, "%s: compacting: %s", img->filename, strerror (-r)) : 0;
+  return r < 0 ? explain (&k, r, err) : 0;
 }

@@ -9,9 +9,9 @@
 
 #include "check.h"
 
-/* Clusters whose references are gathered at a time, and that move between two syncs. */
+/* Clusters whose references are gathered at a time, and bytes that move between two syncs. */
 #define WINDOW (1u << 20)
-#define BATCH  (32u << 20) /* bytes */
+#define BATCH  (32u << 20)
 
 /* A word of the file that refers to a host cluster. */
 struct ref {
@@ -42,12 +42,27 @@ struct compaction {
   struct piece_ref *piece;
   size_t n_pieces, pieces_allocated;
   struct move *move;
-  size_t n_moves, max_moves;
+  size_t n_moves;
+  uint64_t batch; /* bytes that move at a time: fewer where there is little room ... */
+  bool tight;     /* ... and what has moved is punched at once */
   uint8_t *buffer;
+  bool torn; /* some clusters may be counted and not be referred to: going back has failed */
 };
 
 /* Writes the count of one cluster, whose block is there. */
 int q_compact_set_count (struct compaction *k, uint64_t cluster, uint64_t count);
+/* Gives REFS references to each of COUNT clusters from CLUSTER on, in memory: all or none; -ENOMEM.
+ */
+int q_compact_reserve (struct compaction *k, uint64_t cluster, uint64_t count, uint64_t refs);
+/* Takes them away again. */
+void q_compact_release (struct compaction *k, uint64_t cluster, uint64_t count, uint64_t refs);
+/* Writes what is counted in memory for these clusters; what cannot be written makes K torn. */
+int q_compact_settle (struct compaction *k, uint64_t cluster, uint64_t count);
+/* COUNT clusters from CLUSTER on have been moved from: where room is tight, those that are free
+ * give theirs back. */
+int q_compact_vacate (struct compaction *k, uint64_t cluster, uint64_t count);
+/* There was no room for a batch, which is undone.  True: there may be now, or for a smaller one. */
+bool q_compact_tighten (struct compaction *k);
 /* COUNT free clusters in a row below LIMIT; false if there are none. */
 bool q_compact_find_free (struct compaction *k, uint64_t count, uint64_t limit, uint64_t *cluster);
 /* Tells that DONE clusters were moved.  True: the user has had enough. */

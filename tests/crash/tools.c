@@ -9,7 +9,7 @@
  * A guest makes the image (workload.h); then a tool works on it with a recorder below.  At every
  * power cut the disk holds what the guest has left, every byte of it, whatever the tool has done so
  * far, and there is no more corruption than there was.  The same after each call of the storage
- * that fails.  Options as for crash.
+ * that fails, and when the disk below is full.  Options as for crash.
  */
 
 #include <errno.h>
@@ -26,6 +26,7 @@ struct tool {
   bool (*suits) (const struct run *run);
   void (*before) (struct run *run); /* unrecorded; may be NULL */
   bool repair, metadata_only;       /* how it opens the image */
+  bool tidy;                        /* what fails leaks nothing, if it failed once or for room */
 };
 
 /* ---- what the disk holds --------------------------------------------------------------------- */
@@ -302,15 +303,15 @@ repair_leaks (struct run *run, struct q_image *img, struct q_error *err)
 }
 
 static const struct tool tools[] = {
-  { "compact", compact, any, NULL, true, true },
-  { "recompress", recompress, any, NULL, false, false },
-  { "rebase", flatten, has_backing, NULL, false, true },
-  { "commit", empty, has_backing, fill_base, false, false },
-  { "width", amend_width, has_version_3, NULL, false, true },
-  { "version", amend_version, can_change_version, NULL, false, true },
-  { "shrink", shrink, can_shrink, clear_end, false, false },
-  { "leaks", repair_leaks, has_usual_counts, leak, true, true },
-  { "repair", repair, has_usual_counts, damage, true, true },
+  { "compact", compact, any, NULL, true, true, true },
+  { "recompress", recompress, any, NULL, false, false, false },
+  { "rebase", flatten, has_backing, NULL, false, true, false },
+  { "commit", empty, has_backing, fill_base, false, false, false },
+  { "width", amend_width, has_version_3, NULL, false, true, false },
+  { "version", amend_version, can_change_version, NULL, false, true, false },
+  { "shrink", shrink, can_shrink, clear_end, false, false, false },
+  { "leaks", repair_leaks, has_usual_counts, leak, true, true, false },
+  { "repair", repair, has_usual_counts, damage, true, true, false },
 };
 #define N_TOOLS (sizeof tools / sizeof tools[0])
 
@@ -327,7 +328,32 @@ struct tap {
   struct recorder rec;
   uint64_t calls, fail_at; /* changes and syncs; 0: none fails */
   int error;
+  const struct mem_file *file; /* NULL, or there are ... */
+  uint64_t room, cluster;      /* ... so many clusters for it */
 };
+
+/* Clusters of [OFFSET, OFFSET + LEN) that take room, or, HOLES, do not: beyond the end as well. */
+static uint64_t
+count_clusters (const struct tap *t, uint64_t offset, uint64_t len, bool holes)
+{
+  uint64_t found = 0;
+
+  for (uint64_t at = offset / t->cluster * t->cluster; at < offset + len; at += t->cluster) {
+    uint64_t left = at < t->file->size ? t->file->size - at : 0;
+
+    found +=
+        holes == (left == 0 || is_zero (t->file->data + at, left < t->cluster ? left : t->cluster));
+  }
+  return found;
+}
+
+static bool
+finds_no_room (const struct tap *t, const struct mem_call *call)
+{
+  return count_clusters (t, 0, t->file->size, false) +
+             count_clusters (t, call->offset, call->len, true) >
+         t->room;
+}
 
 static int
 before_call (void *opaque, const struct mem_call *call, uint64_t *partial)
@@ -337,7 +363,10 @@ before_call (void *opaque, const struct mem_call *call, uint64_t *partial)
                       call->kind == MEM_TRUNCATE || call->kind == MEM_ALLOCATE;
 
   (void)partial;
-  return counts && ++t->calls == t->fail_at ? t->error : 0;
+  t->calls += counts;
+  if (t->file)
+    return call->kind == MEM_WRITE && finds_no_room (t, call) ? -ENOSPC : 0;
+  return counts && t->calls == t->fail_at ? t->error : 0;
 }
 
 static void
@@ -346,8 +375,8 @@ call_done (void *opaque, const struct mem_call *call)
   rec_done (&((struct tap *)opaque)->rec, call);
 }
 
-static uint64_t
-count_corruptions (struct run *run)
+static struct q_check_result
+look (struct run *run)
 {
   struct q_open_options opts = run->opts;
   struct q_check_result result = { 0 };
@@ -359,7 +388,7 @@ count_corruptions (struct run *run)
       q_check (img, 0, &result, NULL, NULL, &err) < 0)
     die ("%s", err.text);
   q_close (&img, NULL);
-  return result.corruptions;
+  return result;
 }
 
 /* False: workload_fail was called, or the tool failed without a reason. */
@@ -403,16 +432,21 @@ cut_everywhere (struct run *run, const struct tool *tool, const struct states_op
   return good;
 }
 
-/* One call fails. */
+/* One call fails; or, ERROR 0, there is hardly any room. */
 static bool
-fail_once (struct run *run, const struct tool *tool, uint64_t call, int error)
+fail_at (struct run *run, const struct tool *tool, uint64_t call, int error)
 {
-  struct tap t = { .fail_at = call, .error = error };
+  struct tap t = { .fail_at = call, .error = error, .cluster = 1ull << run->cluster_bits };
+  const uint64_t leaks = tool->tidy ? look (run).leaks : 0;
   uint64_t random = random_seed (run->seed);
   struct mem_file *cut;
   struct expect x;
   bool good;
 
+  if (error == 0) {
+    t.file = run->top;
+    t.room = count_clusters (&t, 0, run->top->size, false) + call % 5;
+  }
   t.tap = (struct mem_tap){ before_call, call_done, &t };
   rec_init (&t.rec, run->top);
   mem_put_tap (run->top, &t.tap);
@@ -425,12 +459,16 @@ fail_once (struct run *run, const struct tool *tool, uint64_t call, int error)
   run->least = 0;
   good = states_examine (run, "cut", &x, run->damage == 0, &random);
   expect_free (&x);
+  if (good && tool->tidy && look (run).leaks > leaks) {
+    workload_fail (run, "leaks %llu clusters", (unsigned long long)(look (run).leaks - leaks));
+    good = false;
+  }
   if (!good) {
     char failure[sizeof run->failure];
 
     memcpy (failure, run->failure, sizeof failure);
     snprintf (run->failure, sizeof run->failure, "call %llu failed with %s: %.400s",
-              (unsigned long long)call, strerror (-error), failure);
+              (unsigned long long)call, error ? strerror (-error) : "hardly any room", failure);
   }
   return good;
 }
@@ -440,6 +478,7 @@ static bool
 one_run (const struct tool *tool, const struct workload *w, uint64_t seed, bool fails,
          const struct states_options *o, struct states_counts *n, const char *save, bool *skipped)
 {
+  static const int errors[] = { -EIO, -ENOSPC, 0 };
   struct workload mine = *w;
   uint64_t random = random_seed (seed);
   struct run run;
@@ -466,12 +505,11 @@ one_run (const struct tool *tool, const struct workload *w, uint64_t seed, bool 
     take_over (&run);
     if (tool->before)
       tool->before (&run);
-    run.damage = count_corruptions (&run);
+    run.damage = look (&run).corruptions;
     mine.start = 100; /* the disk may become smaller */
     run.w = &mine;
-    good = fails
-               ? fail_once (&run, tool, 1 + random_below (&random, 60), random % 2 ? -EIO : -ENOSPC)
-               : cut_everywhere (&run, tool, o, n);
+    good = fails ? fail_at (&run, tool, 1 + random_below (&random, 60), errors[random % 3])
+                 : cut_everywhere (&run, tool, o, n);
   }
   if (!good) {
     fprintf (stderr, "tools: FAILED: -t %s -w %s -s %llu: %s\n", tool->name, w->name,
