@@ -207,6 +207,8 @@ mismatch (struct q_check *c, uint64_t cluster, uint64_t recorded, uint64_t refer
   bool leak = recorded > references;
   bool mend = c->repair & (leak ? Q_REPAIR_LEAKS : Q_REPAIR_ERRORS);
 
+  if (c->behind && !leak)
+    return;
   q_check_line (c, "%s cluster %llu refcount=%llu reference=%llu",
                 mend   ? "Repairing"
                 : leak ? "Leaked"

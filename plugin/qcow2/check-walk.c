@@ -166,7 +166,7 @@ check_data_copied (struct q_check *c, uint64_t entry)
   bool external = c->img->incompatible & Q_INCOMPAT_DATA_FILE;
   bool one = external || q_refmap_has_mark (&c->refs, cluster, Q_REFMAP_ONE);
 
-  if (one == ((entry & Q_COPIED) != 0) || (!external && q_check_unknown (c, cluster)))
+  if (one == ((entry & Q_COPIED) != 0) || c->behind || (!external && q_check_unknown (c, cluster)))
     return 0;
   q_check_corruption (c, true, "OFLAG_COPIED data cluster: l2_entry=%llx refcount=%llu",
                       ull (entry), ull (external ? 1 : q_check_recorded (c, cluster)));
@@ -300,7 +300,7 @@ walk_l1_entry (struct q_check *c, uint32_t index, uint64_t entry, bool active)
   }
   if (!offset)
     return 0;
-  if (active && !q_check_unknown (c, cluster) &&
+  if (active && !c->behind && !q_check_unknown (c, cluster) &&
       q_refmap_has_mark (&c->refs, cluster, Q_REFMAP_ONE) != ((entry & Q_COPIED) != 0)) {
     q_check_corruption (c, true, "OFLAG_COPIED L2 cluster: l1_index=%u l1_entry=%llx refcount=%llu",
                         index, ull (entry), ull (q_check_recorded (c, cluster)));

@@ -219,6 +219,7 @@ check_and_mend (struct q_image *img, const struct q_check_options *o, struct q_c
                        .report = o->report,
                        .opaque = o->opaque,
                        .err = err,
+                       .behind = o->in_use && (img->incompatible & Q_INCOMPAT_DIRTY),
                        .threads = o->threads,
                        .progress = o->progress,
                        .progress_opaque = o->opaque };

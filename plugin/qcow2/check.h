@@ -89,6 +89,7 @@ struct q_check {
   void *opaque;
   struct q_error *err;
   bool survey;      /* note what clusters are used for */
+  bool behind;      /* counts may be too low, and flags wrong: they are written later */
   unsigned threads; /* 0: as many as there are processors */
   void (*progress) (void *opaque, uint64_t done, uint64_t total); /* in bytes of tables; or NULL */
   void *progress_opaque;

@@ -712,6 +712,10 @@ struct q_check_options {
   bool dry_run;     /* with repair: nothing is written, and the result is what a repair would have
                      * left.  The image may then be open read-only */
   unsigned threads; /* 0: one for each processor, at most 8 */
+  bool in_use; /* somebody may be writing the image.  While it has the dirty bit then, counts may
+                * be too low and COPIED flags wrong without its being damaged: they are no
+                * findings.  Whatever else is found may be so because parts of the image were
+                * read at different moments */
   /* Any of these may be NULL.  Each finding is one line. */
   void (*report) (void *opaque, const char *line);
   void (*progress) (void *opaque, uint64_t done, uint64_t total);
