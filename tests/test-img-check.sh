@@ -317,22 +317,91 @@ one_line $s log there || fail "a journal that exists: $REASON"
 
 # ---- an image that is being written ----------------------------------------------------------
 
-# Whatever a moment shows, nothing is called corrupt that is not.
-if [ -e "${NBDCOW:-}" ] && "$NBDCOW_IMG" info nbd+unix:///?socket=none 2>&1 | grep -qv 'without libnbd'; then
-  "$NBDCOW_IMG" create -q served.qcow2 4G
-  start_nbdcow served.qcow2
-  "$NBDCOW_IMG" bench -q -f raw -w -c 60000 -d 8 -s 4k -S 1028k --flush-interval 64 "$URI" 2>bench.err &
-  writer=$!
-  track $writer
+# Whatever a moment shows, nothing is called corrupt that is not: clusters are allocated and freed all the time, in
+# one place again and again, so that what is torn is torn alike.
+cat >churn.py <<'END'
+import nbd, random, sys, threading, time
+uri, seed, until = sys.argv[1], int(sys.argv[2]), time.monotonic() + float(sys.argv[3])
+
+def churn(n):
+    r = random.Random(seed + n)
+    h = nbd.NBD()
+    h.connect_uri(uri)
+    data = [bytes([i]) * 65536 for i in range(1, 4)]
+    while time.monotonic() < until:
+        at = r.randrange(48) * 65536 + n * (8 << 20)
+        what = r.randrange(8)
+        if what < 4:
+            h.pwrite(r.choice(data)[:r.choice((4096, 65536))], at)
+        elif what < 6 and h.can_trim():
+            h.trim(65536 * r.randrange(1, 8), at)
+        elif what < 7:
+            h.zero(65536, at)
+        else:
+            h.flush()
+    h.shutdown()
+
+threads = [threading.Thread(target=churn, args=(n,)) for n in range(3)]
+for t in threads:
+    t.start()
+for t in threads:
+    t.join()
+END
+
+# check_beside FILE: while churn.py, which is tracked as $writer, runs.
+check_beside ()
+{
   checks=0
-  while process_alive $writer && [ $checks -lt 6 ]; do
+  while process_alive "$writer"; do
     s=0
-    "$NBDCOW_IMG" check -q -U served.qcow2 2>log || s=$?
-    [ $s = 0 ] || [ $s = 3 ] || fail "check -U of an image in use: status $s: $(head -n 5 log)"
+    "$NBDCOW_IMG" check -q -U "$1" 2>log || s=$?
+    [ $s = 0 ] || [ $s = 3 ] || fail "check -U of $1, in use: status $s: $(head -n 5 log)"
     checks=$((checks + 1))
   done
-  kill $writer 2>/dev/null || :
-  wait $writer 2>/dev/null || :
+  wait "$writer" || fail "churn.py"
+  [ $checks -ge 1 ] || fail "$1 was not checked while it was in use"
+}
+
+if [ -e "${NBDCOW:-}" ] && "$PYTHON" -c 'import nbd' 2>/dev/null; then
+  for cluster in 4k 64k; do
+    "$NBDCOW_IMG" create -q -o cluster_size=$cluster served.qcow2 64M
+    start_nbdcow served.qcow2 discard=unmap
+    "$PYTHON" churn.py "$URI" "${SEED:-1}" 3 &
+    writer=$!
+    track $writer
+    check_beside served.qcow2
+    stop_server
+    check_image served.qcow2
+  done
+
+  # QEMU writes counts late with lazy refcounts: that is no damage.
+  qemu-img create -q -f qcow2 -o lazy_refcounts=on lazy.qcow2 64M
+  qemu-nbd -t -f qcow2 --discard=unmap -k "$tmp/lazy.sock" lazy.qcow2 &
+  server=$!
+  track $server
+  wait_for 30 test -S "$tmp/lazy.sock" || fail "qemu-nbd does not start"
+  "$PYTHON" churn.py "nbd+unix:///?socket=$tmp/lazy.sock" "${SEED:-1}" 2 &
+  writer=$!
+  track $writer
+  check_beside lazy.qcow2
+  kill $server
+  wait $server || :
+  check_image lazy.qcow2
+
+  # What is really wrong is found beside a writer as well.
+  cp served.qcow2 wrong.qcow2
+  start_nbdcow wrong.qcow2 read-only
+  "$PYTHON" - <<'END'
+import struct
+with open("wrong.qcow2", "rb+") as f: # the count of the header's cluster
+    f.seek(48)
+    f.seek(struct.unpack(">Q", f.read(8))[0])
+    f.seek(struct.unpack(">Q", f.read(8))[0])
+    f.write(b"\0\0")
+END
+  s=0
+  "$NBDCOW_IMG" check -q -U wrong.qcow2 2>log || s=$?
+  [ $s = 2 ] || fail "check -U of a damaged image in use: status $s"
+  grep -q 'cluster 0 refcount=0 reference=1' log || fail "check -U of a damaged image in use: $(cat log)"
   stop_server
-  check_image served.qcow2
 fi

@@ -3,7 +3,10 @@
 #
 # Every option that qemu-img 11 has is known to nbdcow-img, by its letter and its long name, and takes an
 # argument where qemu-img's does; -o help lists what qemu-img lists; the man page names every option of
-# nbdcow-img's own help.
+# nbdcow-img's own help, and its table has every option of qemu-img.
+#
+# PEER_ROOT: a directory tree with a newer QEMU in it (contrib/bench/README.md), whose qemu-img is asked what options
+# it has, should the one in PATH be too old to tell.
 
 . "${SRCDIR:-$(dirname "$0")}/functions.sh"
 requires_file "${NBDCOW_IMG:-}" nbdcow-img
@@ -49,3 +52,80 @@ while read -r command words; do
   done
 done <options
 [ "$bad" = 0 ] || fail "$bad options of qemu-img are missing"
+
+# ---- that the list above is all there is -----------------------------------------------------
+
+peer=
+if qemu-img create --help 2>/dev/null | grep -q '^  -f, --format'; then
+  peer=qemu-img
+elif [ -n "${PEER_ROOT:-}" ] && [ "$(id -u)" = 0 ]; then
+  peer="chroot $PEER_ROOT qemu-img"
+fi
+if [ -n "$peer" ]; then
+  $peer --help | sed -n '/^Recognized commands/,/^Supported/s/^  \([a-z]*\) - .*/\1/p' >commands
+  [ -s commands ] || fail "$peer --help lists no commands"
+  while read -r command; do
+    grep -q "^$command " options || fail "qemu-img has the command $command"
+    known=$(sed -n "s/^$command  *//p" options)
+    $peer "$command" --help | sed -n 's/^  \(--*[a-zA-Z].*\)/\1/p' | grep -v '^-h, --help' >theirs
+    while read -r line; do
+      for word in $(echo "$line" | grep -oE '(^|, )--?[a-zA-Z][-a-z]*' | tr -d ,); do
+        case " $known " in
+        *" $word"*) ;; # or the beginning of one: getopt_long takes that, and qemu-img prints it
+        *) fail "qemu-img $command has $word ($line), and this test does not know of it" ;;
+        esac
+      done
+    done <theirs
+  done <commands
+else
+  echo "no qemu-img that lists the options of each command: the list in this test is not compared"
+fi
+
+# ---- -o help, and the manual -----------------------------------------------------------------
+
+requires qemu-img
+requires_python
+export NBDCOW_IMG
+"$PYTHON" - "$SRCDIR/../server/img/nbdcow-img.pod" <<'END_OF_PYTHON'
+import os, re, subprocess, sys
+
+IMG, bad = os.environ["NBDCOW_IMG"], []
+
+def output(*args):
+    return subprocess.run(args, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+def keys(*args):
+    return set(re.findall(r"^  ([a-z][-a-z_0-9.]*)=", output(*args), re.M))
+
+REFUSED = {"encryption", "nocow", "extent_size_hint"} # the manual says so
+for fmt in "qcow2", "raw":
+    bad += ["-o help of create -f %s lacks %s" % (fmt, k) for k in
+            keys("qemu-img", "create", "-f", fmt, "-o", "help") - keys(IMG, "create", "-f", fmt, "-o", "help") - REFUSED]
+
+pod = open(sys.argv[1]).read()
+sections = dict(re.findall(r"^=head2 ([a-z]+)\n(.*?)(?=^=head[12] )", pod, re.M | re.S))
+common = re.search(r"^=head2 Options of most commands\n(.*?)^=head1", pod, re.M | re.S).group(1)
+table = {}
+for line in re.search(r"^=head1 COMPARED WITH QEMU-IMG\n(.*?)^=head1", pod, re.M | re.S).group(1).splitlines():
+    row = re.match(r" ([a-z]+ +| {10})(.*)", line)
+    if row:
+        command = row.group(1).strip() or command
+        table[command] = table.get(command, "") + " " + row.group(2)
+
+for command in re.findall(r"^  ([a-z]+) ", output(IMG, "--help").split("Commands:")[1].split("\n\n")[0], re.M):
+    for line in output(IMG, command, "--help").split("\n\n", 1)[1].splitlines():
+        names = re.findall(r"(?<![-\w])--?[a-zA-Z][-a-z]*", re.split("  +", line.strip())[0] if line.startswith("  ") else "")
+        # One of its names is enough: the letter of what most commands have is in the synopsis.
+        if names and not any(re.search(r"(?<![-\w])%s(?![-\w])" % n, sections[command] + common) for n in names):
+            bad.append("the manual does not say what %s %s is" % (command, " ".join(names)))
+for line in open("options"):
+    command, *words = line.split()
+    rows = table[command]
+    # One name of each is enough: the letter, or what comes before the next letter.
+    for word in words:
+        option = word.rstrip("=")
+        if re.fullmatch("-[a-zA-Z]", option) and not re.search(r"\ball\b", rows) and option + " " not in rows + " ":
+            bad.append("the table of the manual lacks %s %s" % (command, option))
+if bad:
+    sys.exit("\n".join(sorted(bad)))
+END_OF_PYTHON

@@ -41,13 +41,7 @@ static const char option_help[] =
 static bool
 set_compat (struct amending *a, const char *text)
 {
-  if (strcmp (text, "0.10") == 0 || strcmp (text, "v2") == 0)
-    a->opts.version = 2;
-  else if (strcmp (text, "1.1") == 0 || strcmp (text, "v3") == 0)
-    a->opts.version = 3;
-  else
-    img_error ("compat '%s' is not known: it is v2 (0.10) or v3 (1.1)", text);
-  return a->opts.version;
+  return img_parse_compat (text, &a->opts.version);
 }
 
 static bool
@@ -97,16 +91,7 @@ set_backing_format (struct amending *a, const char *text)
 static bool
 set_refcount_bits (struct amending *a, const char *text)
 {
-  uint64_t bits;
-
-  if (!img_parse_number ("refcount_bits", text, 1, 64, &bits))
-    return false;
-  if ((bits & (bits - 1)) != 0) {
-    img_error ("refcount_bits '%s' is not a power of two from 1 to 64", text);
-    return false;
-  }
-  a->opts.refcount_bits = (unsigned)bits;
-  return true;
+  return img_parse_refcount_bits (text, &a->opts.refcount_bits);
 }
 
 static bool
@@ -171,9 +156,7 @@ amend (struct amending *a)
   struct q_image *img;
   int r;
 
-  /* What a killed server left is taken up first, and its session ended. */
   a->spec.writable = true;
-  a->spec.recover = true;
   img = img_open_spec (&a->spec);
   if (!img)
     return 1;

@@ -118,14 +118,13 @@ run_job (struct job *j)
   j->spec.writable = true;
   j->spec.metadata_only = true;
   j->spec.discard = true;
-  j->spec.state_dir = j->spec.image_opts ? NULL : j->state_dir;
   j->source.metadata_only = true;
   if (j->source.name) {
     source = img_open_spec (&j->source);
     if (!source)
       return 1;
   }
-  img = img_open_spec (&j->spec);
+  img = img_finish_session (&j->spec, j->state_dir) ? img_open_spec (&j->spec) : NULL;
   good = img && change (j, img, source);
   good = img_close (&img) && good;
   img_close (&source);
@@ -221,9 +220,7 @@ run (int argc, char **argv)
       status = parse_granularity (&j, optarg) ? 0 : 1;
       break;
     case STATE_DIR:
-      if (optarg[0] != '/' && strcmp (optarg, "off") != 0)
-        status = img_error ("bitmap: --state-dir '%s' is neither an absolute name nor off", optarg);
-      j.state_dir = optarg[0] == '/' ? optarg : NULL;
+      status = img_parse_state_dir (optarg, &j.state_dir) ? 0 : 1;
       break;
     default:
       if (!img_image_option (&j.spec, letter, &status)) {

@@ -23,7 +23,7 @@ enum {
 
 struct checking {
   struct img_spec spec;
-  const char *state_dir; /* of q_open_options */
+  const char *state_dir; /* of img_finish_session */
   bool json, quiet, progress, dry_run;
   unsigned repair;
   const char *journal_name;
@@ -195,6 +195,7 @@ check_once (struct checking *c, struct q_check_result *result)
 {
   const struct q_check_options o = { .repair = c->repair,
                                      .dry_run = c->dry_run,
+                                     .in_use = c->lines != NULL,
                                      .report = report,
                                      .progress = show_progress,
                                      .journal = c->journal ? note_change : NULL,
@@ -233,15 +234,18 @@ confirm (struct checking *c, json_t *before, struct q_check_result *result)
   result->corruptions = result->leaks = 0;
   json_object_foreach (c->lines, line, value) if (strncmp (line, "Leaked", 6) == 0) result->leaks++;
   else result->corruptions++;
+  if (json_object_size (c->lines) == 0)
+    result->check_errors = 0;
 }
 
 /* While somebody writes to the image, parts of it are read at different moments, and what fits
- * together does not seem to.  What is really wrong stays so: only findings that three checks, a
- * moment apart, have in common count. */
+ * together does not seem to.  What is really wrong stays so: only findings that several checks,
+ * ever longer moments apart, have in common count.  One is usually enough: nothing is found. */
 static int
 check_in_use (struct checking *c, struct q_check_result *result)
 {
-  enum { PASSES = 3 };
+  enum { PASSES = 7 };
+  long pause = 50000000; /* nanoseconds */
   int status = -1;
 
   c->lines = json_object ();
@@ -250,13 +254,14 @@ check_in_use (struct checking *c, struct q_check_result *result)
 
     if (before) {
       c->lines = json_object ();
-      nanosleep (&(struct timespec){ .tv_sec = 1 }, NULL);
+      nanosleep (&(struct timespec){ pause / 1000000000, pause % 1000000000 }, NULL);
+      pause *= 2;
     }
     status = c->lines ? check_once (c, result) : img_error ("out of memory");
     if (before && status == -1)
       confirm (c, before, result);
     json_decref (before);
-    if (json_object_size (c->lines) == 0 || json_object_size (c->lines) == MAX_KEPT)
+    if (json_object_size (c->lines) == 0)
       break;
   }
 
@@ -276,9 +281,7 @@ check (struct checking *c)
   struct q_check_result result = { 0 };
   int status;
 
-  /* Servers keep state for files that are opened by name. */
-  if (c->repair && !c->dry_run && c->state_dir && !c->spec.image_opts &&
-      !img_finish_session (&c->spec, c->state_dir))
+  if (c->repair && !c->dry_run && c->state_dir && !img_finish_session (&c->spec, c->state_dir))
     return EXIT_NOT_CHECKED;
   if (!open_journal (c))
     return EXIT_NOT_CHECKED;
@@ -358,9 +361,8 @@ run (int argc, char **argv)
       c.journal_name = optarg;
       break;
     case STATE_DIR:
-      if (optarg[0] != '/' && strcmp (optarg, "off") != 0)
-        return img_error ("check: --state-dir '%s' is neither an absolute name nor off", optarg);
-      c.state_dir = optarg[0] == '/' ? optarg : NULL;
+      if (!img_parse_state_dir (optarg, &c.state_dir))
+        return 1;
       break;
     default:
       if (!img_image_option (&c.spec, letter, &status) || status)

@@ -210,6 +210,55 @@ img_parse_output (const char *text, bool *json)
   return false;
 }
 
+bool
+img_parse_compat (const char *text, unsigned *version)
+{
+  if (strcmp (text, "0.10") == 0 || strcmp (text, "v2") == 0)
+    *version = 2;
+  else if (strcmp (text, "1.1") == 0 || strcmp (text, "v3") == 0)
+    *version = 3;
+  else {
+    img_error ("compat '%s' is not known: it is v2 (0.10) or v3 (1.1)", text);
+    return false;
+  }
+  return true;
+}
+
+bool
+img_parse_refcount_bits (const char *text, unsigned *bits)
+{
+  uint64_t number;
+
+  if (!img_parse_number ("refcount_bits", text, 1, 64, &number))
+    return false;
+  if ((number & (number - 1)) != 0) {
+    img_error ("refcount_bits '%s' is not a power of two from 1 to 64", text);
+    return false;
+  }
+  *bits = (unsigned)number;
+  return true;
+}
+
+bool
+img_parse_compression (const char *what, const char *text, bool *zstd)
+{
+  *zstd = strcmp (text, "zstd") == 0;
+  if (*zstd || strcmp (text, "zlib") == 0)
+    return true;
+  img_error ("%s '%s' is not known: it is zlib or zstd", what, text);
+  return false;
+}
+
+bool
+img_parse_state_dir (const char *text, const char **dir)
+{
+  *dir = text[0] == '/' ? text : NULL;
+  if (*dir || strcmp (text, "off") == 0)
+    return true;
+  img_error ("--state-dir '%s' is neither an absolute name nor off", text);
+  return false;
+}
+
 const char *
 img_snapshot_name (const char *text)
 {

@@ -14,7 +14,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "img.h"
 
@@ -36,20 +35,12 @@ struct commit {
 
 /* ---- the chain ------------------------------------------------------------------------------- */
 
-static bool
-same_file (const char *a, const char *b)
-{
-  struct stat x, y;
-
-  return stat (a, &x) == 0 && stat (b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-}
-
 /* Whether the layer that OVER has below it is the one that was asked for. */
 static bool
 is_base (const struct commit *c, const struct q_image_info *over, const char *path)
 {
   return !c->base_name || strcmp (c->base_name, over->backing_file) == 0 ||
-         strcmp (c->base_name, path) == 0 || same_file (c->base_name, path);
+         strcmp (c->base_name, path) == 0 || img_same_file (c->base_name, path);
 }
 
 /* Opens the layers from the top to the one above the base, and finds that. */

@@ -11,18 +11,25 @@
 
 struct compacting {
   struct img_spec spec;
-  const char *state_dir; /* of q_open_options */
+  const char *state_dir; /* of img_finish_session */
+  uint64_t rate;
   bool json, progress, quiet;
+};
+
+/* What was told of the work so far. */
+struct showing {
+  uint64_t done, cluster;
 };
 
 static bool
 show_progress (void *opaque, uint64_t done, uint64_t total)
 {
-  uint64_t *shown = opaque;
+  struct showing *s = opaque;
 
   (void)total;
-  img_progress_add (done - *shown);
-  *shown = done;
+  img_progress_add (done - s->done);
+  img_rate_pay ((done - s->done) * s->cluster);
+  s->done = done;
   return img_interrupted ();
 }
 
@@ -30,38 +37,28 @@ show_progress (void *opaque, uint64_t done, uint64_t total)
 static bool
 settle (const struct img_spec *given, const char *state_dir)
 {
-  struct q_open_options o;
-  struct q_error err = { "" };
-  struct q_image *img;
   struct img_spec spec = *given;
+  struct q_image *img;
 
   spec.repair = false;
-  if (spec.image_opts || !state_dir) {
-    img = img_open_spec (&spec);
-    return img && img_close (&img);
-  }
-  q_open_options_init (&o);
-  o.format = Q_FORMAT_QCOW2;
-  o.metadata_only = true;
-  o.state_dir = state_dir;
-  if (q_open (&img, spec.name, &o, &err) == 0)
-    return img_close (&img);
-  img_error ("%s", err.text);
-  return false;
+  if (!img_finish_session (&spec, state_dir))
+    return false;
+  img = img_open_spec (&spec);
+  return img && img_close (&img);
 }
 
-static bool
-print (const struct compacting *c, const struct q_compact_result *r)
+bool
+img_print_shorter (const char *name, const char *key, const char *what, uint64_t n,
+                   const struct q_compact_result *r, bool json, bool quiet)
 {
   char before[32], after[32];
 
-  if (c->json)
-    return img_print_json (json_pack ("{s:o, s:I, s:I, s:I}", "filename",
-                                      img_json_name (c->spec.name), "moved-clusters",
-                                      (json_int_t)r->moved, "end-before", (json_int_t)r->end_before,
+  if (json)
+    return img_print_json (json_pack ("{s:o, s:I, s:I, s:I}", "filename", img_json_name (name), key,
+                                      (json_int_t)n, "end-before", (json_int_t)r->end_before,
                                       "end-after", (json_int_t)r->end_after));
-  if (!c->quiet)
-    printf ("%llu clusters were moved; the file had %s and has %s.\n", (unsigned long long)r->moved,
+  if (!quiet)
+    printf ("%llu clusters were %s; the file had %s and has %s.\n", (unsigned long long)n, what,
             img_size_text (r->end_before, before), img_size_text (r->end_after, after));
   return true;
 }
@@ -74,8 +71,8 @@ img_compact (const struct img_spec *given, const char *state_dir, bool progress,
   struct q_image_info info;
   struct q_error err = { "" };
   struct q_image *img;
-  uint64_t shown = 0;
-  const struct q_compact_options o = { .progress = show_progress, .opaque = &shown };
+  struct showing showing = { 0 };
+  const struct q_compact_options o = { .progress = show_progress, .opaque = &showing };
   int r;
 
   if (!settle (&spec, state_dir))
@@ -86,10 +83,13 @@ img_compact (const struct img_spec *given, const char *state_dir, bool progress,
   if (!img)
     return false;
   q_get_info (img, &info);
+  showing.cluster = q_cluster_size (img);
   img_catch_signals ();
   /* What can move is not known yet: about as much as the file would get shorter by. */
-  img_progress_begin (progress, quiet, info.file_size / q_cluster_size (img));
+  img_progress_begin (progress, quiet, info.file_size / showing.cluster);
   r = q_compact (img, &o, result, &err);
+  if (r == 0 && showing.done < info.file_size / showing.cluster) /* the rest stays where it is */
+    img_progress_add (info.file_size / showing.cluster - showing.done);
   img_progress_end ();
   if (r == -EINTR)
     img_error ("%s: interrupted: it is sound, and some of it has been moved", spec.name);
@@ -103,8 +103,10 @@ compact (const struct compacting *c)
 {
   struct q_compact_result result = { 0 };
 
+  img_rate_limit (c->rate);
   return img_compact (&c->spec, c->state_dir, c->progress, c->quiet || c->json, &result) &&
-                 print (c, &result)
+                 img_print_shorter (c->spec.name, "moved-clusters", "moved", result.moved, &result,
+                                    c->json, c->quiet)
              ? 0
              : 1;
 }
@@ -119,6 +121,7 @@ run (int argc, char **argv)
                                            { "cache", required_argument, NULL, 't' },
                                            { "output", required_argument, NULL, OUTPUT },
                                            { "state-dir", required_argument, NULL, STATE_DIR },
+                                           { "rate-limit", required_argument, NULL, 'r' },
                                            { "progress", no_argument, NULL, 'p' },
                                            { "quiet", no_argument, NULL, 'q' },
                                            IMG_IMAGE_OPTIONS,
@@ -126,7 +129,7 @@ run (int argc, char **argv)
   struct compacting c = { .state_dir = "" };
   int status = 0, letter;
 
-  while ((letter = img_getopt (&img_compact_command, argc, argv, ":f:t:pqh", options, &status)) !=
+  while ((letter = img_getopt (&img_compact_command, argc, argv, ":f:t:r:pqh", options, &status)) !=
          -1)
     switch (letter) {
     case 'f':
@@ -140,9 +143,12 @@ run (int argc, char **argv)
         return 1;
       break;
     case STATE_DIR:
-      if (optarg[0] != '/' && strcmp (optarg, "off") != 0)
-        return img_error ("compact: --state-dir '%s' is neither an absolute name nor off", optarg);
-      c.state_dir = optarg[0] == '/' ? optarg : NULL;
+      if (!img_parse_state_dir (optarg, &c.state_dir))
+        return 1;
+      break;
+    case 'r':
+      if (!img_parse_size ("--rate-limit", optarg, &c.rate))
+        return 1;
       break;
     case 'p':
       c.progress = true;
@@ -169,11 +175,13 @@ const struct img_command img_compact_command = {
   .name = "compact",
   .run = run,
   .summary = "Make the file as short as what is in it",
-  .synopsis = "[-f FORMAT] [-t CACHE] [--output=human|json] [--state-dir=DIR] [-p] [-q] FILE",
+  .synopsis =
+      "[-f FORMAT] [-t CACHE] [--output=human|json] [--state-dir=DIR] [-r RATE] [-p] [-q] FILE",
   .help = "  -f, --format=FORMAT   qcow2\n"
           "  -t, --cache=MODE      writeback (default), writethrough, none, directsync, unsafe\n"
           "      --output=FORMAT   human (default) or json\n"
           "      --state-dir=DIR   of the server that had the image; off: none\n"
+          "  -r, --rate-limit=RATE bytes a second that are moved\n"
           "  -p, --progress        show how far it is\n"
           "  -q, --quiet           print nothing\n",
 };

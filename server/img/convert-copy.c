@@ -182,12 +182,6 @@ write_zeros (const struct conversion *c, uint64_t offset, uint64_t len)
   return write_error (c, offset, q_zero (c->target, offset, len, Q_ZERO_UNMAP));
 }
 
-static bool
-is_zero (const uint8_t *p, uint64_t n)
-{
-  return p[0] == 0 && memcmp (p, p + 1, n - 1) == 0;
-}
-
 /* The length of the run at OFFSET, of LEN bytes at most, that is zeros or is not, in steps that end
  * at multiples of GRAIN. */
 static uint64_t
@@ -200,12 +194,25 @@ find_run (const uint8_t *buf, uint64_t offset, uint64_t len, uint64_t grain, boo
 
     step = step < len - run ? step : len - run;
     if (run == 0)
-      *zero = is_zero (buf, step);
-    else if (is_zero (buf + run, step) != *zero)
+      *zero = img_is_zero (buf, step);
+    else if (img_is_zero (buf + run, step) != *zero)
       break;
     run += step;
   }
   return run;
+}
+
+static int
+write_run (const struct conversion *c, const uint8_t *buf, uint64_t offset, uint64_t len)
+{
+  int r;
+
+  if (c->turn)
+    pthread_mutex_lock (c->turn);
+  r = q_pwrite (c->target, buf, offset, len);
+  if (c->turn)
+    pthread_mutex_unlock (c->turn);
+  return write_error (c, offset, r);
 }
 
 /* What was read, but for zeros. */
@@ -222,8 +229,7 @@ write_data (const struct conversion *c, const uint8_t *buf, uint64_t offset, uin
     bool zero = false;
     uint64_t n = c->sparse ? find_run (buf, offset, len, grain, &zero) : len;
 
-    r = zero ? write_zeros (c, offset, n)
-             : write_error (c, offset, q_pwrite (c->target, buf, offset, n));
+    r = zero ? write_zeros (c, offset, n) : write_run (c, buf, offset, n);
     buf += n;
     offset += n;
     len -= n;

@@ -206,7 +206,21 @@ copy (struct conversion *c, const struct convert_options *o)
   img_progress_end ();
   if (r == -ENOMEM)
     img_error ("out of memory");
+  else if (r == -EINTR)
+    img_error ("%s: interrupted: it is not complete: convert again", o->target.name);
   return r ? 1 : 0;
+}
+
+/* Into the page cache of one file the kernel lets one writer at a time: threads that would wait for
+ * each other there, spinning, wait here. */
+static bool
+has_one_writer (const struct conversion *c, const struct convert_options *o)
+{
+  struct stat st;
+
+  return strcmp (o->target.cache, "none") != 0 && strcmp (o->target.cache, "directsync") != 0 &&
+         !img_is_nbd (q_filename (c->target)) && stat (q_filename (c->target), &st) == 0 &&
+         S_ISREG (st.st_mode);
 }
 
 /* Of threads that wait for the network more than for a processor, there can be more. */
@@ -224,6 +238,7 @@ choose_threads (const struct convert_options *o, char **names, unsigned n)
 static int
 convert (struct convert_options *o, char **names, unsigned n)
 {
+  pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
   struct conversion c = {
     .compress = o->compress,
     .sparse = o->sparse,
@@ -234,8 +249,10 @@ convert (struct convert_options *o, char **names, unsigned n)
 
   if (open_sources (&c, o, names, n) &&
       (!o->bitmaps || img_convert_check_bitmaps (&c, o->skip_broken)) && make_target (&c, o) &&
-      open_target (&c, o))
+      open_target (&c, o)) {
+    c.turn = has_one_writer (&c, o) ? &turn : NULL;
     status = copy (&c, o);
+  }
   if (status == 0 && o->bitmaps)
     status = img_convert_bitmaps (&c) ? 0 : 1;
   if (!img_close (&c.target))

@@ -6,6 +6,8 @@
 #ifndef CONVERT_H
 #define CONVERT_H
 
+#include <pthread.h>
+
 #include "img.h"
 
 struct conversion {
@@ -24,6 +26,7 @@ struct conversion {
   uint64_t sparse; /* zeros in runs of at least so many bytes are not written as data; 0: all are
                     * allocated */
   bool salvage;    /* what cannot be read becomes zeros */
+  pthread_mutex_t *turn; /* held while plain data is written; NULL: all write at once */
   unsigned threads;
 };
 

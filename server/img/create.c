@@ -103,41 +103,20 @@ set_cluster_size (struct img_creation *c, const char *text)
 static bool
 set_compat (struct img_creation *c, const char *text)
 {
-  if (strcmp (text, "0.10") == 0 || strcmp (text, "v2") == 0)
-    c->opts.version = 2;
-  else if (strcmp (text, "1.1") == 0 || strcmp (text, "v3") == 0)
-    c->opts.version = 3;
-  else {
-    img_error ("compat '%s' is not known: it is v2 (0.10) or v3 (1.1)", text);
-    return false;
-  }
   c->compat = text;
-  return true;
+  return img_parse_compat (text, &c->opts.version);
 }
 
 static bool
 set_compression_type (struct img_creation *c, const char *text)
 {
-  c->opts.zstd = strcmp (text, "zstd") == 0;
-  if (c->opts.zstd || strcmp (text, "zlib") == 0)
-    return true;
-  img_error ("compression_type '%s' is not known: it is zlib or zstd", text);
-  return false;
+  return img_parse_compression ("compression_type", text, &c->opts.zstd);
 }
 
 static bool
 set_refcount_bits (struct img_creation *c, const char *text)
 {
-  uint64_t bits;
-
-  if (!img_parse_number ("refcount_bits", text, 1, 64, &bits))
-    return false;
-  if ((bits & (bits - 1)) != 0) {
-    img_error ("refcount_bits '%s' is not a power of two from 1 to 64", text);
-    return false;
-  }
-  c->opts.refcount_bits = (unsigned)bits;
-  return true;
+  return img_parse_refcount_bits (text, &c->opts.refcount_bits);
 }
 
 static bool
@@ -273,15 +252,13 @@ look_at_backing (struct img_creation *c)
 {
   struct q_open_options opts;
   struct q_image *img;
-  struct stat ours, theirs;
   char *path;
   bool ok = false;
 
   path = img_backing_path (c->filename, c->opts.backing_file);
   if (!path)
     return false;
-  if (stat (c->filename, &ours) == 0 && stat (path, &theirs) == 0 && ours.st_dev == theirs.st_dev &&
-      ours.st_ino == theirs.st_ino) {
+  if (img_same_file (c->filename, path)) {
     img_error ("%s: cannot be its own backing file", c->filename);
     goto out;
   }

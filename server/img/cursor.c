@@ -68,9 +68,3 @@ img_cursor_same (const struct img_cursor *a, const struct q_extent *x, const str
              ? x->host == y->host && x->csize == y->csize && x->skip + a->skip == y->skip + b->skip
              : x->host + a->skip == y->host + b->skip;
 }
-
-bool
-img_is_zero (const char *buf, uint64_t len)
-{
-  return len == 0 || (buf[0] == 0 && memcmp (buf, buf + 1, len - 1) == 0);
-}

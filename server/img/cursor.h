@@ -39,7 +39,4 @@ void img_cursor_advance (struct img_cursor *c, uint64_t len);
 bool img_cursor_same (const struct img_cursor *a, const struct q_extent *x,
                       const struct img_cursor *b, const struct q_extent *y);
 
-/* Whether all LEN bytes are 0. */
-bool img_is_zero (const char *buf, uint64_t len);
-
 #endif /* CURSOR_H */

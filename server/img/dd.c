@@ -126,8 +126,7 @@ copy (struct copying *c)
 
   img_catch_signals ();
   img_progress_begin (false, false, c->len);
-  /* One thread: clusters are then allocated in the order of the disk. */
-  r = img_for_pieces (c->len, PIECE, 1, copy_piece, c);
+  r = img_for_pieces (c->len, PIECE, 0, copy_piece, c);
   img_progress_end ();
   if (r < 0)
     img_error ("%s: copying from %s: %s", c->output, c->spec.name,

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "file.h"
 #include "img.h"
@@ -185,7 +186,6 @@ apply (const struct img_spec *spec, struct source *s)
   s->open.metadata_only = spec->metadata_only;
   s->open.repair = spec->repair;
   s->open.compression_level = spec->compression_level;
-  s->open.state_dir = spec->state_dir;
   if (spec->format && spec->image_opts) {
     img_error ("%s: a format (%s) cannot be given together with --image-opts: write driver=%s",
                spec->name, spec->format, spec->format);
@@ -299,58 +299,11 @@ probe (struct source *s)
   return true;
 }
 
-/* Autoclear feature bit 63: a session of nbdcow's that was not closed, perhaps one that was killed.
- * What that had acknowledged is still in its state directory, and would be lost by what other
- * writers do; an ordinary open brings it into the image, and mends the refcounts on the way.  That
- * takes the data file, if there is one. */
-#define SESSION_BIT (1ull << 63)
-
-bool
-img_finish_session (const struct img_spec *spec, const char *state_dir)
-{
-  struct img_spec writing = *spec;
-  struct q_open_options o;
-  struct q_image_info info = { 0 };
-  struct q_image *img;
-  struct q_error err;
-  bool external;
-
-  q_open_options_init (&o);
-  o.metadata_only = true;
-  o.read_only = true;
-  o.lock = Q_LOCK_OFF;
-  o.recorded = spec->recorded;
-  if (q_open (&img, spec->name, &o, &err) < 0)
-    return true; /* the caller's open says why */
-  q_get_info (img, &info);
-  external = info.data_file || spec->data_file;
-  q_close (&img, &err);
-  if (!(info.autoclear & SESSION_BIT) || info.dirty || info.corrupt)
-    return true;
-
-  if (external) {
-    writing.writable = true;
-    writing.repair = writing.recover = false;
-    writing.state_dir = state_dir;
-    img = img_open_spec (&writing);
-    if (!img)
-      img_error ("%s: what a server that was killed may have left is not in the image", spec->name);
-    return img && img_close (&img);
-  }
-  o.read_only = false;
-  o.lock = Q_LOCK_ON;
-  o.state_dir = state_dir;
-  if (q_open (&img, spec->name, &o, &err) == 0)
-    q_close (&img, &err);
-  return true;
-}
-
-struct q_image *
-img_open_spec (const struct img_spec *spec)
+/* What SPEC says, in the words of the engine; NULL, and reported, if that makes no sense. */
+static struct kept *
+resolve (const struct img_spec *spec)
 {
   struct kept *k = calloc (1, sizeof *k);
-  struct q_image *img = NULL;
-  struct q_error err = { "" };
 
   if (!k) {
     img_error ("out of memory");
@@ -358,7 +311,80 @@ img_open_spec (const struct img_spec *spec)
   }
   k->next = kept;
   kept = k;
-  if (!img_load_secrets () || !apply (spec, &k->source) || !find_file (spec, &k->source))
+  return img_load_secrets () && apply (spec, &k->source) && find_file (spec, &k->source) ? k : NULL;
+}
+
+/* ---- what a killed server left --------------------------------------------------------------- */
+
+/* Autoclear feature bit 63: a session of nbdcow's that was not closed, perhaps one that was killed.
+ * What that had acknowledged is still in its state directory, and would be lost by what other
+ * writers do; an ordinary open brings it into the image, and mends the refcounts on the way.  That
+ * takes the data file, if there is one. */
+#define SESSION_BIT (1ull << 63)
+
+/* 0 if there is nothing to be taken up, or it has been.  -ENOENT if the image cannot be looked at:
+ * whoever opens it says why. */
+static int
+finish_session (const struct source *s, const char *state_dir, bool *external, struct q_error *err)
+{
+  struct q_open_options o = s->open;
+  struct q_image_info info;
+  struct q_image *img;
+  int r;
+
+  *external = false;
+  if (o.opener || o.format == Q_FORMAT_RAW)
+    return 0; /* servers keep state for local files */
+  o.format = Q_FORMAT_AUTO;
+  o.metadata_only = true;
+  o.repair = true;
+  o.read_only = true;
+  o.lock = Q_LOCK_OFF;
+  o.state_dir = NULL;
+  if (q_open (&img, s->filename, &o, err) < 0)
+    return -ENOENT;
+  q_get_info (img, &info);
+  *external = info.data_file || o.data_file;
+  q_close (&img, err);
+  if (!(info.autoclear & SESSION_BIT) || info.corrupt)
+    return 0;
+
+  o.metadata_only = !*external;
+  o.repair = false;
+  o.read_only = false;
+  o.lock = Q_LOCK_ON;
+  o.state_dir = state_dir;
+  r = q_open (&img, s->filename, &o, err);
+  return r < 0 ? r : q_close (&img, err);
+}
+
+bool
+img_finish_session (const struct img_spec *spec, const char *state_dir)
+{
+  struct kept *k = resolve (spec);
+  struct q_error err = { "" };
+  bool external;
+  int r;
+
+  if (!k)
+    return false;
+  r = finish_session (&k->source, state_dir, &external, &err);
+  if (r == 0 || r == -ENOENT || !external)
+    return true; /* the caller's open says why */
+  img_error ("%s", err.text);
+  img_error ("%s: what a server that was killed may have left is not in the image", spec->name);
+  return false;
+}
+
+struct q_image *
+img_open_spec (const struct img_spec *spec)
+{
+  struct kept *k = resolve (spec);
+  struct q_image *img = NULL;
+  struct q_error err = { "" };
+  bool external;
+
+  if (!k)
     return NULL;
 
   const bool guess = k->source.open.format == Q_FORMAT_AUTO;
@@ -370,9 +396,14 @@ img_open_spec (const struct img_spec *spec)
     return NULL;
   if (distrust)
     k->source.open.data_file_policy = Q_DATA_FILE_NONE;
-  if (spec->recover && spec->writable && !spec->image_opts && !img_is_nbd (k->source.filename) &&
-      !img_finish_session (spec, ""))
-    return NULL;
+  if (spec->writable && !spec->repair) { /* who repairs has seen to it, if it is wanted */
+    int found = finish_session (&k->source, "", &external, &err);
+
+    if (found < 0 && found != -ENOENT) {
+      img_error ("%s", err.text);
+      return NULL;
+    }
+  }
 
   struct q_open_options opts = k->source.open;
 
@@ -442,6 +473,22 @@ img_close (struct q_image **img)
     return true;
   img_error ("%s", err.text);
   return false;
+}
+
+bool
+img_same_file (const char *a, const char *b)
+{
+  struct stat x, y;
+
+  return stat (a, &x) == 0 && stat (b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+bool
+img_is_zero (const void *buf, uint64_t len)
+{
+  const uint8_t *p = buf;
+
+  return len == 0 || (p[0] == 0 && memcmp (p, p + 1, len - 1) == 0);
 }
 
 int

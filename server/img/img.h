@@ -98,6 +98,14 @@ bool img_parse_number (const char *what, const char *text, uint64_t min, uint64_
 bool img_parse_bool (const char *what, const char *text, bool *value);
 /* qcow2, raw; reports anything else. */
 bool img_parse_format (const char *text, enum q_format *format);
+/* -o compat=: 2 or 3. */
+bool img_parse_compat (const char *text, unsigned *version);
+/* -o refcount_bits=. */
+bool img_parse_refcount_bits (const char *text, unsigned *bits);
+/* -o compression_type=, --type=. */
+bool img_parse_compression (const char *what, const char *text, bool *zstd);
+/* --state-dir=: an absolute name, or off: NULL. */
+bool img_parse_state_dir (const char *text, const char **dir);
 /* -l: an id or name as it is, or after snapshot.id= or snapshot.name=. */
 const char *img_snapshot_name (const char *text);
 /* human, json. */
@@ -136,13 +144,11 @@ struct img_spec {
   bool image_opts;              /* --image-opts */
   bool force_share;             /* -U */
   bool writable;
-  bool discard;          /* see q_open_options */
-  bool metadata_only;    /* likewise */
-  bool repair;           /* likewise */
-  const char *state_dir; /* likewise */
-  bool raw_too;          /* with writable: it may as well be a raw disk, so that a format which is
-                          * found out says nothing: no data file is opened by it */
-  bool recover;          /* with writable: first take up what a killed server left */
+  bool discard;       /* see q_open_options */
+  bool metadata_only; /* likewise */
+  bool repair;        /* likewise */
+  bool raw_too;       /* with writable: it may as well be a raw disk, so that a format which is
+                       * found out says nothing: no data file is opened by it */
 };
 
 /* Takes one of IMG_IMAGE_OPTIONS, as img_getopt returned it, into SPEC, or the definition of a
@@ -160,14 +166,20 @@ const struct q_secret *img_secret_of (const struct q_image *img);
 void img_forget_secrets (void);
 
 /* Opens what SPEC says, and reports what is wrong; NULL then.  What the image needs beside itself
- * lives until the program ends. */
+ * lives until the program ends.  What is writable, and not for a repair, first gets what a
+ * killed server left of it in the default state directory: img_finish_session before it means
+ * another one. */
 struct q_image *img_open_spec (const struct img_spec *spec);
 /* Opens files as BELOW (NULL: local ones) does, and never syncs them. */
 const struct q_file_opener *img_unsynced (const struct q_file_opener *below);
 /* If SPEC names an image whose server was killed: brings what that had acknowledged into it, from
- * STATE_DIR (see q_open_options), and ends its session.  False, and reported, if that takes a data
- * file that cannot be opened. */
+ * STATE_DIR (see q_open_options; NULL: does without), and ends its session.  False, and reported,
+ * if that takes a data file that cannot be opened. */
 bool img_finish_session (const struct img_spec *spec, const char *state_dir);
+/* Whether two names lead to one file that is there. */
+bool img_same_file (const char *a, const char *b);
+/* Whether all LEN bytes are 0. */
+bool img_is_zero (const void *buf, uint64_t len);
 /* The names of qemu-img's cache modes; reports any other. */
 bool img_check_cache (const char *mode);
 
@@ -254,6 +266,9 @@ unsigned img_default_threads (void);
  * wrong; false then. */
 bool img_compact (const struct img_spec *spec, const char *state_dir, bool progress, bool quiet,
                   struct q_compact_result *result);
+/* What became of a file: N clusters were WHAT, "moved" say, which JSON calls KEY. */
+bool img_print_shorter (const char *name, const char *key, const char *what, uint64_t n,
+                        const struct q_compact_result *r, bool json, bool quiet);
 
 /* ---- output (output.c) ----------------------------------------------------------------------- */
 

@@ -72,6 +72,7 @@ img_rate_pay (uint64_t bytes)
     if (wait > 0.1)
       wait = 0.1; /* so that an interruption is not waited for */
     nanosleep (&(struct timespec){ .tv_nsec = (long)(wait * 1e9) }, NULL);
+    img_progress_add (0); /* SIGUSR1 gets its answer */
   }
 }
 

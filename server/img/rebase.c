@@ -15,7 +15,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "cursor.h"
 #include "file.h"
@@ -179,14 +178,6 @@ copy_differences (struct rebase *b)
 /* ---- images ---------------------------------------------------------------------------------- */
 
 static bool
-same_file (const char *a, const char *b)
-{
-  struct stat x, y;
-
-  return stat (a, &x) == 0 && stat (b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-}
-
-static bool
 open_old (struct rebase *b)
 {
   struct img_spec spec;
@@ -214,13 +205,13 @@ open_new (struct rebase *b)
   if (!b->new_path) /* none is to come */
     return true;
   spec.name = b->new_path;
-  if (same_file (b->new_path, q_filename (b->top))) {
+  if (img_same_file (b->new_path, q_filename (b->top))) {
     img_error ("%s: cannot be its own backing file", b->spec.name);
     return false;
   }
   b->new = img_open_spec (&spec);
   for (struct q_image *i = b->new; i; i = q_backing_image (i))
-    if (same_file (q_filename (i), q_filename (b->top))) {
+    if (img_same_file (q_filename (i), q_filename (b->top))) {
       img_error ("%s: '%s' has it in its own chain", b->spec.name, b->backing);
       return false;
     }

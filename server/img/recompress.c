@@ -8,7 +8,7 @@
  *
  * An image has one type of compression.  To change it, all that is compressed becomes plain data
  * first, then the header is changed, then it is compressed again: the image is sound in between,
- * and large.
+ * and large.  Where there is no room for that, what has become plain is compressed as it was.
  */
 
 #include <errno.h>
@@ -30,6 +30,7 @@ struct recompression {
   struct img_spec spec;
   const char *state_dir;
   const char *type; /* zlib, zstd, or NULL: as it is */
+  bool zstd;        /* TYPE is */
   uint64_t level, threads, rate;
   bool all;  /* also what is not compressed */
   bool keep; /* do not compact */
@@ -41,6 +42,7 @@ struct recompression {
   bool expand;  /* make it plain */
   unsigned what;
   _Atomic uint64_t done; /* clusters */
+  _Atomic bool full;     /* there was no room */
 };
 
 /* ---- what a cluster is ----------------------------------------------------------------------- */
@@ -91,6 +93,10 @@ rewrite (struct recompression *c, uint8_t *buf, uint64_t offset, uint64_t len)
                       (unsigned long long)offset, strerror (-r));
   r = c->expand ? q_pwrite (c->img, buf, offset, len)
                 : q_write_compressed (c->img, buf, offset, len);
+  if (r == -ENOSPC) {
+    c->full = true; /* said when all threads have ended */
+    return 1;
+  }
   if (r < 0)
     return img_error ("%s: error while writing at byte %llu: %s", c->spec.name,
                       (unsigned long long)offset, strerror (-r));
@@ -192,7 +198,7 @@ refuse (const struct recompression *c, uint64_t *end)
         c->spec.name, info.nb_snapshots);
     return true;
   }
-  if (c->type && strcmp (c->type, "zstd") == 0 && info.version < 3) {
+  if (c->zstd && info.version < 3) {
     img_error ("%s: zstd needs version 3: nbdcow-img amend -o compat=v3 first", c->spec.name);
     return true;
   }
@@ -213,32 +219,17 @@ change_type (struct recompression *c)
     return 0;
   c->was = calloc (q_size (c->img) / q_cluster_size (c->img) / 8 + 1, 1);
   r = c->was ? do_all (c, COMPRESSED, true) : img_error ("out of memory");
+  if (r != 0 && c->full)
+    do_all (c, 0, false); /* back */
   if (r != 0)
     return r;
   q_amend_options_init (&amend);
-  amend.zstd = strcmp (c->type, "zstd") == 0;
+  amend.zstd = c->zstd;
   r = q_amend (c->img, &amend, &err);
   if (r < 0)
     return img_error ("%s", err.text);
   /* How clusters are compressed is settled when an image is opened. */
   return img_close (&c->img) && open_image (c) ? 0 : 1;
-}
-
-static bool
-print (const struct recompression *c, const struct q_compact_result *r)
-{
-  char before[32], after[32];
-
-  if (c->json)
-    return img_print_json (json_pack ("{s:o, s:I, s:I, s:I}", "filename",
-                                      img_json_name (c->spec.name), "rewritten-clusters",
-                                      (json_int_t)c->done, "end-before", (json_int_t)r->end_before,
-                                      "end-after", (json_int_t)r->end_after));
-  if (!c->quiet)
-    printf ("%llu clusters were written anew; the file had %s and has %s.\n",
-            (unsigned long long)c->done, img_size_text (r->end_before, before),
-            img_size_text (r->end_after, after));
-  return true;
 }
 
 static int
@@ -257,6 +248,10 @@ recompress (struct recompression *c)
   /* What was compressed before the type was changed is not any more, and noted. */
   if (r == 0)
     r = do_all (c, c->all ? COMPRESSED | PLAIN : c->was ? 0 : COMPRESSED, false);
+  if (c->full)
+    img_error ("%s: no room left: it is sound and holds what it held; make room on its file system "
+               "and do this again, or convert -c it to where there is room",
+               c->spec.name);
   if (!img_close (&c->img))
     r = 1;
   free (c->was);
@@ -268,7 +263,10 @@ recompress (struct recompression *c)
     img_close (&c->img);
   }
   result.end_before = end_before;
-  return r == 0 && print (c, &result) ? 0 : 1;
+  return r == 0 && img_print_shorter (c->spec.name, "rewritten-clusters", "written anew", c->done,
+                                      &result, c->json, c->quiet)
+             ? 0
+             : 1;
 }
 
 /* ---- the command line ------------------------------------------------------------------------ */
@@ -305,16 +303,9 @@ take (struct recompression *c, int letter, const char *arg)
                              (uint64_t)q_compression_max_level (true), &c->level);
   case TYPE:
     c->type = arg;
-    if (strcmp (arg, "zlib") == 0 || strcmp (arg, "zstd") == 0)
-      return true;
-    img_error ("--type '%s' is not known: it is zlib or zstd", arg);
-    return false;
+    return img_parse_compression ("--type", arg, &c->zstd);
   case STATE_DIR:
-    c->state_dir = strcmp (arg, "off") == 0 ? NULL : arg;
-    if (arg[0] == '/' || !c->state_dir)
-      return true;
-    img_error ("recompress: --state-dir '%s' is neither an absolute name nor off", arg);
-    return false;
+    return img_parse_state_dir (arg, &c->state_dir);
   default:
     return false;
   }

@@ -9,6 +9,9 @@
 
 #include "img.h"
 
+/* Between two looks at whether somebody wants it to stop. */
+#define PIECE (64ull << 20)
+
 struct resizing {
   struct img_spec spec;
   enum q_preallocation preallocation;
@@ -37,6 +40,26 @@ new_size (const struct resizing *z, uint64_t old, uint64_t *size)
 }
 
 static int
+preallocate (const struct resizing *z, struct q_image *img, uint64_t from, uint64_t to)
+{
+  int r = 0;
+
+  img_catch_signals ();
+  img_progress_begin (false, z->quiet, to - from);
+  for (uint64_t n; r == 0 && from < to; from += n) {
+    n = PIECE - from % PIECE;
+    n = n < to - from ? n : to - from;
+    r = img_interrupted () ? -EINTR : q_preallocate (img, from, n, z->preallocation);
+    img_progress_add (n);
+  }
+  img_progress_end ();
+  if (r == 0)
+    return 0;
+  return img_error ("%s: the disk has grown, but not all of it could be preallocated: %s",
+                    q_filename (img), r == -EINTR ? "interrupted" : strerror (-r));
+}
+
+static int
 resize_image (const struct resizing *z, struct q_image *img)
 {
   uint64_t old = q_size (img), size;
@@ -59,12 +82,8 @@ resize_image (const struct resizing *z, struct q_image *img)
   r = size < old ? q_shrink (img, size, &err) : q_resize (img, size, &err);
   if (r < 0)
     return img_error ("%s", err.text);
-  if (size > old) {
-    r = q_preallocate (img, old, size - old, z->preallocation);
-    if (r < 0)
-      return img_error ("%s: the disk has grown, but not all of it could be preallocated: %s",
-                        q_filename (img), strerror (-r));
-  }
+  if (size > old && z->preallocation != Q_PREALLOC_OFF && preallocate (z, img, old, size) != 0)
+    return 1;
   if (!z->quiet)
     printf ("Image resized.\n");
   return 0;
