@@ -325,9 +325,7 @@ ready_directory (struct q_bitmap_changes *c, struct q_error *err)
       if (r < 0)
         return no_memory (img, err);
     }
-  r = q_leave (img, &c->leaving, img->bitmap_dir_offset, img->bitmap_dir_size);
-  if (r == 0)
-    r = q_directory_write (img, c->list, c->n_list, &c->directory);
+  r = q_directory_write (img, c->list, c->n_list, &c->directory);
   if (r == 0)
     r = q_flush (img);
   return r < 0 ? q_fail (err, r, "%s: cannot write the bitmap directory: %s", img->filename,
@@ -523,18 +521,17 @@ q_bitmap_finish (struct q_bitmap_changes *c, struct q_error *err)
   int r = 0;
 
   if (c->relist) {
-    r = q_directory_switch (img, img->bitmaps.bitmap, &c->directory);
-    if (r == 0)
-      q_let_go (img, &c->leaving);
-    else if (r == -ENOSPC) {
+    r = q_directory_switch (img, img->bitmaps.bitmap, &c->directory, &c->leaving);
+    if (r == -ENOSPC || r == -ENOMEM) {
       q_log (Q_LOG_WARNING,
              "%s: no room to write where the bitmap directory is: tried again with the next change "
              "of bitmaps, and on close",
              img->filename);
       img->bitmaps.relist = true;
       q_directory_drop (img, &c->directory);
+      q_let_go_later (img, &c->leaving);
       r = 0;
-    } else
+    } else if (r < 0)
       q_fail (err, r, "%s: cannot write where the bitmap directory is: %s", img->filename,
               strerror (-r));
   }

@@ -169,6 +169,18 @@ save_live (struct q_image *img, bool disabled, struct q_error *err)
   return r;
 }
 
+/* Those that no directory on disk names, nor will any more. */
+static void
+drop_unlisted (struct q_image *img)
+{
+  struct q_leaving leaving = { 0 };
+
+  for (unsigned i = 0; i < img->bitmaps.n; ++i)
+    if (img->bitmaps.bitmap[i]->position == Q_BITMAP_NOWHERE)
+      q_bitmap_leave (img, &leaving, img->bitmaps.bitmap[i]);
+  q_let_go (img, &leaving);
+}
+
 int
 q_bitmaps_close (struct q_image *img, struct q_error *err)
 {
@@ -176,6 +188,8 @@ q_bitmaps_close (struct q_image *img, struct q_error *err)
 
   pthread_mutex_lock (&img->bitmap_lock);
   r = save_live (img, false, err);
+  if (r < 0 && atomic_load (&img->sticky) == 0)
+    drop_unlisted (img);
   pthread_mutex_unlock (&img->bitmap_lock);
   return r;
 }

@@ -62,6 +62,7 @@ struct q_shared {
   uint64_t end;
   uint64_t record, record_bytes; /* that counts */
   bool full;                     /* said so once */
+  _Atomic bool kept;             /* the image was closed, and this is for the next open */
 };
 
 /* ---- the file -------------------------------------------------------------------------------- */
@@ -110,7 +111,8 @@ unmap (struct q_shared *s, void *map, uint64_t offset, uint64_t len)
 {
   len = q_round_up (len, PAGE);
   munmap (map, len);
-  fallocate (s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)len);
+  if (!atomic_load (&s->kept)) /* else the bits are freed here and count there */
+    fallocate (s->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)len);
 }
 
 static void
@@ -159,7 +161,9 @@ q_shared_close (struct q_image *img, bool keep)
 {
   if (!img->shared)
     return;
-  if (!keep)
+  if (keep)
+    atomic_store (&img->shared->kept, true);
+  else
     unlink (img->shared->path);
   shared_drop (img->shared);
   img->shared = NULL;
@@ -584,13 +588,10 @@ restore (struct q_image *img, const struct left *l, struct q_error *err)
   if (r == 0)
     r = q_bitmaps_save (img, live, n_live, err);
   if (r == 0 && fewer) {
-    q_leave (img, &leaving, img->bitmap_dir_offset, img->bitmap_dir_size);
     r = q_directory_write (img, all->bitmap, all->n, &d);
     if (r == 0)
-      r = q_directory_switch (img, all->bitmap, &d);
-    if (r == 0)
-      q_let_go (img, &leaving);
-    else
+      r = q_directory_switch (img, all->bitmap, &d, &leaving);
+    if (r < 0)
       q_fail (err, r, "%s: cannot write the bitmap directory: %s", img->filename, strerror (-r));
   }
   if (r == 0)

@@ -13,8 +13,11 @@
  *     what is not referred to any more goes to limbo
  *
  * Bits and tables of a bitmap that is in use may be written where they are, for nobody reads them.
- * The mark is four aligned bytes and cannot tear.  The header extension has 24: where they lie in
- * two sectors, the autoclear bit is off while they change.
+ * When that fails for want of room, tables at a new place and all that only they refer to are given
+ * back at once.  One that was written where it was may be the old one or the new on disk: what
+ * either refers to stays the bitmap's until the next time.  The mark is four aligned bytes and
+ * cannot tear.  The header extension has 24: where they lie in two sectors, the autoclear bit is
+ * off while they change.
  *
  * A cluster that others refer to as well, or that holds something else, is not written and not let
  * go of: an image that is damaged does not get worse here.
@@ -111,6 +114,13 @@ q_leave (struct q_image *img, struct q_leaving *l, uint64_t host, uint64_t bytes
   return 0;
 }
 
+static void
+forget (struct q_leaving *l)
+{
+  free (l->run);
+  *l = (struct q_leaving){ 0 };
+}
+
 /* They are not referred to any more.  Without memory they are leaked, and a check finds them. */
 void
 q_let_go (struct q_image *img, struct q_leaving *l)
@@ -121,8 +131,16 @@ q_let_go (struct q_image *img, struct q_leaving *l)
       q_limbo_add (&img->limbo, l->run[i].host >> img->cluster_bits,
                    clusters_of (img, l->run[i].bytes));
   q_alloc_unlock (img);
-  free (l->run);
-  *l = (struct q_leaving){ 0 };
+  forget (l);
+}
+
+/* The same without memory. */
+void
+q_let_go_later (struct q_image *img, struct q_leaving *l)
+{
+  for (size_t i = 0; i < l->n; ++i)
+    q_leave (img, &img->bitmaps.leaving, l->run[i].host, l->run[i].bytes);
+  forget (l);
 }
 
 int
@@ -336,11 +354,14 @@ write_extension (struct q_image *img, const struct q_new_directory *d)
 
 int
 q_directory_switch (struct q_image *img, struct q_bitmap *const *list,
-                    const struct q_new_directory *d)
+                    const struct q_new_directory *d, struct q_leaving *leaving)
 {
+  const size_t others = leaving->n;
   uint64_t at = 0;
-  int r;
+  int r = q_leave (img, leaving, img->bitmap_dir_offset, img->bitmap_dir_size);
 
+  if (r < 0)
+    return r;
   atomic_store (&img->file_needs_sync, true);
   q_flush_hold (img);
   r = q_flush_round (img);
@@ -358,13 +379,18 @@ q_directory_switch (struct q_image *img, struct q_bitmap *const *list,
     }
   }
   q_flush_let_go (img);
-  for (unsigned i = 0; r == 0 && i < d->n; ++i) {
+  if (r < 0) {
+    leaving->n = others;
+    return r;
+  }
+  for (unsigned i = 0; i < d->n; ++i) {
     list[i]->position = at;
-    list[i]->moved = false;
     list[i]->flags = entry_flags (list[i]);
     at += entry_bytes (list[i]);
   }
-  return r;
+  q_let_go (img, leaving);
+  q_let_go (img, &img->bitmaps.leaving);
+  return 0;
 }
 
 /* ---- in use ---------------------------------------------------------------------------------- */
@@ -395,21 +421,25 @@ q_bitmaps_mark_in_use (struct q_image *img, struct q_bitmap *const *b, unsigned 
 /* One bitmap that is being saved. */
 struct saving {
   struct q_bitmap *b;
-  uint64_t *table; /* as it is to be, in host byte order; NULL: as it is */
-  uint64_t taken;  /* new clusters in it */
-  uint64_t host;   /* of the table, if it is to be at a new place; 0: where it is */
+  bool changes; /* the table; else all up to LEAVING counts for nothing */
+  /* As it is to be on disk; once adopted, as it was: */
+  uint64_t *table; /* in host byte order; NULL: there was none */
   uint32_t size;
+  uint64_t host;
+  bool moves;               /* to a new place, */
+  bool written;             /* or it may be, in part, on top of the old one */
+  bool done;                /* the disk says that it is saved */
+  struct q_leaving leaving; /* what it will not refer to any more */
 };
 
 /* A place for a chunk's bits: the old one if it is ours. */
 static int
-place_chunk (struct q_image *img, uint64_t old, uint64_t *host, bool *fresh)
+place_chunk (struct q_image *img, uint64_t old, uint64_t *host)
 {
   uint64_t got;
   bool hole;
   int r;
 
-  *fresh = false;
   if (old && q_bitmap_owns (img, old, 1)) {
     *host = old;
     return 0;
@@ -417,37 +447,33 @@ place_chunk (struct q_image *img, uint64_t old, uint64_t *host, bool *fresh)
   q_alloc_lock (img);
   r = q_alloc_run (img, 1, 0, host, &got, &hole);
   q_alloc_unlock (img);
-  *fresh = r == 0;
   return r;
 }
 
 static int
-save_chunk (struct q_image *img, struct saving *s, uint32_t chunk, uint8_t *buf,
-            struct q_leaving *leaving)
+save_chunk (struct q_image *img, struct saving *s, uint32_t chunk, uint8_t *buf)
 {
   struct q_bits *bits = atomic_load (&s->b->bits);
   bool known = s->b->table && chunk < s->b->table_size;
   uint64_t old = known ? s->b->table[chunk] & Q_OFFSET_MASK : 0, host;
   enum q_chunk_kind kind = q_bits_chunk_kind (bits, chunk);
-  bool fresh;
   int r;
 
   if (kind != Q_CHUNK_MIXED) {
     s->table[chunk] = kind == Q_CHUNK_ONES ? Q_BITMAP_ENTRY_ONES : 0;
-    return q_leave (img, leaving, old, q_cluster_bytes (img));
+    return q_leave (img, &s->leaving, old, q_cluster_bytes (img));
   }
-  r = place_chunk (img, old, &host, &fresh);
+  r = place_chunk (img, old, &host);
   if (r < 0)
     return r;
   s->table[chunk] = host;
-  s->taken += fresh;
   q_bits_chunk_get (bits, chunk, buf);
   return write_at (img, buf, q_cluster_bytes (img), host);
 }
 
 /* The bits that differ. */
 static int
-save_bits (struct q_image *img, struct saving *s, struct q_leaving *leaving)
+save_bits (struct q_image *img, struct saving *s)
 {
   struct q_bitmap *b = s->b;
   struct q_bits *bits = atomic_load (&b->bits);
@@ -462,94 +488,113 @@ save_bits (struct q_image *img, struct saving *s, struct q_leaving *leaving)
     return 0;
   r = q_bitmap_read_table (b, NULL);
   s->size = bits->chunks;
+  s->host = b->table_offset;
   s->table = calloc (bits->chunks + 1ull, sizeof *s->table);
   buf = malloc (q_cluster_bytes (img));
   if (r == 0 && (!s->table || !buf))
     r = -ENOMEM;
+  s->changes = s->table;
   for (uint32_t i = 0; r == 0 && i < bits->chunks; ++i)
     if (!b->table || i >= b->table_size || bits->changed[i])
-      r = save_chunk (img, s, i, buf, leaving);
+      r = save_chunk (img, s, i, buf);
     else
       s->table[i] = b->table[i];
   for (uint32_t i = bits->chunks; r == 0 && b->table && i < b->table_size; ++i)
-    r = q_leave (img, leaving, b->table[i] & Q_OFFSET_MASK, q_cluster_bytes (img));
+    r = q_leave (img, &s->leaving, b->table[i] & Q_OFFSET_MASK, q_cluster_bytes (img));
   if (r == 0 && (b->table_size != s->size || b->table_offset == 0 ||
                  !q_bitmap_owns (img, b->table_offset, bytes))) {
     r = take (img, bytes, &s->host);
+    s->moves = r == 0;
     if (r == 0)
-      r = q_leave (img, leaving, b->table_offset, b->table_size * sizeof (uint64_t));
+      r = q_leave (img, &s->leaving, b->table_offset, b->table_size * sizeof (uint64_t));
   }
   free (buf);
   return r;
 }
 
 static int
-save_table (struct q_image *img, const struct saving *s)
+save_table (struct q_image *img, struct saving *s)
 {
   be64 *raw;
   int r;
 
-  if (!s->table)
+  if (!s->changes)
     return 0;
   raw = malloc (s->size * sizeof *raw + 1);
   if (!raw)
     return -ENOMEM;
   for (uint32_t i = 0; i < s->size; ++i)
     raw[i] = put64 (s->table[i]);
-  r = write_at (img, raw, s->size * sizeof *raw, s->host ? s->host : s->b->table_offset);
+  s->written = !s->moves;
+  r = write_at (img, raw, s->size * sizeof *raw, s->host);
   free (raw);
   return r;
 }
 
-/* The clusters that were taken for S will not be used. */
+/* Makes the table of S the bitmap's; or, after that, the old one again. */
 static void
-give_back (struct q_image *img, struct saving *s)
+adopt (struct saving *s)
 {
-  if (!s->table)
-    return;
-  for (uint32_t i = 0; i < s->size && s->taken > 0; ++i) {
-    uint64_t host = s->table[i] & Q_OFFSET_MASK;
-    bool old = s->b->table && i < s->b->table_size && s->b->table[i] == host;
+  struct q_bitmap *b = s->b;
+  const struct saving was = { .table = b->table, .size = b->table_size, .host = b->table_offset };
 
-    if (host && !old) {
-      drop (img, host, 1);
-      --s->taken;
-    }
-  }
-  drop (img, s->host, s->size * sizeof (uint64_t));
+  if (!s->changes)
+    return;
+  b->table = s->table;
+  b->table_size = s->size;
+  b->table_offset = s->host;
+  s->table = was.table;
+  s->size = was.size;
+  s->host = was.host;
 }
 
 /* What S has written is what counts. */
 static void
-settle (struct saving *s)
+settle (struct q_image *img, struct saving *s)
 {
-  struct q_bitmap *b = s->b;
-  struct q_bits *bits = atomic_load (&b->bits);
+  struct q_bits *bits = atomic_load (&s->b->bits);
 
-  if (s->table) {
-    free (b->table);
-    b->table = s->table;
-    b->table_size = s->size;
-    if (s->host) {
-      b->table_offset = s->host;
-      b->moved = true;
-    }
-    s->table = NULL;
-  }
+  q_let_go (img, &s->leaving);
   for (uint32_t i = 0; i < bits->chunks; ++i)
     atomic_store_explicit (&bits->changed[i], 0, memory_order_relaxed);
 }
 
-static int
-finish_flags (struct q_image *img, struct saving *s, unsigned n, bool placed)
+/* S was not saved, and its bits still count as changed.  The clusters that it has taken go back;
+ * but where the table on disk may be the old one or the new, what either refers to stays. */
+static void
+undo (struct q_image *img, struct saving *s)
 {
-  int r = placed ? sync_file (img) : 0; /* what they are about to vouch for */
+  struct q_bitmap *b = s->b;
 
+  for (uint32_t i = 0; s->changes && i < s->size; ++i) {
+    uint64_t host = s->table[i] & Q_OFFSET_MASK;
+
+    if (host == 0 || (b->table && i < b->table_size && b->table[i] == host))
+      continue;
+    if (s->written)
+      b->table[i] = host;
+    else
+      drop (img, host, 1);
+  }
+  if (s->moves)
+    drop (img, s->host, s->size * sizeof (uint64_t));
+  forget (&s->leaving);
+}
+
+static int
+finish_flags (struct q_image *img, struct saving *s, unsigned n)
+{
+  bool placed = false;
+  int r;
+
+  for (unsigned i = 0; i < n; ++i)
+    placed = placed || s[i].written;
+  r = placed ? sync_file (img) : 0; /* what they are about to vouch for */
   for (unsigned i = 0; r == 0 && i < n; ++i) {
     s[i].b->live = false;
     r = write_flags (s[i].b);
-    if (r < 0)
-      s[i].b->live = true;
+    s[i].done = r == 0;
+    s[i].b->live = r < 0;
   }
   if (r == 0)
     r = sync_file (img);
@@ -559,9 +604,10 @@ finish_flags (struct q_image *img, struct saving *s, unsigned n, bool placed)
 }
 
 static int
-finish_directory (struct q_image *img, struct saving *s, unsigned n, struct q_leaving *leaving)
+finish_directory (struct q_image *img, struct saving *s, unsigned n)
 {
   struct q_bitmaps *l = &img->bitmaps;
+  struct q_leaving nothing = { 0 };
   struct q_new_directory d = { 0 };
   int r;
 
@@ -569,49 +615,47 @@ finish_directory (struct q_image *img, struct saving *s, unsigned n, struct q_le
     s[i].b->live = false;
   r = q_directory_write (img, l->bitmap, l->n, &d);
   if (r == 0)
-    r = q_leave (img, leaving, img->bitmap_dir_offset, img->bitmap_dir_size);
-  if (r == 0)
-    r = q_directory_switch (img, l->bitmap, &d);
-  for (unsigned i = 0; r < 0 && i < n; ++i)
-    s[i].b->live = true;
+    r = q_directory_switch (img, l->bitmap, &d, &nothing);
   if (r < 0)
     q_directory_drop (img, &d);
+  for (unsigned i = 0; i < n; ++i) {
+    s[i].b->live = r < 0;
+    s[i].done = r == 0;
+  }
+  forget (&nothing);
   return r;
 }
 
 static int
 save_all (struct q_image *img, struct saving *s, unsigned n)
 {
-  struct q_leaving leaving = { 0 };
-  bool moved = img->bitmaps.relist, placed = false;
+  bool relist = img->bitmaps.relist, placed = false;
   int r = 0;
 
   for (unsigned i = 0; r == 0 && i < n; ++i) {
-    r = save_bits (img, &s[i], &leaving);
-    moved = moved || s[i].host || s[i].b->moved || s[i].b->position == Q_BITMAP_NOWHERE;
-    placed = placed || s[i].table;
+    r = save_bits (img, &s[i]);
+    relist = relist || s[i].moves || s[i].b->position == Q_BITMAP_NOWHERE;
+    placed = placed || s[i].changes;
   }
   Q_PROBE ("bits of bitmaps written, not durable");
   if (r == 0 && placed)
     r = q_flush (img);
-  if (r < 0) {
-    for (unsigned i = 0; i < n; ++i)
-      give_back (img, &s[i]);
-    free (leaving.run);
-    return r;
-  }
-  /* From here on tables on disk may refer to what was taken: it stays. */
   for (unsigned i = 0; r == 0 && i < n; ++i)
     r = save_table (img, &s[i]);
   Q_PROBE ("tables of bitmaps written, still in use");
-  for (unsigned i = 0; r == 0 && i < n; ++i)
-    settle (&s[i]);
-  if (r == 0)
-    r = moved ? finish_directory (img, s, n, &leaving) : finish_flags (img, s, n, placed);
-  if (r == 0)
-    q_let_go (img, &leaving);
-  else
-    free (leaving.run);
+  if (r == 0) {
+    for (unsigned i = 0; i < n; ++i)
+      adopt (&s[i]);
+    r = relist ? finish_directory (img, s, n) : finish_flags (img, s, n);
+    for (unsigned i = 0; i < n; ++i)
+      if (!s[i].done)
+        adopt (&s[i]);
+  }
+  for (unsigned i = 0; i < n; ++i)
+    if (s[i].done)
+      settle (img, &s[i]);
+    else
+      undo (img, &s[i]);
   return r;
 }
 

@@ -198,6 +198,7 @@ q_bitmaps_free (struct q_image *img)
   free (atomic_load (&img->tracker));
   atomic_store (&img->tracker, NULL);
   free_list (&img->bitmaps);
+  free (img->bitmaps.leaving.run);
 }
 
 struct q_bitmap *

@@ -117,7 +117,6 @@ struct q_bitmap {
   uint8_t *extra;
   uint32_t extra_size;
   uint64_t *table; /* its entries, in host byte order; NULL: not read */
-  bool moved;      /* its entry does not say yet where the table is */
 };
 #define Q_BITMAP_NOWHERE UINT64_MAX
 
@@ -143,7 +142,8 @@ const char *q_bitmap_objection (const struct q_bitmap *b, bool to_remove);
 int q_bitmaps_mark_in_use (struct q_image *img, struct q_bitmap *const *b, unsigned n,
                            struct q_error *err);
 /* Saves the bits of the N live bitmaps in B, into which nobody sets any bit now, and takes their
- * marks off.  When it fails they stay live. */
+ * marks off.  When it fails, those that could not be saved stay live, what was written for them is
+ * given back, and they can be saved again. */
 int q_bitmaps_save (struct q_image *img, struct q_bitmap *const *b, unsigned n,
                     struct q_error *err);
 
@@ -154,18 +154,13 @@ bool q_bitmap_owns (struct q_image *img, uint64_t host, uint64_t bytes);
 int q_bitmap_make_table (struct q_bitmap *b);
 void q_bitmap_drop_table (struct q_bitmap *b);
 
-/* Clusters that will not be referred to once all is written. */
-struct q_leaving {
-  struct {
-    uint64_t host, bytes;
-  } * run;
-  size_t n, capacity;
-};
 int q_leave (struct q_image *img, struct q_leaving *l, uint64_t host, uint64_t bytes);
 /* The table of B and all in it.  What cannot be read is leaked. */
 int q_bitmap_leave (struct q_image *img, struct q_leaving *l, struct q_bitmap *b);
 /* They are not referred to any more; frees the list. */
 void q_let_go (struct q_image *img, struct q_leaving *l);
+/* They will not be once a directory has taken the place of the one on disk; frees the list. */
+void q_let_go_later (struct q_image *img, struct q_leaving *l);
 
 /* A directory that has been written beside the one that counts. */
 struct q_new_directory {
@@ -177,9 +172,10 @@ struct q_new_directory {
 int q_directory_write (struct q_image *img, struct q_bitmap *const *list, unsigned n,
                        struct q_new_directory *d);
 void q_directory_drop (struct q_image *img, const struct q_new_directory *d);
-/* Flushes, and makes D the directory; LIST is what it was written from. */
+/* Flushes, and makes D the directory; LIST is what it was written from.  Then lets go of the old
+ * one, and of LEAVING.  After -ENOSPC and -ENOMEM the old one is still the directory. */
 int q_directory_switch (struct q_image *img, struct q_bitmap *const *list,
-                        const struct q_new_directory *d);
+                        const struct q_new_directory *d, struct q_leaving *leaving);
 
 /* ---- bitmap-live.c --------------------------------------------------------------------------- */
 

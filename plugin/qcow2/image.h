@@ -219,11 +219,19 @@ q_tally_hit (struct q_tally *t)
 
 /* ---- bitmaps (bitmap.h) --------------------------------------------------------------------- */
 
+/* Clusters that will not be referred to once all is written (bitmap.h). */
+struct q_leaving {
+  struct {
+    uint64_t host, bytes;
+  } * run;
+  size_t n, capacity;
+};
 struct q_bitmaps {
   struct q_bitmap **bitmap; /* in the order of the directory; NULL: not read */
   unsigned n;
   uint64_t memory; /* of bits, bytes */
-  bool relist;     /* the directory on disk is not this list: there was no room to say so */
+  bool relist;     /* the directory on disk is not this list: there was no room to say so ... */
+  struct q_leaving leaving; /* ... and this is what only that directory refers to */
 };
 struct q_tracker;
 

@@ -44,6 +44,9 @@ static const struct {
   { "flushes-strand-refcount-blocks", test_flushes_do_not_grow },
   { "halves-of-an-entry", test_halves_of_an_entry },
   { "data-is-not-copied", test_data_is_not_copied },
+  { "bitmaps-follow-the-disk", test_bitmaps_follow_the_disk },
+  { "bitmaps-that-cannot-be-saved", test_bitmaps_that_cannot_be_saved },
+  { "bitmaps-when-closing-fails", test_bitmaps_when_closing_fails },
   { "soak", test_soak },
 };
 #define N_TESTS (sizeof tests / sizeof tests[0])

@@ -40,6 +40,9 @@ void test_published_during_flush (void);
 void test_state_of_another_session (void);
 void test_halves_of_an_entry (void);
 void test_data_is_not_copied (void);
+void test_bitmaps_follow_the_disk (void);
+void test_bitmaps_that_cannot_be_saved (void);
+void test_bitmaps_when_closing_fails (void);
 void test_soak (void);
 void test_flushes_do_not_grow (void);
 

@@ -4,9 +4,13 @@
 # Takes the engine's ordering rules out, one at a time, in a copy of the sources, and demands that
 # some test notices.  Prints a table: the rule, the test that failed, and after how many seconds.
 #
-#     mutate.sh [-s SECONDS] [-k] [NAME...]
+#     mutate.sh [-s SECONDS] [-w DIRECTORY] [NAME...]
+#     mutate.sh -n [NAME...]
+#     mutate.sh -l
 #
-# -s: how long each test may look for it (default 20).  -k: keep the copy.  NAME: only these.
+# -s: how long each test may look for it (default 20).  -w: the copy is made, and built, in DIRECTORY and
+# stays there, for the next time.  NAME: only these.  -n: only sees that each still applies to the
+# sources, and that the compiler takes what comes of it: seconds.  -l: lists them.
 # Exits with 1 if a mutation went unnoticed or no longer applies to the sources: then the mutation
 # here has to follow the code.
 
@@ -15,11 +19,13 @@
 
 set -eu
 
-seconds=20 keep=
-while getopts s:k option; do
+seconds=20 keep='' mode=look
+while getopts s:w:nl option; do
   case $option in
   s) seconds=$OPTARG ;;
-  k) keep=1 ;;
+  w) keep=$OPTARG ;;
+  n) mode=apply ;;
+  l) mode=list ;;
   *) exit 2 ;;
   esac
 done
@@ -27,30 +33,52 @@ shift $((OPTIND - 1))
 wanted=" $* "
 
 top=$(cd "$(dirname "$0")/../.." && pwd)
-work=$(mktemp -d "${TMPDIR:-/tmp}/nbdcow-mutate-XXXXXX")
+work=${keep:-$(mktemp -d "${TMPDIR:-/tmp}/nbdcow-mutate-XXXXXX")}
 trap '[ -n "$keep" ] || rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM
 
-# copy: the sources as they are.
+# copy: the sources as they are; what has not changed is not built again.
 copy ()
 {
+  mkdir -p "$work/tree"
   for part in CMakeLists.txt plugin server tests; do
-    cp -r "$top/$part" "$work/tree/"
+    (cd "$top" && find $part -type f) | while read -r file; do
+      cmp -s "$top/$file" "$work/tree/$file" && continue
+      mkdir -p "$work/tree/$(dirname "$file")"
+      cp "$top/$file" "$work/tree/$file"
+    done
   done
 }
 
 build ()
 {
-  cmake --build "$work/build" --target crash faults bugs deaths model >"$work/build.log" 2>&1
+  cmake --build "$work/build" --target crash faults bugs deaths tools model >"$work/build.log" 2>&1
 }
 
-mkdir "$work/tree"
-copy
-cmake -S "$work/tree" -B "$work/build" -DCMAKE_BUILD_TYPE=Release -DNBDCOW_PROBES=ON \
-  >"$work/build.log" 2>&1 || {
-  cat "$work/build.log" >&2
-  exit 1
+# compiles: the mutated FILE does, beside the others as they are.
+compiles ()
+{
+  mkdir -p "$work/tree"
+  cp "$work/mutated" "$work/tree/$1"
+  "${CC:-cc}" -std=gnu11 -fsyntax-only -w -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -DNBDCOW_PROBES \
+    -I"$top/plugin/qcow2" "$work/tree/$1" >"$work/build.log" 2>&1
 }
+
+if [ $mode = look ]; then
+  copy
+  cmake -S "$work/tree" -B "$work/build" -DCMAKE_BUILD_TYPE=Release -DNBDCOW_PROBES=ON \
+    >"$work/build.log" 2>&1 || {
+    cat "$work/build.log" >&2
+    exit 1
+  }
+elif [ $mode = apply ]; then
+  for tool in perl "${CC:-cc}"; do
+    command -v "$tool" >/dev/null 2>&1 || {
+      echo "mutate.sh: SKIP: $tool is not installed"
+      exit 77
+    }
+  done
+fi
 tests=$work/build/tests
 
 # run_model: the model test with several threads on an image of small clusters, over and over.
@@ -74,7 +102,7 @@ run_model ()
 look ()
 {
   NOTICED=
-  for test in "bugs" "crash -d $seconds" "faults -d $seconds" "deaths -d $seconds" "model"; do
+  for test in "bugs" "crash -d $seconds" "faults -d $seconds" "deaths -d $seconds" "tools -d $seconds" "model"; do
     case $test in
     model) command="run_model $seconds" ;;
     *) command="timeout $((seconds * 3 + 300)) $tests/crash/$test" ;;
@@ -92,19 +120,25 @@ report ()
   printf '%-28s %s\n' "$1" "$2"
 }
 
-failed=0
-start=$(date +%s)
-build || {
-  tail -n 30 "$work/build.log" >&2
-  exit 1
+# look_at_all: without any mutation nothing must be noticed.
+look_at_all ()
+{
+  start=$(date +%s)
+  build || {
+    tail -n 30 "$work/build.log" >&2
+    exit 1
+  }
+  look
+  if [ -n "$NOTICED" ]; then
+    report "(nothing taken out)" "FAILS: $NOTICED"
+    tail -n 5 "$work/test.log" >&2
+    exit 1
+  fi
+  report "(nothing taken out)" "passes, $(($(date +%s) - start)) s"
 }
-look
-if [ -n "$NOTICED" ]; then
-  report "(nothing taken out)" "FAILS: $NOTICED"
-  tail -n 5 "$work/test.log" >&2
-  exit 1
-fi
-report "(nothing taken out)" "passes, $(($(date +%s) - start)) s"
+
+failed=0 applied=0
+[ $mode != look ] || look_at_all
 
 # without NAME FILE PROGRAM: PROGRAM is perl, on the whole file as $_; it must change it.
 without ()
@@ -113,11 +147,24 @@ without ()
   "  " | *" $1 "*) ;;
   *) return 0 ;;
   esac
+  [ $mode != list ] || {
+    echo "$1"
+    return 0
+  }
   file=$work/tree/plugin/qcow2/$2
   perl -0777 -pe "$3" "$top/plugin/qcow2/$2" >"$work/mutated"
   if cmp -s "$work/mutated" "$top/plugin/qcow2/$2"; then
     report "$1" "DOES NOT APPLY to $2 any more: change mutate.sh"
     failed=1
+    return 0
+  fi
+  applied=$((applied + 1))
+  if [ $mode = apply ]; then
+    compiles "$2" || {
+      report "$1" "DOES NOT COMPILE: change mutate.sh"
+      head -n 5 "$work/build.log" >&2
+      failed=1
+    }
     return 0
   fi
   cp "$work/mutated" "$file"
@@ -143,11 +190,11 @@ without ()
 without sync-before-counts flush.c \
   's/(write_phase \(img, round, PHASE_UNREFERENCED\);)\s*if \(r == 0\)\s*r = sync_file \(img, round\);/$1/'
 without sync-before-references flush.c \
-  's/if \(r == 0 && \(round->wrote \|\| round->list\[PHASE_REFERENCES\]\)\)\s*r = sync_file \(img, round\);//'
+  's/if \(r == 0\)\s*r = sync_files \(img, round\);(\s*if \(r == 0\) \{\s*no_longer_fresh)/$1/'
 without sync-after-references flush.c \
   's/(r = q_state_write_sequence \(img\);\s*if \(r == 0 && \w+\))\s*r = sync_file \(img, round\);/$1 round->wrote = false;/'
 without sync-of-data-alone flush.c \
-  's/return data \? sync_file \(img, &round\) : 0;/return 0;/'
+  's/return sync_files \(img, &round\);/return 0;/'
 without sync-of-added-header header.c \
   's/(r = q_file_pwrite \(img->file, tail, [^;]*;)\s*if \(r == 0\)\s*r = sync_header \(img\);/$1/'
 without sync-of-moved-name header.c \
@@ -175,7 +222,7 @@ without content-before-publishing write.c \
 without copied-neighbours write.c \
   's/plan->copy_head = r == 0;/plan->copy_head = false;/'
 without zeros-in-reused-clusters alloc.c \
-  's/\*fresh =\s*img->file->holes_are_zero && [^;]*;/*fresh = true;/'
+  's/\*fresh =\s*img->guest->holes_are_zero && [^;]*;/*fresh = true;/'
 without zeros-in-old-space alloc.c \
   's/img->guest->holes_are_zero && (\*host >= .*?) && \*host >= img->hole_from/$1/'
 
@@ -245,11 +292,11 @@ without snapshot-is-of-one-moment snapshot-make.c \
 without snapshot-table-before-header snapshot.c \
   's/r = q_file_sync \(img->file\);\s*if \(r < 0\)\s*return q_stick \(img, r, "syncing the snapshot table failed"\);//'
 without snapshot-unlisted-first snapshot-drop.c \
-  's/r = unlist \(img, s, &gone, err\);/{ give_back (img, entry, entries, host); r = unlist (img, s, &gone, err); memset (entry, 0, entries * 8ull); host = 0; entries = 0; }/'
+  's/: q_snapshots_replace \(img, s, &gone, err\);/: (give_back (img, entry, entries, host), entries = 0, q_snapshots_replace (img, s, &gone, err));/'
 without going-back-counts-first snapshot-drop.c \
   's/r = q_tree_raise \(img, b->l2\);/r = 0;/'
 without dirty-bit-meanwhile header.c \
-  's/(q_header_set_dirty \([^)]*\)\s*\{.*?)if \(img->version < 3\)/$1if (dirty || !dirty)/s'
+  's/if \(img->version < 3 \|\| !set_dirty \(img, dirty\)\)/if (dirty || !dirty)/'
 without closed-gate-waits gate.c \
   's/while \(!is_empty \(g\)\)/while (false)/'
 
@@ -267,6 +314,10 @@ without bitmap-counts-before-tables bitmap-store.c \
   's/if \(r == 0 && placed\)\s*r = q_flush \(img\);//'
 without bitmap-tables-before-marks bitmap-store.c \
   's/placed \? sync_file \(img\) : 0/0/'
+without failed-save-gives-back bitmap-store.c \
+  's/undo \(img, &s\[i\]\);/forget (&s[i].leaving);/'
+without old-table-may-be-the-new bitmap-store.c \
+  's/if \(s->written\)/if (b == NULL)/'
 without directory-before-header bitmap-store.c \
   's/(q_flush_hold \(img\);\s*)r = q_flush_round \(img\);(\s*if \(r == 0\) \{\s*r = write_extension)/$1 r = 0;$2/'
 without bits-kept-for-the-record bitmap-live.c \
@@ -297,10 +348,29 @@ without sign-of-life-in-recovery recover.c \
 without proof-of-the-session recover.c \
   's/memcmp \(session\.session, h->session, sizeof h->session\) != 0/false/'
 
+# ---- images at rest --------------------------------------------------------------------------------
+
+without compact-copies-first compact.c \
+  's/(r = copy_clusters \(k, k->move\[i\]\.from[^;]*;\s*\})\s*if \(r == 0\)\s*r = q_file_sync \(f\);/$1/'
+without compact-refers-before-freeing compact.c \
+  's/(r = redirect_all \(k, &k->move\[redirected\+\+\], redirect\);)\s*if \(r == 0\)\s*r = q_file_sync \(f\);/$1/'
+without compact-copies-tables-first compact.c \
+  's/(r = copy_clusters \(k, from, to, count\);)\s*if \(r == 0\)\s*r = q_file_sync \(f\);/$1/'
+without compact-copies-pieces-first compact-pieces.c \
+  's/m->n > 0 \? q_file_sync \(k->c\.img->file\) : 0/0/'
+without new-counts-before-header width.c \
+  's/return r == 0 \? q_file_sync \(w->img->file\) : r;/return r;/'
+without header-piece-by-piece rewrite.c \
+  's/return r == 0 \? q_file_sync \(img->file\) : r;/return r;/'
+without short-l1-before-header resize.c \
+  's/r = q_file_sync \(img->file\);\s*if \(r < 0\)\s*q_stick \(img, r, "syncing the new L1 table failed"\);/;/'
+without zeros-written-before-old-version expand.c \
+  's/r = q_flush \(img\); (\/\* counts and zeros)/; $1/'
+
 # ---- errors ----------------------------------------------------------------------------------------
 
 without sticky-errors error.c \
-  's/if \(atomic_compare_exchange_strong \(&img->sticky, &expected, code\)\)/if (expected == 0)/'
+  's/if \(atomic_compare_exchange_strong \(&img->sticky, &expected, sticky\)\)/if (expected == 0)/'
 without full-disk-is-not-sticky flush.c \
   's/if \(r != -ENOSPC && r != -ENOMEM\)\s*q_stick \(img, r, "writing metadata failed"\);/q_stick (img, r, "writing metadata failed");/'
 without failed-round-is-redone flush.c \
@@ -310,4 +380,9 @@ without room-reserved-for-tables alloc.c \
 without abort-forgets-nothing write.c \
   's/q_write_abort \(struct q_write_plan \*plan\)\s*\{/q_write_abort (struct q_write_plan *plan)\n{\n  if (plan->allocates) { q_write_commit (plan); return; }\n/'
 
+if [ $mode != list ] && [ $applied = 0 ]; then
+  echo "mutate.sh: no such mutation applies; -l lists them" >&2
+  failed=1
+fi
+[ $mode != apply ] || echo "$applied mutations apply"
 exit $failed
