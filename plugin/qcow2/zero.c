@@ -405,8 +405,9 @@ change_held (struct q_image *img, struct q_table *t, uint64_t first, uint64_t en
     punch_kept (img, gc, was, new, count);
   if (count > 0)
     *done = q_min (end, (gc + count) << sub_shift (img)) - first;
+  /* Until this is durable zeros may show; but not where the backing file will. */
   if (q_has_data_file (img) && changed_from != UINT32_MAX && mode != ZERO_KEEP &&
-      mode != ZERO_PROVISION)
+      mode != ZERO_PROVISION && mode != EMPTY)
     q_data_punch (img, first << img->subcluster_bits, *done << img->subcluster_bits);
 out:
   free (new);
@@ -699,12 +700,18 @@ q_empty (struct q_image *img)
       r = change_clusters (img, first, last, UINT64_MAX, EMPTY, &done);
     first += done;
   }
+  if (r == 0 && q_has_data_file (img)) {
+    r = q_flush (img);
+    if (r == 0)
+      q_data_punch (img, 0, q_size (img));
+  }
   return r;
 }
 
 int
 q_empty_clusters (struct q_image *img, uint64_t first, uint64_t end)
 {
+  const uint64_t offset = first << img->cluster_bits, len = (end - first) << img->cluster_bits;
   uint64_t done = 0;
   int r = 0;
 
@@ -716,5 +723,7 @@ q_empty_clusters (struct q_image *img, uint64_t first, uint64_t end)
       r = change_clusters (img, first, end, UINT64_MAX, EMPTY, &done);
     first += done;
   }
+  if (r == 0 && q_has_data_file (img))
+    q_data_punch (img, offset, len);
   return r;
 }
