@@ -11,7 +11,8 @@
  *
  *   - nothing crashes, and whatever is read is right or an error;
  *   - a failed sync makes the image read-only, and so it stays (invariant 7);
- *   - a full disk does not: with room again everything can be written and flushed;
+ *   - a full disk does not: with room again everything can be written and flushed, and once the
+ *     image is closed no cluster is leaked;
  *   - the file that is left, also after a power cut then or before, opens, has no corruption, and
  *     holds what was flushed.
  */
@@ -117,13 +118,33 @@ check_recovers (struct run *run, const struct tap *t)
                    (unsigned long long)bad, byte);
 }
 
+/* Of the image that was closed when the disk was well again. */
+static void
+check_no_leaks (struct run *run)
+{
+  struct q_open_options opts = run->opts;
+  struct q_check_result result = { 0 };
+  struct q_image *img;
+  struct q_error err;
+
+  opts.read_only = true;
+  opts.state_dir = NULL;
+  if (q_open (&img, run->top->name, &opts, &err) < 0 ||
+      q_check (img, 0, &result, NULL, NULL, &err) < 0)
+    die ("%s", err.text);
+  q_close (&img, NULL);
+  if (result.leaks > 0)
+    workload_fail (run, "after a full disk %llu clusters are leaked",
+                   (unsigned long long)result.leaks);
+}
+
 /* True if it was as it should be. */
 static bool
 one_run (struct run *run, struct tap *t, const struct states_options *o, struct states_counts *n)
 {
   const struct mode *mode = t->mode;
   struct q_error err = { "" };
-  bool good, sticky;
+  bool good, sticky, well = false;
   int r;
 
   t->tap = (struct mem_tap){ before, done, t };
@@ -150,6 +171,7 @@ one_run (struct run *run, struct tap *t, const struct states_options *o, struct 
 
       t->mode = NULL;
       check_recovers (run, &was);
+      well = mode->code == ENOSPC && t->syncs_failed == 0;
     }
     sticky = q_read_only (run->img);
     r = workload_close (run, &err);
@@ -159,6 +181,8 @@ one_run (struct run *run, struct tap *t, const struct states_options *o, struct 
   }
   mem_put_tap (run->top, NULL);
   run->rec = NULL;
+  if (well && r == 0 && !sticky)
+    check_no_leaks (run);
   good = !run->failure[0] && (o->each == 0 || states_try (run, &t->rec, o, n));
   rec_free (&t->rec);
   return good;

@@ -239,7 +239,7 @@ make_own (struct run *run)
   struct mem_file *device = run->data ? run->data : run->top;
 
   if (w->device) {
-    uint64_t size = 2 * run->size + (1u << 20);
+    uint64_t size = (w->mix.snapshot ? 8 : 2) * run->size + (1u << 20);
 
     mem_resize (device, size);
     for (uint64_t i = 0; i < size; i += 8)

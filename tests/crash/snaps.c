@@ -160,10 +160,17 @@ snaps_operate (struct guest *g)
 /* ---- afterwards ------------------------------------------------------------------------------ */
 
 void
+snaps_begin (struct snaps *s)
+{
+  for (unsigned i = 0; i < s->n; ++i)
+    s->s[i].before = s->s[i].there;
+}
+
+void
 snaps_rewind (struct snaps *s)
 {
   for (unsigned i = 0; i < s->n; ++i)
-    s->s[i].may = s->s[i].must = false;
+    s->s[i].may = s->s[i].must = s->s[i].before;
 }
 
 void

@@ -20,6 +20,7 @@ struct snap {
   uint64_t size;
   bool there;     /* while running: to be deleted or gone back to */
   bool may, must; /* at the place in the recording that is looked at */
+  bool before;    /* it was there when the recording began */
 };
 
 struct snaps {
@@ -30,6 +31,8 @@ struct snaps {
 void snaps_free (struct snaps *s);
 /* One operation at random. */
 void snaps_operate (struct guest *g);
+/* The recording that follows begins with those that there are now. */
+void snaps_begin (struct snaps *s);
 /* Before a recording is gone through, and for each mark in it that is one of ours. */
 void snaps_rewind (struct snaps *s);
 void snaps_follow (struct snaps *s, enum workload_mark mark, size_t subject);

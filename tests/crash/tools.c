@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "snaps.h"
 #include "states.h"
 
 struct tool {
@@ -25,8 +26,10 @@ struct tool {
   int (*work) (struct run *run, struct q_image *img, struct q_error *err);
   bool (*suits) (const struct run *run);
   void (*before) (struct run *run); /* unrecorded; may be NULL */
-  bool repair, metadata_only;       /* how it opens the image */
-  bool tidy;                        /* what fails leaks nothing, if it failed once or for room */
+  bool repair;                      /* how it opens the image, ... */
+  enum q_backing backing;           /* ... and whether with what is below */
+  bool metadata_only;
+  bool tidy; /* what fails leaks nothing, if it failed once or for room */
 };
 
 /* ---- what the disk holds --------------------------------------------------------------------- */
@@ -56,10 +59,11 @@ is_zero (const uint8_t *p, uint64_t n)
 
 /* ---- the tools ------------------------------------------------------------------------------- */
 
+/* What is in the image file itself, and not encrypted. */
 static bool
-any (const struct run *run)
+can_move (const struct run *run)
 {
-  return run != NULL;
+  return !run->w->encrypted && !run->w->data;
 }
 
 static int
@@ -101,10 +105,11 @@ recompress (struct run *run, struct q_image *img, struct q_error *err)
   return r;
 }
 
+/* Snapshots would show what else is below, or nothing. */
 static bool
 has_backing (const struct run *run)
 {
-  return run->w->image == IMAGE_OVERLAY;
+  return run->w->image == IMAGE_OVERLAY && !run->w->mix.snapshot;
 }
 
 /* Rebasing to nothing: what was the backing file's is copied, then its name goes. */
@@ -187,7 +192,8 @@ has_version_3 (const struct run *run)
 static bool
 can_change_version (const struct run *run)
 {
-  return !run->w->extended_l2 && run->w->image != IMAGE_SNAPSHOT &&
+  return !run->w->extended_l2 && !run->w->bitmaps && !run->w->encrypted && !run->w->data &&
+         !run->w->mix.snapshot && run->w->image != IMAGE_SNAPSHOT &&
          (run->w->version == 2 || (run->refcount_bits == 16 && !run->w->zstd));
 }
 
@@ -303,21 +309,41 @@ repair_leaks (struct run *run, struct q_image *img, struct q_error *err)
 }
 
 static const struct tool tools[] = {
-  { "compact", compact, any, NULL, true, true, true },
-  { "recompress", recompress, any, NULL, false, false, false },
-  { "rebase", flatten, has_backing, NULL, false, true, false },
-  { "commit", empty, has_backing, fill_base, false, false, false },
-  { "width", amend_width, has_version_3, NULL, false, true, false },
-  { "version", amend_version, can_change_version, NULL, false, true, false },
-  { "shrink", shrink, can_shrink, clear_end, false, false, false },
-  { "leaks", repair_leaks, has_usual_counts, leak, true, true, false },
-  { "repair", repair, has_usual_counts, damage, true, true, false },
+  { "compact", compact, can_move, NULL, true, Q_BACKING_RECORDED, true, true },
+  { "recompress", recompress, can_move, NULL, false, Q_BACKING_RECORDED, false, false },
+  { "rebase", flatten, has_backing, NULL, false, Q_BACKING_NONE, false, false },
+  { "commit", empty, has_backing, fill_base, false, Q_BACKING_RECORDED, false, false },
+  { "width", amend_width, has_version_3, NULL, false, Q_BACKING_RECORDED, true, false },
+  { "version", amend_version, can_change_version, NULL, false, Q_BACKING_RECORDED, true, false },
+  { "shrink", shrink, can_shrink, clear_end, false, Q_BACKING_RECORDED, false, false },
+  { "leaks", repair_leaks, has_usual_counts, leak, true, Q_BACKING_RECORDED, true, false },
+  { "repair", repair, has_usual_counts, damage, true, Q_BACKING_RECORDED, true, false },
 };
 #define N_TOOLS (sizeof tools / sizeof tools[0])
 
 static const char *const images[] = {
-  "fresh-v2", "overwrite",    "overlay", "overlay-v2", "snapshot", "compressed",
-  "pack",     "pack-overlay", "pack-v2", "discard",    "extended", "extended-compressed",
+  "fresh-v2",
+  "overwrite",
+  "overlay",
+  "overlay-v2",
+  "snapshot",
+  "compressed",
+  "pack",
+  "pack-overlay",
+  "pack-v2",
+  "discard",
+  "extended",
+  "extended-compressed",
+  "encrypted",
+  "data",
+  "data-overlay",
+  "raw",
+  "snapshots",
+  "bitmaps",
+  "no-unref",
+  "everything-lazy",
+  "extended-snapshots",
+  "encrypted-overlay",
 };
 #define N_IMAGES (sizeof images / sizeof images[0])
 
@@ -402,6 +428,7 @@ use (struct run *run, const struct tool *tool, bool may_fail)
 
   opts.repair = tool->repair;
   opts.metadata_only = tool->metadata_only;
+  opts.backing = tool->backing;
   opts.discard = true;
   r = q_open (&img, run->top->name, &opts, &err);
   if (r == 0) {
@@ -455,8 +482,11 @@ fail_at (struct run *run, const struct tool *tool, uint64_t call, int error)
   rec_free (&t.rec);
   cut = states_cut_file (run);
   mem_set (cut, run->top->data, run->top->size);
+  if (cut->beside)
+    mem_set (cut->beside, run->data->data, run->data->size);
   expect_init (&x, run->contents, run->size);
   run->least = 0;
+  snaps_rewind (run->snaps);
   good = states_examine (run, "cut", &x, run->damage == 0, &random);
   expect_free (&x);
   if (good && tool->tidy && look (run).leaks > leaks) {
@@ -503,6 +533,7 @@ one_run (const struct tool *tool, const struct workload *w, uint64_t seed, bool 
   }
   if (!run.failure[0]) {
     take_over (&run);
+    snaps_begin (run.snaps);
     if (tool->before)
       tool->before (&run);
     run.damage = look (&run).corruptions;
