@@ -5,6 +5,8 @@
     bitmaps.py ops URI COUNT SALT     COUNT random operations (SEED and SALT say which; GRAIN, the
                                       cluster size, is what trims are multiples of)
     bitmaps.py bits URI NAME          prints "OFFSET LENGTH" for each dirty stretch
+    bitmaps.py between URI NAME GRANULARITY FILE   each granule is dirty only if its byte in FILE has
+                                      bit 0 set, and is if it has bit 1 set
     bitmaps.py covers MAP OLD NEW     every byte that differs between the raw files OLD and NEW lies
                                       in a stretch of MAP, which the command above printed
 """
@@ -99,12 +101,27 @@ def covers(name, old, new):
         die("%s: byte %d changed and is not dirty" % (name, at))
 
 
+def between(uri, name, granularity, file):
+    bits = open(file, "rb").read()
+    found = bytearray(len(bits))
+    for at, length in dirty(uri, name):
+        for i in range(at // granularity, (at + length + granularity - 1) // granularity):
+            found[i] = 1
+    for i, (byte, is_dirty) in enumerate(zip(bits, found)):
+        if is_dirty and not byte & 1:
+            die("%s: granule %d is dirty and nothing was changed there" % (name, i))
+        if byte & 2 and not is_dirty:
+            die("%s: granule %d is not dirty and was changed" % (name, i))
+
+
 def main(argv):
     if argv[1:2] == ["ops"]:
         ops(argv[2], int(argv[3]), argv[4])
     elif argv[1:2] == ["bits"]:
         for at, length in dirty(argv[2], argv[3]):
             print(at, length)
+    elif argv[1:2] == ["between"]:
+        between(argv[2], argv[3], int(argv[4]), argv[5])
     elif argv[1:2] == ["covers"]:
         covers(*argv[2:5])
     else:

@@ -2,42 +2,54 @@
  *
  * The model test: random operations on the engine and on a plain array, compared all the way.
  *
- *     model [-s SEED] [-n OPERATIONS] [-t THREADS] [-c] [-d] [-z] [-l L2_CACHE_BYTES]
- *           [-S STATE_DIR] [-k PASSWORD] [-R DATA_FILE] IMAGE
+ *     model [-s SEED] [-n OPERATIONS] [-t THREADS] [-c] [-d] [-z] [-b] [-g] [-u] [-K] [-e
+ * DIRECTORY]
+ *           [-l L2_CACHE_BYTES] [-S STATE_DIR] [-k PASSWORD] [-R DATA_FILE] IMAGE
  *
- * IMAGE is a qcow2 image, whose present contents become the model's.  With several threads each has
- * a part of the disk to itself, cut at odd places so that neighbours share clusters, and does
- * everything there; flushes are everybody's.  With -z half of the writes are of whole clusters that
- * are to be compressed.  With -c the image is closed and opened again now and then.  At the end
- * everything is read back, closed, opened, and read again.  With -R the image has DATA_FILE as its
- * raw data file, which must hold the disk after each operation.
+ * IMAGE is a qcow2 image, whose present contents become the model's, or those that the model has in
+ * DIRECTORY, where it leaves what it has at the end.  With several threads each has a part of the
+ * disk to itself, cut at odd places so that neighbours share clusters, and does everything there;
+ * flushes are everybody's.  With -z half of the writes are of whole clusters that are to be
+ * compressed.  With -b bitmaps come, change and go meanwhile, with -g snapshots and the size of the
+ * disk; with -c the image is closed and opened again now and then; with -u what is discarded stays
+ * allocated.  With -R the image has DATA_FILE as its raw data file, which must hold the disk after
+ * each operation.
+ *
+ * At the end everything is read back, closed, opened, and read again.  With -K the process kills
+ * itself instead, with the image open: what it has acknowledged is for the next one to find
+ * (without a state file, what it has flushed).
  */
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "qcow2.h"
+#include "model.h"
 #include "schedule.h"
 
-#define MAX_IO (3u << 20)
+const char *path;
+struct q_open_options opts;
+struct q_image *img;
+uint8_t *model;
+uint64_t model_room;
+_Atomic uint64_t disk_size;
+pthread_rwlock_t world;
+_Atomic unsigned long image_operations;
 
-static const char *path;
 static int raw = -1; /* the data file */
-static struct q_open_options opts;
-static struct q_image *img;
-static uint8_t *model;
 static uint64_t seed = 1;
-static bool compress;
+static bool compress, with_bitmaps, with_layout;
 
-static void __attribute__ ((noreturn, format (printf, 1, 2))) die (const char *fmt, ...)
+void
+die (const char *fmt, ...)
 {
   va_list ap;
 
@@ -46,10 +58,10 @@ static void __attribute__ ((noreturn, format (printf, 1, 2))) die (const char *f
   vfprintf (stderr, fmt, ap);
   fprintf (stderr, "\n");
   va_end (ap);
-  exit (1);
+  _exit (1); /* other threads go on: nothing is taken down under them */
 }
 
-static uint64_t
+uint64_t
 next_random (uint64_t *state)
 {
   *state ^= *state << 13;
@@ -58,7 +70,17 @@ next_random (uint64_t *state)
   return *state * 0x2545f4914f6cdd1dull;
 }
 
-static void
+void *
+xalloc (size_t bytes)
+{
+  void *p = calloc (1, bytes + 1);
+
+  if (!p)
+    die ("out of memory");
+  return p;
+}
+
+void
 open_image (void)
 {
   struct q_error err;
@@ -67,13 +89,65 @@ open_image (void)
     die ("%s", err.text);
 }
 
-static void
+void
 close_image (void)
 {
   struct q_error err;
 
   if (q_close (&img, &err) < 0)
     die ("close: %s", err.text);
+}
+
+/* ---- the model in files ---------------------------------------------------------------------- */
+
+void *
+load_file (const char *dir, const char *name, uint64_t *size)
+{
+  char file[4096];
+  uint8_t *data;
+  FILE *f;
+  long end;
+
+  snprintf (file, sizeof file, "%s/%s", dir, name);
+  f = fopen (file, "r");
+  *size = 0;
+  if (!f)
+    return xalloc (0);
+  if (fseek (f, 0, SEEK_END) != 0 || (end = ftell (f)) < 0)
+    die ("%s: %s", file, strerror (errno));
+  rewind (f);
+  data = xalloc ((size_t)end);
+  *size = (uint64_t)end;
+  if (fread (data, 1, *size, f) != *size)
+    die ("%s: cannot be read", file);
+  fclose (f);
+  return data;
+}
+
+void
+save_file (const char *dir, const char *name, const void *data, uint64_t size)
+{
+  char file[4096];
+  FILE *f;
+
+  snprintf (file, sizeof file, "%s/%s", dir, name);
+  f = fopen (file, "w");
+  if (!f || fwrite (data, 1, size, f) != size || fclose (f) != 0)
+    die ("%s: %s", file, strerror (errno));
+}
+
+/* ---- comparing ------------------------------------------------------------------------------- */
+
+static void
+compare (const uint8_t *buf, const uint8_t *with, uint64_t offset, uint64_t len, const char *what)
+{
+  if (memcmp (buf, with, len) == 0)
+    return;
+  for (uint64_t i = 0; i < len; ++i)
+    if (buf[i] != with[i])
+      die ("%s: byte %llu is %#x, should be %#x (read of %llu at %llu)", what,
+           (unsigned long long)(offset + i), buf[i], with[i], (unsigned long long)len,
+           (unsigned long long)offset);
 }
 
 static void
@@ -84,13 +158,7 @@ verify (uint64_t offset, uint64_t len, uint8_t *buf, const char *when)
   if (r < 0)
     die ("%s: read of %llu at %llu: %s", when, (unsigned long long)len, (unsigned long long)offset,
          strerror (-r));
-  if (memcmp (buf, model + offset, len) == 0)
-    return;
-  for (uint64_t i = 0; i < len; ++i)
-    if (buf[i] != model[offset + i])
-      die ("%s: byte %llu is %#x, should be %#x (read of %llu at %llu)", when,
-           (unsigned long long)(offset + i), buf[i], model[offset + i], (unsigned long long)len,
-           (unsigned long long)offset);
+  compare (buf, model + offset, offset, len, when);
 }
 
 /* The same for the data file. */
@@ -101,40 +169,65 @@ verify_raw (uint64_t offset, uint64_t len, uint8_t *buf, const char *when)
     return;
   if (pread (raw, buf, len, (off_t)offset) != (ssize_t)len)
     die ("%s: the data file is shorter than the disk, or cannot be read", when);
-  for (uint64_t i = 0; i < len; ++i)
-    if (buf[i] != model[offset + i])
-      die ("%s: byte %llu of the raw data file is %#x, should be %#x (%llu at %llu)", when,
-           (unsigned long long)(offset + i), buf[i], model[offset + i], (unsigned long long)len,
-           (unsigned long long)offset);
+  compare (buf, model + offset, offset, len, when);
+}
+
+void
+compare_disk (struct q_image *image, const uint8_t *data, uint64_t size, const char *what)
+{
+  uint8_t *buf = xalloc (MAX_IO);
+
+  if (q_size (image) != size)
+    die ("%s: the disk has %llu bytes, should have %llu", what, (unsigned long long)q_size (image),
+         (unsigned long long)size);
+  for (uint64_t pos = 0; pos < size; pos += MAX_IO) {
+    uint64_t len = size - pos < MAX_IO ? size - pos : MAX_IO;
+    int r = q_pread (image, buf, pos, len);
+
+    if (r < 0)
+      die ("%s: read at %llu: %s", what, (unsigned long long)pos, strerror (-r));
+    compare (buf, data + pos, pos, len, what);
+  }
+  free (buf);
 }
 
 static void
 verify_all (const char *when)
 {
-  uint8_t *buf = malloc (MAX_IO);
+  uint8_t *buf = xalloc (MAX_IO);
 
-  for (uint64_t pos = 0; pos < q_size (img); pos += MAX_IO) {
-    uint64_t len = q_size (img) - pos < MAX_IO ? q_size (img) - pos : MAX_IO;
-
-    verify (pos, len, buf, when);
-    verify_raw (pos, len, buf, when);
-  }
+  compare_disk (img, model, disk_size, when);
+  for (uint64_t pos = 0; pos < disk_size; pos += MAX_IO)
+    verify_raw (pos, disk_size - pos < MAX_IO ? disk_size - pos : MAX_IO, buf, when);
   free (buf);
+  if (with_bitmaps)
+    bitmaps_verify (when);
+  if (with_layout)
+    layout_verify (when);
 }
 
+/* ---- what a guest does ----------------------------------------------------------------------- */
+
 struct worker {
-  uint64_t from, to; /* the part of the disk that is its own */
+  uint64_t from, to; /* the part of the disk that is its own; the last one's ends with the disk */
+  bool last;
   uint64_t state;
   unsigned long operations;
   bool reopen;
 };
 
-/* Mostly small, sometimes aligned to clusters, sometimes large. */
-static void
+/* Mostly small, sometimes aligned to clusters, sometimes large.  False: its part of the disk is
+ * beyond the end. */
+static bool
 choose_range (struct worker *w, uint64_t *offset, uint64_t *len)
 {
-  uint64_t space = w->to - w->from, cluster = q_cluster_size (img), max;
+  uint64_t space, cluster = q_cluster_size (img), max;
 
+  if (w->last || w->to > disk_size)
+    w->to = disk_size;
+  if (w->from >= w->to)
+    return false;
+  space = w->to - w->from;
   if (next_random (&w->state) % 2)
     cluster = q_allocation_size (img);
 
@@ -162,13 +255,14 @@ choose_range (struct worker *w, uint64_t *offset, uint64_t *len)
     if (*len > cluster)
       *len = *len / cluster * cluster;
   }
+  return true;
 }
 
 /* Whole clusters instead, if the worker has any there. */
 static bool
 cut_to_clusters (struct worker *w, uint64_t *offset, uint64_t *len)
 {
-  uint64_t cluster = q_cluster_size (img), size = q_size (img);
+  uint64_t cluster = q_cluster_size (img), size = disk_size;
   uint64_t first = (*offset + cluster - 1) / cluster * cluster;
   uint64_t end = (*offset + *len + cluster - 1) / cluster * cluster;
 
@@ -190,77 +284,237 @@ fill (uint8_t *buf, uint64_t len, uint64_t *state)
     buf[i] = (uint8_t)(r >> (i % 57)) + (uint8_t)(i >> 9);
 }
 
+static void
+reopen (void)
+{
+  pthread_rwlock_wrlock (&world);
+  layout_hide_all ();
+  close_image ();
+  open_image ();
+  pthread_rwlock_unlock (&world);
+}
+
+static void
+operate_on_image (struct worker *w)
+{
+  if (with_layout && (!with_bitmaps || next_random (&w->state) % 2))
+    layout_operate (&w->state);
+  else {
+    pthread_rwlock_rdlock (&world);
+    bitmaps_operate (&w->state);
+    pthread_rwlock_unlock (&world);
+  }
+}
+
+static void
+operate (struct worker *w, unsigned op, uint8_t *buf)
+{
+  static const unsigned how[] = { 0, Q_ZERO_UNMAP, Q_ZERO_PROVISION };
+  unsigned flags = how[next_random (&w->state) % 3];
+  uint64_t offset, len;
+  struct mark mark;
+  int r = 0;
+
+  if (!choose_range (w, &offset, &len))
+    return;
+  if (op < 40) {
+    bool whole = compress && op < 20 && cut_to_clusters (w, &offset, &len);
+
+    fill (buf, len, &w->state);
+    mark_begin (&mark, offset, len);
+    r = whole ? q_write_compressed (img, buf, offset, len) : q_pwrite (img, buf, offset, len);
+    mark_end (&mark, model + offset, buf);
+    memcpy (model + offset, buf, len);
+  } else if (op < 65) {
+    verify (offset, len, buf, "while running");
+    layout_read (&w->state);
+  } else if (op < 75) {
+    if (next_random (&w->state) % 4 == 0)
+      flags |= Q_ZERO_FAST;
+    mark_begin (&mark, offset, len);
+    r = q_zero (img, offset, len, flags);
+    if (r == -ENOTSUP && (flags & Q_ZERO_FAST)) {
+      r = 0;
+      mark_end (&mark, model + offset, model + offset);
+    } else {
+      memset (buf, 0, len);
+      mark_end (&mark, model + offset, buf);
+      memset (model + offset, 0, len);
+    }
+  } else if (op < 88) {
+    /* What a discard leaves is the old byte or zero: take what is read as what it is now. */
+    mark_begin (&mark, offset, len);
+    r = q_discard (img, offset, len);
+    if (r == 0)
+      r = q_pread (img, buf, offset, len);
+    for (uint64_t j = 0; r == 0 && j < len; ++j)
+      if (buf[j] != 0 && buf[j] != model[offset + j])
+        die ("after a discard byte %llu is %#x, was %#x", (unsigned long long)(offset + j), buf[j],
+             model[offset + j]);
+    mark_end (&mark, model + offset, buf);
+    memcpy (model + offset, buf, len);
+  } else if (op < 96)
+    r = q_flush (img);
+  else
+    r = q_prefetch (img, offset, len);
+  if (r < 0)
+    die ("operation %u of %llu bytes at %llu: %s", op, (unsigned long long)len,
+         (unsigned long long)offset, strerror (-r));
+  verify_raw (offset, len, buf, "while running");
+}
+
 static void *
 work (void *opaque)
 {
   struct worker *w = opaque;
-  uint8_t *buf = malloc (MAX_IO);
-  uint64_t offset, len;
-  int r = 0;
+  uint8_t *buf = xalloc (MAX_IO);
 
   for (unsigned long i = 0; i < w->operations; ++i) {
     unsigned op = next_random (&w->state) % 100;
-    static const unsigned how[] = { 0, Q_ZERO_UNMAP, Q_ZERO_PROVISION };
-    unsigned flags = how[next_random (&w->state) % 3];
 
-    choose_range (w, &offset, &len);
-    if (op < 40) {
-      bool whole = compress && op < 20 && cut_to_clusters (w, &offset, &len);
-
-      fill (buf, len, &w->state);
-      r = whole ? q_write_compressed (img, buf, offset, len) : q_pwrite (img, buf, offset, len);
-      memcpy (model + offset, buf, len);
-    } else if (op < 65)
-      verify (offset, len, buf, "while running");
-    else if (op < 75) {
-      if (next_random (&w->state) % 4 == 0)
-        flags |= Q_ZERO_FAST;
-      r = q_zero (img, offset, len, flags);
-      if (r == -ENOTSUP && (flags & Q_ZERO_FAST))
-        r = 0;
-      else
-        memset (model + offset, 0, len);
-    } else if (op < 88) {
-      /* What a discard leaves is the old byte or zero: take what is read as what it is now. */
-      r = q_discard (img, offset, len);
-      if (r == 0)
-        r = q_pread (img, buf, offset, len);
-      for (uint64_t j = 0; r == 0 && j < len; ++j) {
-        if (buf[j] != 0 && buf[j] != model[offset + j])
-          die ("after a discard byte %llu is %#x, was %#x", (unsigned long long)(offset + j),
-               buf[j], model[offset + j]);
-        model[offset + j] = buf[j];
-      }
-    } else if (op < 96)
-      r = q_flush (img);
-    else if (op < 98)
-      r = q_prefetch (img, offset, len);
-    else if (w->reopen) {
-      close_image ();
-      open_image ();
+    if ((with_bitmaps || with_layout) && next_random (&w->state) % 12 == 0)
+      operate_on_image (w);
+    else if (op >= 98 && w->reopen)
+      reopen ();
+    else {
+      pthread_rwlock_rdlock (&world);
+      operate (w, op, buf);
+      pthread_rwlock_unlock (&world);
     }
-    if (r < 0)
-      die ("operation %u of %llu bytes at %llu: %s", op, (unsigned long long)len,
-           (unsigned long long)offset, strerror (-r));
-    verify_raw (offset, len, buf, "while running");
   }
   free (buf);
   return NULL;
+}
+
+static void
+work_all (unsigned threads, unsigned long operations, bool reopens)
+{
+  struct worker *workers = xalloc (threads * sizeof *workers);
+  pthread_t *ids = xalloc (threads * sizeof *ids);
+
+  for (unsigned i = 0; i < threads; ++i) {
+    workers[i] = (struct worker){
+      .from = disk_size / threads * i + (i ? 777 : 0),
+      .to = disk_size / threads * (i + 1) + 777,
+      .last = i + 1 == threads,
+      .state = (seed + 1) * 0x9e3779b97f4a7c15ull + i * 7919 + 1,
+      .operations = operations / threads,
+      .reopen = reopens,
+    };
+    if (pthread_create (&ids[i], NULL, work, &workers[i]) != 0)
+      die ("cannot start a thread");
+  }
+  for (unsigned i = 0; i < threads; ++i)
+    pthread_join (ids[i], NULL);
+  free (workers);
+  free (ids);
+}
+
+/* ---- the whole of it ------------------------------------------------------------------------- */
+
+/* The model is what DIR has, or else what the image holds. */
+static void
+load (const char *dir)
+{
+  uint64_t size = 0, largest;
+  uint8_t *data = dir ? load_file (dir, "disk", &size) : NULL;
+  bool kept = size > 0;
+
+  disk_size = kept ? size : q_size (img);
+  largest = kept && with_layout ? layout_load (dir) : 0;
+  largest = largest > disk_size ? largest : disk_size;
+  model_room = (largest * 2 + 511) / 512 * 512;
+  model = xalloc (model_room);
+  if (kept)
+    memcpy (model, data, size);
+  else if (q_pread (img, model, 0, disk_size) < 0)
+    die ("cannot read the image");
+  free (data);
+  if (!kept)
+    return;
+  if (with_bitmaps)
+    bitmaps_load (dir);
+  verify_all ("as the last process left it");
+}
+
+static void
+save (const char *dir, bool bitmaps_lost)
+{
+  if (!dir)
+    return;
+  save_file (dir, "disk", model, disk_size);
+  if (with_bitmaps)
+    bitmaps_save (dir, bitmaps_lost);
+  if (with_layout)
+    layout_save (dir);
+}
+
+/* There may be no room in the header for what it takes, or it is of version 2. */
+static bool
+has_state_file (void)
+{
+  DIR *d = opts.state_dir ? opendir (opts.state_dir) : NULL;
+  const struct dirent *e;
+  bool found = false;
+
+  while (d && (e = readdir (d)) != NULL)
+    found = found || e->d_name[0] != '.';
+  if (d)
+    closedir (d);
+  return found;
+}
+
+static void __attribute__ ((noreturn)) end_killed (const char *dir)
+{
+  bool state = has_state_file ();
+
+  if (!state && q_flush (img) < 0)
+    die ("the last flush failed");
+  save (dir, !state);
+  printf ("model: %lu operations on the image; killed, %s\n", image_operations,
+          state ? "with a state file" : "flushed");
+  fflush (stdout);
+  kill (getpid (), SIGKILL);
+  _exit (1);
+}
+
+static void
+end_closed (const char *dir)
+{
+  verify_all ("at the end");
+  close_image ();
+  open_image ();
+  verify_all ("after opening again");
+  close_image ();
+  save (dir, false);
+  printf ("model: %lu operations on the image\n", image_operations);
+  free (model);
+}
+
+static void
+init_world (void)
+{
+  pthread_rwlockattr_t attr;
+
+  /* Who wants to be alone comes before those who come later. */
+  pthread_rwlockattr_init (&attr);
+  pthread_rwlockattr_setkind_np (&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+  pthread_rwlock_init (&world, &attr);
+  pthread_rwlockattr_destroy (&attr);
 }
 
 int
 main (int argc, char **argv)
 {
   unsigned long operations = 1000, threads = 1;
+  const char *dir = NULL;
   struct q_secret key;
-  bool reopen = false;
-  struct worker *workers;
-  pthread_t *ids;
+  bool reopens = false, killed = false;
   int c;
 
   q_open_options_init (&opts);
   opts.discard = true;
-  while ((c = getopt (argc, argv, "s:n:t:l:S:R:k:cdz")) != -1)
+  while ((c = getopt (argc, argv, "s:n:t:l:S:R:k:e:cdzbguK")) != -1)
     switch (c) {
     case 's':
       seed = strtoull (optarg, NULL, 0);
@@ -286,11 +540,26 @@ main (int argc, char **argv)
       if (raw == -1)
         die ("%s: %s", optarg, strerror (errno));
       break;
+    case 'e':
+      dir = optarg;
+      break;
     case 'c':
-      reopen = true;
+      reopens = true;
       break;
     case 'z':
       compress = true;
+      break;
+    case 'b':
+      with_bitmaps = true;
+      break;
+    case 'g':
+      with_layout = true;
+      break;
+    case 'u':
+      opts.discard_no_unref = true;
+      break;
+    case 'K':
+      killed = true;
       break;
     case 'd':
       opts.cache = Q_CACHE_DIRECT;
@@ -298,41 +567,19 @@ main (int argc, char **argv)
     default:
       return 2;
     }
-  if (optind + 1 != argc || threads == 0)
+  if (optind + 1 != argc || threads == 0 || (killed && !dir))
     return 2;
   path = argv[optind];
   printf ("model: seed %llu, %lu operations, %lu threads\n", (unsigned long long)seed, operations,
           threads);
+  init_world ();
+  open_image ();
+  load (dir);
   schedule_fuzz (threads > 1 ? seed : 0);
-  open_image ();
-  model = calloc (1, q_size (img) + 1);
-  workers = calloc (threads, sizeof *workers);
-  ids = calloc (threads, sizeof *ids);
-  if (!model || !workers || !ids)
-    die ("out of memory");
-  if (q_pread (img, model, 0, q_size (img)) < 0)
-    die ("cannot read the image");
-
-  for (unsigned long i = 0; i < threads; ++i) {
-    workers[i] = (struct worker){
-      .from = q_size (img) / threads * i + (i ? 777 : 0),
-      .to = i + 1 == threads ? q_size (img) : q_size (img) / threads * (i + 1) + 777,
-      .state = (seed + 1) * 0x9e3779b97f4a7c15ull + i * 7919 + 1,
-      .operations = operations / threads,
-      .reopen = reopen && threads == 1,
-    };
-    if (pthread_create (&ids[i], NULL, work, &workers[i]) != 0)
-      die ("cannot start a thread");
-  }
-  for (unsigned long i = 0; i < threads; ++i)
-    pthread_join (ids[i], NULL);
-  verify_all ("at the end");
-  close_image ();
-  open_image ();
-  verify_all ("after opening again");
-  close_image ();
-  free (model);
-  free (workers);
-  free (ids);
+  work_all ((unsigned)threads, operations, reopens);
+  schedule_fuzz (0);
+  if (killed)
+    end_killed (dir);
+  end_closed (dir);
   return 0;
 }
