@@ -17,13 +17,24 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <linux/io_uring.h>
-#include <linux/vm_sockets.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* Of a socket's type, without the flags. */
+#define SOCKET_TYPE 0xf
+
+/* Not to be made, new or by the by. */
+#define NAMESPACES                                                                                 \
+  (CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID |    \
+   CLONE_NEWNET)
 
 /* In every server.  Names that this machine or libseccomp does not know are left out. */
 static const char *const always[] = {
@@ -45,8 +56,6 @@ static const char *const always[] = {
   "dup",
   "dup2",
   "dup3",
-  "fcntl",
-  "fcntl64",
   "flock",
   "fstat",
   "fstat64",
@@ -69,7 +78,6 @@ static const char *const always[] = {
   "pipe",
   "pipe2",
   "eventfd2",
-  "memfd_create",
   "cachestat",
   /* names and sizes; removing what was made is bounded by Landlock */
   "stat",
@@ -90,10 +98,6 @@ static const char *const always[] = {
   "unlink",
   "unlinkat",
   "rmdir",
-  "inotify_init",
-  "inotify_init1",
-  "inotify_add_watch",
-  "inotify_rm_watch",
   /* connections */
   "accept",
   "accept4",
@@ -105,8 +109,6 @@ static const char *const always[] = {
   "getsockname",
   "getpeername",
   "getsockopt",
-  "setsockopt",
-  "socketpair",
   /* waiting */
   "epoll_create",
   "epoll_create1",
@@ -146,8 +148,6 @@ static const char *const always[] = {
   "mlock2",
   "munlock",
   "membarrier",
-  "pkey_alloc",
-  "pkey_free",
   /* threads and signals */
   "futex",
   "futex_time64",
@@ -161,7 +161,6 @@ static const char *const always[] = {
   "sched_getaffinity",
   "sched_getparam",
   "sched_getscheduler",
-  "sched_setaffinity",
   "getcpu",
   "gettid",
   "exit",
@@ -176,7 +175,6 @@ static const char *const always[] = {
   "sigreturn",
   "sigaltstack",
   "restart_syscall",
-  "tgkill",
   "wait4",
   "waitid",
   "waitpid",
@@ -205,15 +203,17 @@ static const char *const always[] = {
   "ugetrlimit",
   "umask",
   "chdir",
-  "get_mempolicy",
 };
 
-static const char *const when_reading[] = { "getdents", "getdents64" };
+/* Lists of clients are watched (authz.c). */
+static const char *const when_reading[] = {
+  "getdents",      "getdents64",        "inotify_init",
+  "inotify_init1", "inotify_add_watch", "inotify_rm_watch",
+};
 
 static const char *const when_writing[] = {
-  "open",      "openat",   "openat2",   "creat",    "mkdir",      "mkdirat", "rename", "renameat",
-  "renameat2", "link",     "linkat",    "truncate", "truncate64", "fchown",  "lchown", "fchownat",
-  "utimensat", "getxattr", "fgetxattr", "setxattr", "fsetxattr",  "mknodat",
+  "rename", "renameat",   "renameat2", "link",   "linkat",    "truncate",
+  "fchown", "truncate64", "fchownat",  "lchown", "utimensat",
 };
 
 static const char *const with_sockets[] = { "connect", "bind", "listen" };
@@ -360,12 +360,65 @@ allow_list (struct filter *f, const char *const *names, size_t n)
 }
 #define ALLOW_LIST(f, list) allow_list (f, list, sizeof (list) / sizeof (list)[0])
 
+/* Not those that have signals sent to other processes. */
+static void
+control_files (struct filter *f)
+{
+  static const char *const names[] = { "fcntl", "fcntl64" };
+  static const unsigned commands[] = {
+    F_DUPFD,      F_DUPFD_CLOEXEC, F_GETFD,     F_SETFD,     F_GETFL,     F_SETFL,
+    F_GETLK,      F_SETLK,         F_SETLKW,    F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW,
+    F_GETPIPE_SZ, F_SETPIPE_SZ,    F_ADD_SEALS, F_GET_SEALS,
+  };
+
+  for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+    for (size_t k = 0; k < sizeof commands / sizeof commands[0]; k++)
+      allow_if (f, names[i], 1, UINT32_MAX, commands[k]);
+  for (size_t i = 0; i < sizeof devices / sizeof devices[0]; i++)
+    allow_if (f, "ioctl", 1, UINT32_MAX, devices[i]);
+}
+
+/* What is made for a client, and no more: no programs for the kernel to run on packets, and no
+ * protocols that it would have to load. */
+static void
+tune_sockets (struct filter *f)
+{
+  static const struct {
+    int level, name;
+  } options[] = {
+    { SOL_SOCKET, SO_SNDBUF },     { SOL_SOCKET, SO_RCVBUF },    { SOL_SOCKET, SO_KEEPALIVE },
+    { SOL_SOCKET, SO_REUSEADDR },  { SOL_SOCKET, SO_LINGER },    { SOL_SOCKET, SO_RCVTIMEO },
+    { SOL_SOCKET, SO_SNDTIMEO },   { IPPROTO_TCP, TCP_NODELAY }, { IPPROTO_TCP, TCP_CORK },
+    { IPPROTO_IPV6, IPV6_V6ONLY },
+  };
+
+  for (size_t i = 0; i < sizeof options / sizeof options[0]; i++) {
+    struct scmp_arg_cmp cmp[] = {
+      SCMP_CMP64 (1, SCMP_CMP_MASKED_EQ, UINT32_MAX, (uint64_t)options[i].level),
+      SCMP_CMP64 (2, SCMP_CMP_MASKED_EQ, UINT32_MAX, (uint64_t)options[i].name),
+    };
+    rule (f, SCMP_ACT_ALLOW, "setsockopt", 2, cmp);
+  }
+  /* A pair of another type can be sent to other places than its other end. */
+  struct scmp_arg_cmp pair[] = {
+    SCMP_CMP64 (0, SCMP_CMP_MASKED_EQ, UINT32_MAX, AF_UNIX),
+    SCMP_CMP64 (1, SCMP_CMP_MASKED_EQ, SOCKET_TYPE, SOCK_STREAM),
+  };
+  rule (f, SCMP_ACT_ALLOW, "socketpair", 2, pair);
+  /* Sending does not connect: a listener that was shut down would do for that. */
+  allow_if (f, "send", 3, MSG_FASTOPEN, 0);
+  allow_if (f, "sendto", 3, MSG_FASTOPEN, 0);
+  allow_if (f, "sendmsg", 2, MSG_FASTOPEN, 0);
+  allow_if (f, "sendmmsg", 3, MSG_FASTOPEN, 0);
+}
+
 /* Where the list is too coarse. */
 static void
 look_at_arguments (struct filter *f)
 {
-  /* Threads, and no processes.  clone3 hides its flags: without it, libc uses clone. */
-  allow_if (f, "clone", 0, CLONE_THREAD, CLONE_THREAD);
+  /* Threads, and no processes or namespaces.  clone3 hides its flags: without it, libc uses clone.
+   */
+  allow_if (f, "clone", 0, CLONE_THREAD | NAMESPACES | CLONE_PTRACE, CLONE_THREAD);
   refuse_if (f, EPERM, "clone", 0, CLONE_THREAD, 0);
   /* No code but what was there. */
   static const char *const mapping[] = { "mmap", "mmap2", "mprotect", "pkey_mprotect" };
@@ -373,19 +426,35 @@ look_at_arguments (struct filter *f)
     allow_if (f, mapping[i], 2, PROT_EXEC, 0);
     refuse_if (f, EPERM, mapping[i], 2, PROT_EXEC, PROT_EXEC);
   }
-  /* Sending does not connect: a listener that was shut down would do for that. */
-  allow_if (f, "send", 3, MSG_FASTOPEN, 0);
-  allow_if (f, "sendto", 3, MSG_FASTOPEN, 0);
-  allow_if (f, "sendmsg", 2, MSG_FASTOPEN, 0);
-  allow_if (f, "sendmmsg", 3, MSG_FASTOPEN, 0);
   /* Rings are made before the filter, and can do nothing but read (ring.c). */
   allow_if (f, "io_uring_register", 1, UINT32_MAX, IORING_REGISTER_ENABLE_RINGS);
   allow_if (f, "prctl", 0, UINT32_MAX, PR_SET_NAME);
   allow_if (f, "prctl", 0, UINT32_MAX, PR_GET_NAME);
   allow_if (f, "prctl", 0, UINT32_MAX, 0x53564d41 /* PR_SET_VMA */);
-  allow_if (f, "prlimit64", 0, UINT32_MAX, 0);
-  for (size_t i = 0; i < sizeof devices / sizeof devices[0]; i++)
-    allow_if (f, "ioctl", 1, UINT32_MAX, devices[i]);
+  /* Signals to our own threads. */
+  allow_if (f, "tgkill", 0, UINT32_MAX, (uint64_t)getpid ());
+  /* Limits are read. */
+  struct scmp_arg_cmp limits[] = {
+    SCMP_CMP64 (0, SCMP_CMP_MASKED_EQ, UINT32_MAX, 0),
+    SCMP_CMP64 (2, SCMP_CMP_EQ, 0),
+  };
+  rule (f, SCMP_ACT_ALLOW, "prlimit64", 2, limits);
+}
+
+/* New files, but no program that runs as its owner. */
+static void
+make_files (struct filter *f)
+{
+  static const struct {
+    const char *name;
+    unsigned mode; /* the argument */
+  } calls[] = {
+    { "open", 2 },  { "openat", 3 },  { "creat", 1 },
+    { "mkdir", 1 }, { "mkdirat", 2 }, { "fchmod", 1 }, /* for new sockets (listen.c) */
+  };
+
+  for (size_t i = 0; i < sizeof calls / sizeof calls[0]; i++)
+    allow_if (f, calls[i].name, calls[i].mode, S_ISUID | S_ISGID | S_ISVTX, 0);
 }
 
 static void
@@ -397,8 +466,7 @@ open_files (struct filter *f, unsigned calls)
   if (calls & SANDBOX_CALLS_READ)
     ALLOW_LIST (f, when_reading);
   if (calls & SANDBOX_CALLS_WRITE) {
-    /* For new sockets (listen.c); a program that runs as its owner is not wanted. */
-    allow_if (f, "fchmod", 1, 07000, 0);
+    make_files (f);
     ALLOW_LIST (f, when_writing);
     return;
   }
@@ -418,16 +486,37 @@ open_files (struct filter *f, unsigned calls)
 static void
 make_sockets (struct filter *f, unsigned calls)
 {
-  static const int families[] = { AF_UNIX, AF_INET, AF_INET6, AF_VSOCK };
+  static const struct {
+    int family, type, protocol;
+  } sockets[] = {
+    { AF_UNIX, SOCK_STREAM, 0 },
+    { AF_UNIX, SOCK_DGRAM, 0 },
+    { AF_INET, SOCK_STREAM, 0 },
+    { AF_INET, SOCK_STREAM, IPPROTO_TCP },
+    { AF_INET6, SOCK_STREAM, 0 },
+    { AF_INET6, SOCK_STREAM, IPPROTO_TCP },
+    { AF_VSOCK, SOCK_STREAM, 0 },
+    /* The names of hosts. */
+    { AF_INET, SOCK_DGRAM, 0 },
+    { AF_INET, SOCK_DGRAM, IPPROTO_UDP },
+    { AF_INET6, SOCK_DGRAM, 0 },
+    { AF_INET6, SOCK_DGRAM, IPPROTO_UDP },
+  };
 
   if (calls & SANDBOX_CALLS_SOCKETS) {
-    for (size_t i = 0; i < sizeof families / sizeof families[0]; i++)
-      allow_if (f, "socket", 0, UINT32_MAX, (uint64_t)families[i]);
+    for (size_t i = 0; i < sizeof sockets / sizeof sockets[0]; i++) {
+      struct scmp_arg_cmp cmp[] = {
+        SCMP_CMP64 (0, SCMP_CMP_MASKED_EQ, UINT32_MAX, (uint64_t)sockets[i].family),
+        SCMP_CMP64 (1, SCMP_CMP_MASKED_EQ, SOCKET_TYPE, (uint64_t)sockets[i].type),
+        SCMP_CMP64 (2, SCMP_CMP_MASKED_EQ, UINT32_MAX, (uint64_t)sockets[i].protocol),
+      };
+      rule (f, SCMP_ACT_ALLOW, "socket", 3, cmp);
+    }
     ALLOW_LIST (f, with_sockets);
   } else if (calls & SANDBOX_CALLS_TELL) {
     struct scmp_arg_cmp cmp[] = {
       SCMP_CMP64 (0, SCMP_CMP_MASKED_EQ, UINT32_MAX, AF_UNIX),
-      SCMP_CMP64 (1, SCMP_CMP_MASKED_EQ, 0xf, SOCK_DGRAM),
+      SCMP_CMP64 (1, SCMP_CMP_MASKED_EQ, SOCKET_TYPE, SOCK_DGRAM),
     };
     rule (f, SCMP_ACT_ALLOW, "socket", 2, cmp);
     allow (f, "connect");
@@ -443,15 +532,19 @@ sandbox_load_filter (unsigned calls, struct q_error *err)
   if (!f.ctx)
     f.r = -ENOMEM;
   else {
-    /* All threads of the process; and what is refused is logged. */
-    seccomp_attr_set (f.ctx, SCMP_FLTATR_CTL_TSYNC, 1);
+    /* All threads of the process, or it would be none; and what is refused is logged. */
+    f.r = seccomp_attr_set (f.ctx, SCMP_FLTATR_CTL_TSYNC, 1);
+    absent = f.r == -EOPNOTSUPP;
     seccomp_attr_set (f.ctx, SCMP_FLTATR_CTL_LOG, 1);
     seccomp_attr_set (f.ctx, SCMP_FLTATR_CTL_OPTIMIZE, 2);
     seccomp_attr_set (f.ctx, SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_KILL_PROCESS);
     /* What the kernel says, and not ECANCELED for all of it. */
-    f.r = seccomp_attr_set (f.ctx, SCMP_FLTATR_API_SYSRAWRC, 1);
+    if (f.r == 0)
+      f.r = seccomp_attr_set (f.ctx, SCMP_FLTATR_API_SYSRAWRC, 1);
     ALLOW_LIST (&f, always);
     look_at_arguments (&f);
+    control_files (&f);
+    tune_sockets (&f);
     open_files (&f, calls);
     make_sockets (&f, calls);
     for (size_t i = 0; i < sizeof deadly / sizeof deadly[0]; i++)

@@ -45,6 +45,14 @@ enum sandbox_calls {
   SANDBOX_CALLS_SOCKETS = 8, /* unix and network sockets of any kind */
 };
 
+/* What may be done with files below a directory. */
+enum sandbox_files {
+  SANDBOX_FILES_READ = 1,
+  SANDBOX_FILES_WRITE = 2, /* making, renaming and removing them included */
+  SANDBOX_FILES_REMOVE = 4,
+  SANDBOX_FILES_REMOVE_DIR = 8,
+};
+
 #define SANDBOX_MAX_RULES 64
 
 struct sandbox {
@@ -53,8 +61,9 @@ struct sandbox {
   unsigned n_rules;
   struct sandbox_rule {
     char *path;      /* a directory */
-    uint64_t access; /* LANDLOCK_ACCESS_FS_... */
+    unsigned access; /* enum sandbox_files */
   } rules[SANDBOX_MAX_RULES];
+  bool images;   /* reads and writes files wherever images may be */
   bool abstract; /* talks to an abstract unix socket */
   bool secret;   /* there are keys in memory */
   bool failed;   /* a want could not be kept in mind */
@@ -69,6 +78,8 @@ int sandbox_enter (const struct sandbox *sb, struct q_error *err);
 int sandbox_filter (const struct sandbox *sb, struct q_error *err);
 void sandbox_free (struct sandbox *sb);
 
+/* sandbox-files.c: 0, -ENOTSUP if this build or kernel has no Landlock, or another -errno. */
+int sandbox_restrict_files (const struct sandbox *sb, struct q_error *err);
 /* sandbox-calls.c: 0, -ENOTSUP if this build or kernel has no filters, or another -errno. */
 int sandbox_load_filter (unsigned calls, struct q_error *err);
 
