@@ -108,15 +108,22 @@ open_file (struct q_image *img, const char *dir, struct q_error *err)
 
 /* ---- proof ---------------------------------------------------------------------------------- */
 
+/* It is laid out as we do it, which has the slots on disk, or rather in memory: looking at holes in
+ * their place, of which there may be any number, would take that from the machine. */
 static bool
 is_sane (const struct replay *p, const struct stat *st)
 {
   const struct q_state_header *h = p->h;
+  uint64_t there = (uint64_t)st->st_blocks * 512, cluster;
 
-  return (uint64_t)st->st_size >= Q_STATE_SLOTS_OFFSET && h->magic == Q_STATE_MAGIC &&
-         h->version == Q_STATE_VERSION && h->file_bytes == (uint64_t)st->st_size &&
-         h->n_slots >= Q_STATE_FIRST &&
-         h->n_slots <= (h->file_bytes - Q_STATE_SLOTS_OFFSET) / sizeof (struct q_state_slot);
+  if ((uint64_t)st->st_size < Q_STATE_SLOTS_OFFSET || h->magic != Q_STATE_MAGIC ||
+      h->version != Q_STATE_VERSION || h->file_bytes != (uint64_t)st->st_size ||
+      h->n_slots < Q_STATE_FIRST || h->cluster_bits < Q_MIN_CLUSTER_BITS ||
+      h->cluster_bits > Q_MAX_CLUSTER_BITS)
+    return false;
+  cluster = UINT64_C (1) << h->cluster_bits;
+  return h->file_bytes == q_state_slot_offset (h->n_slots, cluster, h->n_slots) &&
+         there >= q_state_slot_offset (h->n_slots, cluster, 0);
 }
 
 /* Whether there is anything that is not on disk. */

@@ -10,9 +10,10 @@ the field's name.  Memory and time are bounded in both cases.
 
 import os
 import struct
+import subprocess
 import zlib
 
-from harness import IMG, MIB, SECONDS, Server, Sin, Table, add_extension, create, filled, kinds, one_line
+from harness import IMG, MIB, SANITIZED, SECONDS, Server, Sin, Table, add_extension, create, filled, kinds, one_line
 from harness import qcow2, refused, run, set_names, tool
 
 T = Table("Ceilings", "what", "at most", "besides")
@@ -306,6 +307,120 @@ def luks():
     for length, word in ((591, "length"), ((64 << 20) + 1, "67108864"), (1 << 62, "inside the file")):
         add_extension(image, 0x0537BE77, struct.pack(">QQ", at, length))
         luks_refused("encryption header", word)
+    return None
+
+
+# struct q_state_header (plugin/qcow2/state.h), of which these are named.
+STATE_CLUSTER_BITS, STATE_SLOTS, STATE_BYTES = (12, "<I"), (20, "<I"), (56, "<Q")
+
+
+@T.sin("state file of a killed server", "the tables that it has room for", "set aside, however large it says it is; memory is bounded")
+def state_file():
+    if "nbdcow" not in kinds():
+        return "no server"
+    states = os.path.abspath("states")
+    os.makedirs(states, mode=0o700)
+    create("killed.qcow2", "64M")
+    option = ["--state-dir=" + states]
+    with Server("nbdcow", "killed.qcow2", option) as s:
+        if not s.started:
+            raise Sin(s.text())
+        s.process.kill()
+        s.process.wait()
+        s.process.returncode = 0
+    (name,) = [os.path.join(states, n) for n in os.listdir(states) if n.endswith(".state")]
+    with open(name, "rb") as f:
+        good = f.read(4096)
+    size = os.stat(name).st_size
+
+    def lie(*fields, length=size):
+        with open(name, "r+b" if os.path.exists(name) else "w+b") as f:
+            f.truncate(0)
+            f.write(good)
+            for (at, form), value in fields:
+                f.seek(at)
+                f.write(struct.pack(form, value))
+            f.truncate(length)
+        with Server("nbdcow", "killed.qcow2", option) as s:
+            if not s.started or s.text().count("\n") != 1 or "is not used: it is damaged" not in s.text():
+                raise Sin("%s: %s" % (fields, s.text()))
+            if s.rss() > 256 and not SANITIZED:
+                raise Sin("%s: %d MiB" % (fields, s.rss()))
+        os.unlink(name + ".aside")
+
+    for slots in (0, 1, 0x7FFFFFFF, 0xFFFFFFFF):
+        for length in (4096, size, 1 << 40):
+            lie((STATE_SLOTS, slots), (STATE_BYTES, length), length=length)
+    # Laid out as it should be, but nothing is there.
+    (slots,) = struct.unpack_from(STATE_SLOTS[1], good, STATE_SLOTS[0])
+    more = 1 << 24
+    table = lambda n: -(-(4096 + n * 64) // 4096) * 4096  # noqa: E731
+    lie((STATE_SLOTS, more), (STATE_BYTES, size), length=size)
+    length = size - table(slots) + table(more) + (more - slots) * 65536
+    lie((STATE_SLOTS, more), (STATE_BYTES, length), length=length)
+    for bits in (0, 8, 22, 64, 0xFFFFFFFF):
+        lie((STATE_CLUSTER_BITS, bits))
+    return None
+
+
+@T.sin("state directory", "ours alone", "what others could have put there is not looked at: served without, and said")
+def state_directory():
+    if "nbdcow" not in kinds():
+        return "no server"
+    create("kept.qcow2", "8M")
+    st = os.stat("kept.qcow2")
+    state = "%x-%x.state" % (st.st_dev, st.st_ino)
+
+    def directory(mode=0o700):
+        os.makedirs("hostile", exist_ok=True)
+        os.chmod("hostile", mode)
+
+    def inside(make):
+        def build():
+            directory()
+            make("hostile/" + state)
+
+        return build
+
+    def link():
+        os.makedirs("elsewhere", mode=0o700, exist_ok=True)
+        os.symlink("elsewhere", "hostile")
+
+    def file():
+        with open("hostile", "w", encoding="ascii"):
+            pass
+
+    def foreign():
+        directory()
+        os.chown("hostile", 65534, 65534)
+
+    with open("victim", "w", encoding="ascii") as f:
+        f.write("victim")
+    builds = [
+        lambda: directory(0o777),
+        lambda: directory(0o770),
+        link,
+        file,
+        inside(os.mkfifo),
+        inside(os.mkdir),
+        inside(lambda p: os.symlink(os.path.abspath("victim"), p)),
+        inside(lambda p: os.symlink("nonesuch", p)),
+    ]
+    if os.geteuid() == 0:
+        builds.append(foreign)
+    for build in builds:
+        subprocess.run(["rm", "-rf", "hostile"], check=True)
+        build()
+        before = sorted(os.listdir("hostile")) if os.path.isdir("hostile") else None
+        with Server("nbdcow", "kept.qcow2", ["--state-dir=" + os.path.abspath("hostile")]) as s:
+            said = s.text()
+            if not s.started or said.count("\n") != 1 or "would be lost" not in said:
+                raise Sin("%s: %s" % (build, said))
+        if before is not None and sorted(os.listdir("hostile")) != before:
+            raise Sin("something was left: %s" % os.listdir("hostile"))
+        with open("victim", encoding="ascii") as f:
+            if f.read() != "victim":
+                raise Sin("a file behind a link was written")
     return None
 
 

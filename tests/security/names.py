@@ -188,6 +188,25 @@ def protocols():
 
 
 @T.sin(
+    "CVE-2025-14946",
+    "a host name that begins with a dash was an option of the ssh that libnbd runs for nbd+ssh URIs: it ran a program",
+    "no program is run for a name: nbd+ssh is none of the schemes, in an image's names and in the user's",
+)
+def run_by_name():
+    make()
+    for scheme in ("nbd+ssh", "nbds+ssh", "nbd+SSH", "NBD+ssh", "ssh"):
+        name = scheme + "://-oProxyCommand=touch${IFS}pwned/x"
+        for words in ([], mode("any")):
+            refuses(top(name), ["other/base.raw"], words, ["only a local file"])
+        for command in (["info"], ["convert", "-O", "raw"], ["map"], ["measure"]):
+            r = run(command[0], [IMG, *command, name] + (["out.raw"] if command[0] == "convert" else []))
+            if r.status != 1:
+                raise Sin(str(r))
+        if os.path.exists("pwned") or os.path.exists("dir/pwned"):
+            raise Sin("a program was run")
+
+
+@T.sin(
     "protocols and descriptions behind file:",
     "file: was taken off, and a sub-command that opens layers one by one took what was left for what a user wrote",
     "the rest is a path, also of an image without a directory in front, and one that says json: or nbd: is of that file",

@@ -11,13 +11,14 @@ ours, which must pass them and be there afterwards.  SUITE is the suite's progra
 import os
 import re
 import shutil
+import signal
 import socket
 import ssl
 import struct
 import subprocess
 import time
 
-from harness import IMG, NBDCOW, SECONDS, Server, Sin, Table, kinds, run
+from harness import IMG, MIB, NBDCOW, SECONDS, Server, Sin, Table, kinds, run
 
 T = Table("Hostile clients")
 SUITE = os.environ["SUITE"]
@@ -101,6 +102,72 @@ T.sin(
     "options of up to 4 GiB, one after the other, kept qemu-nbd reading for one client",
     "what is longer than any option can be is drained in small pieces, or ends the session; no memory is taken",
 )(lambda: suite("option.@(unknown-big|known-big|endless)", "hostile.memory"))
+
+T.sin(
+    "CVE-2005-3534",
+    "a write of more than nbd-server's buffer holds was received past its end",
+    "the length is compared with the most that a write may have before memory is taken; the rest is skipped",
+)(lambda: suite("write.@(maximum-payload|beyond-maximum-payload|endless|cut-short)"))
+
+
+@T.sin(
+    "CVE-2015-0847",
+    "nbd-server's signal handlers did what such handlers may not: signals at the wrong moment ended it",
+    "signals are events of the main loop; nothing is done in a handler",
+)
+def signals():
+    if "nbdcow" not in kinds():
+        return "no server"
+    with open("signals.json", "w", encoding="ascii") as f:
+        f.write('{"export": [{"name": "", "file": "%s"}]}' % image())
+    with Server("nbdcow", None, ["--config=" + os.path.abspath("signals.json")]) as s:
+        if not s.started:
+            raise Sin(s.text())
+        for i in range(300):
+            s.process.send_signal(signal.SIGHUP)
+            s.process.send_signal(signal.SIGCHLD)
+            c = connect(s)
+            if i % 3:
+                option(c, 7, struct.pack(">IH", 0, 0))
+            c.close()
+        c = connect(s)
+        if option(c, 7, struct.pack(">IH", 0, 0))[-1][0] != 1 or s.process.poll() is not None:
+            raise Sin(s.text())
+        c.close()
+    return None
+
+
+@T.sin(
+    "CVE-2017-10664",
+    "a client that was gone before its replies were written ended qemu-nbd: SIGPIPE",
+    "the signal is ignored, in every thread; what cannot be sent ends that connection",
+)
+def gone_before_replies():
+    # With the plugin it is nbdkit that sends, and 1.32 ends by an assertion of its own.
+    if "nbdcow" not in kinds():
+        return "no server"
+    with Server("nbdcow", image()) as s:
+        if not s.started:
+            raise Sin(s.text())
+        for i in range(60):
+            leave_early(s, i)
+        c = connect(s)
+        if option(c, 7, struct.pack(">IH", 0, 0))[-1][0] != 1 or s.process.poll() is not None:
+            raise Sin(s.text())
+        c.close()
+    return None
+
+
+def leave_early(s, i):
+    c = connect(s)
+    option(c, 7, struct.pack(">IH", 0, 0))
+    c.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, i, 0, MIB) * 16)
+    if i % 3 == 0:  # some have begun to be sent
+        recv(c, 100)
+    elif i % 3 == 1:
+        c.shutdown(socket.SHUT_RD)
+    c.close()
+
 
 T.sin(
     "CVE-2022-26495",
