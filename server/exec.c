@@ -16,6 +16,7 @@
 #include "file.h"
 #include "log.h"
 #include "merge.h"
+#include "quantum.h"
 #include "request.h"
 #include "room.h"
 #include "spread.h"
@@ -32,6 +33,10 @@
 #define READ_PIECE (4 * 1024 * 1024)
 /* The same for all long reads when memory is short. */
 #define READ_PIECE_LOW (1024 * 1024)
+
+/* Of requests without data, between two looks at the time.  A multiple of any cluster. */
+#define TURN_PIECE_MIN (UINT64_C (64) << 20)
+#define TURN_PIECE_MAX (UINT64_C (16) << 30)
 
 /* A read that is more scattered than that is for a worker. */
 #define MAX_RING_EXTENTS 8
@@ -195,28 +200,84 @@ run_detected (struct job *job)
   finish_write (rq, q_zero (rq->export->img, image_offset (rq), rq->len, flags));
 }
 
+/* Long ones do not keep a worker from others: when the time is up, what is left goes to the end of
+ * the queue.  Pieces end where clusters do. */
+static void
+run_in_turns (struct request *rq, int (*work) (const struct request *, uint64_t at, uint64_t len))
+{
+  struct quantum q = quantum_begin ();
+  uint64_t end = image_offset (rq) + rq->len, piece = TURN_PIECE_MIN;
+  struct batch rest = { 0 };
+  int r = 0;
+
+  while (r == 0 && rq->done < rq->len && (piece == TURN_PIECE_MIN || !quantum_over (&q))) {
+    uint64_t at = image_offset (rq) + rq->done;
+    uint64_t last = (at + piece) & ~(uint64_t)(TURN_PIECE_MIN - 1);
+    uint64_t len = (last < end ? last : end) - at;
+    r = work (rq, at, len);
+    if (r == 0)
+      rq->done += len;
+    if (piece < TURN_PIECE_MAX)
+      piece *= 2;
+  }
+  if (r == 0 && rq->done < rq->len) {
+    batch_add (&rest, &rq->job);
+    pool_submit (rq->session->shard->pool, &rest);
+  } else if (rq->type == NBD_CMD_CACHE)
+    finish (rq, r);
+  else
+    finish_write (rq, r);
+}
+
+static unsigned
+zero_flags (const struct request *rq)
+{
+  return rq->flags & NBD_CMD_FLAG_NO_HOLE ? Q_ZERO_PROVISION : Q_ZERO_UNMAP;
+}
+
+static int
+zero (const struct request *rq, uint64_t at, uint64_t len)
+{
+  return q_zero (rq->export->img, at, len, zero_flags (rq));
+}
+
 static void
 run_zero (struct job *job)
 {
   struct request *rq = (struct request *)job;
-  unsigned flags = (rq->flags & NBD_CMD_FLAG_NO_HOLE ? Q_ZERO_PROVISION : Q_ZERO_UNMAP) |
-                   (rq->flags & NBD_CMD_FLAG_FAST_ZERO ? Q_ZERO_FAST : 0);
+  int r = 0;
 
-  finish_write (rq, q_zero (rq->export->img, image_offset (rq), rq->len, flags));
+  /* All of it is fast, or nothing is done. */
+  if ((rq->flags & NBD_CMD_FLAG_FAST_ZERO) && rq->done == 0)
+    r = q_zero_is_fast (rq->export->img, image_offset (rq), rq->len, zero_flags (rq));
+  if (r < 0)
+    finish (rq, r);
+  else
+    run_in_turns (rq, zero);
+}
+
+static int
+trim (const struct request *rq, uint64_t at, uint64_t len)
+{
+  return q_discard (rq->export->img, at, len);
 }
 
 static void
 run_trim (struct job *job)
 {
-  struct request *rq = (struct request *)job;
-  finish_write (rq, q_discard (rq->export->img, image_offset (rq), rq->len));
+  run_in_turns ((struct request *)job, trim);
+}
+
+static int
+prefetch (const struct request *rq, uint64_t at, uint64_t len)
+{
+  return q_prefetch (rq->export->img, at, len);
 }
 
 static void
 run_cache (struct job *job)
 {
-  struct request *rq = (struct request *)job;
-  finish (rq, q_prefetch (rq->export->img, image_offset (rq), rq->len));
+  run_in_turns ((struct request *)job, prefetch);
 }
 
 static void

@@ -15,6 +15,8 @@
 #define MAX_DESCRIPTORS (128u * 1024)
 
 #define MAP_EXTENTS 64
+/* Maps between two looks at the time. */
+#define MAPS_AT_A_TIME 4
 
 /* ---- the contexts ---------------------------------------------------------------------------- */
 
@@ -31,7 +33,8 @@ describe_map (const struct export *x, uint64_t offset, uint64_t len, flags_fn fl
 
   for (struct q_image *img = x->img; img; img = q_backing_image (img))
     layers++;
-  while (offset < end && !list->full) {
+  /* Descriptors are few where much is alike, and yet all of it has to be looked at. */
+  for (unsigned maps = 1; offset < end && !list->full; maps++) {
     q_pin_t pin = q_pin ();
     int n = q_map (x->img, offset, end - offset, extents, MAP_EXTENTS, Q_MAP_MERGE);
     q_unpin (pin);
@@ -42,6 +45,8 @@ describe_map (const struct export *x, uint64_t offset, uint64_t len, flags_fn fl
         break;
       offset += extents[i].len;
     }
+    if (maps % MAPS_AT_A_TIME == 0 && quantum_over (&list->quantum))
+      break;
   }
   return list->error;
 }
@@ -244,6 +249,7 @@ int
 status_answer (struct request *rq)
 {
   struct status_list lists[MAX_META_CONTEXTS];
+  struct quantum quantum = quantum_begin ();
   uint32_t id[MAX_META_CONTEXTS];
   unsigned n = 0;
   size_t size = 0;
@@ -253,8 +259,10 @@ status_answer (struct request *rq)
     if (!(rq->contexts & (UINT64_C (1) << i)))
       continue;
     const struct meta_context *c = &rq->export->contexts[i];
-    lists[n] =
-        (struct status_list){ .max = rq->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : MAX_DESCRIPTORS };
+    lists[n] = (struct status_list){
+      .max = rq->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : MAX_DESCRIPTORS,
+      .quantum = quantum,
+    };
     id[n] = i;
     r = c->describe (rq->export, c, rq->export->offset + rq->offset, rq->len, &lists[n]);
     size += encoded_size (rq, &lists[n]);

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "export.h"
+#include "quantum.h"
 
 struct request;
 struct status_list;
@@ -36,8 +37,9 @@ struct status_extent {
 struct status_list {
   struct status_extent *extents;
   unsigned n, allocated, max;
-  bool full; /* one more would have been too many */
-  int error; /* -ENOMEM */
+  bool full;              /* one more would have been too many */
+  int error;              /* -ENOMEM */
+  struct quantum quantum; /* of the request: when it is over, what there is has to do */
 };
 
 /* Gives X, whose image is open, the contexts that OPTS ask for. */

@@ -502,6 +502,8 @@ void q_write_abort (struct q_write_plan *plan);  /* new clusters go to limbo */
 int q_pread (struct q_image *img, void *buf, uint64_t offset, uint64_t len);
 int q_pwrite (struct q_image *img, const void *buf, uint64_t offset, uint64_t len);
 int q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags);
+/* 0 if q_zero would do that with Q_ZERO_FAST, or what it would say.  Changes nothing. */
+int q_zero_is_fast (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags);
 /* Advisory, except that what is discarded never shows anything but its old bytes or zeros. */
 int q_discard (struct q_image *img, uint64_t offset, uint64_t len);
 /* As q_pwrite, but stores compressed (specification: "Compressed Clusters Descriptor") whole

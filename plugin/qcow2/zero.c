@@ -606,13 +606,36 @@ check_fast (struct q_image *img, uint64_t offset, uint64_t len, uint64_t first, 
   return r < 0 ? r : r > 0 ? 0 : -ENOTSUP;
 }
 
+static enum mode
+zero_mode (const struct q_image *img, unsigned flags)
+{
+  return flags & Q_ZERO_PROVISION                   ? ZERO_PROVISION
+         : !(flags & Q_ZERO_UNMAP) || !img->discard ? ZERO_KEEP
+         : img->discard_no_unref                    ? ZERO_UNMAP_KEEP
+                                                    : ZERO_UNMAP;
+}
+
+int
+q_zero_is_fast (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags)
+{
+  enum mode mode = zero_mode (img, flags);
+  uint64_t first, last;
+  int r = q_writable (img);
+
+  if (r < 0)
+    return r;
+  if (offset > q_size (img) || len > q_size (img) - offset)
+    return -ENOSPC;
+  if (len == 0)
+    return 0;
+  whole_subclusters (img, offset, len, mode, &first, &last);
+  return check_fast (img, offset, len, first, last, mode);
+}
+
 int
 q_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags)
 {
-  enum mode mode = flags & Q_ZERO_PROVISION                   ? ZERO_PROVISION
-                   : !(flags & Q_ZERO_UNMAP) || !img->discard ? ZERO_KEEP
-                   : img->discard_no_unref                    ? ZERO_UNMAP_KEEP
-                                                              : ZERO_UNMAP;
+  enum mode mode = zero_mode (img, flags);
   uint64_t first, last, unit = q_subcluster_bytes (img), end = offset + len, done = 0;
   bool retried = false;
   int r = q_writable (img);
