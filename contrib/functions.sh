@@ -41,6 +41,8 @@ jq                  command jq
 curl                command curl
 python3-prometheus-client python prometheus_client
 prometheus          command promtool
+golang-go           command go
+golang-github-digitalocean-go-qemu-dev command go
 lsof                command lsof
 systemd             command systemd-analyze
 xxd                 command xxd

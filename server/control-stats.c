@@ -124,8 +124,10 @@ query_stats (struct control_call *call, json_t *args, json_t **ret, struct contr
     return r;
   *ret = json_array ();
   for (struct export *x = exports_next (set, NULL); x; x = exports_next (set, x)) {
-    json_t *j =
-        json_pack ("{s:o, s:o}", "node-name", describe_text (x->name), "stats", device_stats (x));
+    if (nodes && export_borrows (x))
+      continue;
+    json_t *j = json_pack ("{s:o, s:o}", "node-name", describe_text (export_node (x)->name),
+                           "stats", device_stats (x));
     if (!nodes)
       json_object_set_new (j, "device", describe_text (x->name));
     if (json_array_append_new (*ret, j) < 0)

@@ -20,7 +20,7 @@ start_nbdcow a.qcow2 "arg=--control=$tmp/control"
 umask 022
 [ "$(stat -c %a control)" = 600 ] || fail "the socket's mode is $(stat -c %a control)"
 
-control_pid=$SERVER_PID control_log=$SERVER_LOG
+control_pid=$SERVER_PID control_log=$SERVER_LOG control_socket=$SOCK
 
 # Another server leaves it alone, and says why.
 must_refuse a.qcow2 read-only no-lock "arg=--control=$tmp/control" -- "$tmp/control" 'another server'
@@ -44,8 +44,8 @@ fi
 
 # ---- the dialogue ------------------------------------------------------------------------------
 
-"$PYTHON" - "$tmp/control" "$control_pid" <<'END'
-import json, os, qmp, socket, sys, time
+"$PYTHON" - "$tmp/control" "$control_pid" "$control_socket" <<'END'
+import json, nbd, os, qmp, socket, sys, time
 
 path, pid = sys.argv[1], int(sys.argv[2])
 
@@ -107,6 +107,17 @@ for i in range(500):
     value = c.reply()
     assert value["id"] == i and ("return" in value) == (i % 3 != 0), value
 
+# What one client says has nothing to do with what others say meanwhile, byte by byte.
+both = [qmp.Client(path) for i in range(2)]
+texts = ['{"execute": "query-commands", "id": "first"} ', '{"execute": "set-log-level", "arguments": {"level": "x"}, "id": 2}']
+for i in range(max(map(len, texts))):
+    for b, text in zip(both, texts):
+        b.send(text[i:i + 1])
+assert both[0].reply()["id"] == "first"
+assert "error" in both[1].reply()
+for b in both:
+    b.close()
+
 # Too long, too deep.
 error('{"execute": "query-version", "id": "%s"}\n' % ("x" * (3 << 20)))
 error('{"execute": "query-version", "id": %s 1 %s}\n' % ("[" * 5000, "]" * 5000))
@@ -123,6 +134,13 @@ try:
 except socket.timeout:
     pass
 assert c.execute("query-version")
+# Nor do those who read and write the disk.
+disk = nbd.NBD()
+disk.connect_unix(sys.argv[3])
+for i in range(100):
+    disk.pwrite(b"d" * 4096, i * 4096)
+    assert disk.pread(4096, i * 4096) == b"d" * 4096
+disk.shutdown()
 lazy.s.settimeout(60)
 assert lazy.reply()["return"]
 lazy.close()

@@ -130,6 +130,12 @@ json "j[0]['export'] == 'a'" clients
 wrong 'in use' export del a
 says '^a  *1 ' --count=1 top
 says "^CLIENT  *EXPORT" --count=2 --interval=0.1 top
+# On a terminal each look is drawn over the last one.
+if command -v script >/dev/null; then
+  timeout 60 script -qec "'$NBDCOW_CTL' --count=2 --interval=0.1 top" /dev/null >top.out 2>&1 </dev/null || fail "top: $(cat top.out)"
+  [ "$(grep -c "$(printf '^\033\[H\033\[2JEXPORT')" top.out)" = 2 ] || fail "top on a terminal: $(cat -v top.out)"
+  grep -q '^a  *1 ' top.out || fail "top on a terminal: $(cat -v top.out)"
+fi
 wrong 'number of a client' disconnect a
 wrong 'no client' disconnect 999999
 says '' disconnect "$(ctl clients a | sed -n '2s/^ *\([0-9]*\) .*/\1/p')"
@@ -192,6 +198,7 @@ says '' export del backup
 says '' snapshot delete three a
 says '' export add name=now,node-name=a
 wrong "shows the image of" resize now 64M
+says '^now  *0 ' --count=1 top
 says '' export del now
 
 says '^0 requests were waiting$' resume

@@ -51,16 +51,16 @@ forget_look (struct look *l)
   *l = (struct look){ 0 };
 }
 
-/* The element of LIST whose KEY is that of LIKE, or NULL. */
+/* The element of LIST whose KEY is VALUE, or NULL. */
 static const json_t *
-find (const json_t *list, const char *key, const json_t *like)
+find (const json_t *list, const char *key, const json_t *value)
 {
   json_t *x;
   size_t i;
 
   json_array_foreach (list, i, x)
   {
-    if (json_equal (json_object_get (x, key), json_object_get (like, key)))
+    if (json_equal (json_object_get (x, key), value))
       return x;
   }
   return NULL;
@@ -95,10 +95,10 @@ print_exports (const struct look *now, const struct look *before)
   table_begin (&t, "lrrrrrrrrr", head);
   json_array_foreach (now->stats, i, x)
   {
-    const json_t *s = json_object_get (x, "stats");
-    const json_t *old = json_object_get (find (before->stats, "node-name", x), "stats");
-    const json_t *export = find (now->exports, "node-name", x);
-    const char *name = text_of (x, "node-name");
+    const json_t *s = json_object_get (x, "stats"), *device = json_object_get (x, "device");
+    const json_t *old = json_object_get (find (before->stats, "device", device), "stats");
+    const json_t *export = find (now->exports, "id", device);
+    const char *name = text_of (x, "device");
     table_text (&t, *name ? name : "''");
     table_format (&t, "%.0f", number_of (export, "clients"));
     table_format (&t, "%.0f", rate (s, old, "rd_operations", seconds));
@@ -126,7 +126,7 @@ print_clients (const struct look *now, const struct look *before)
   table_begin (&t, "rllrrr", head);
   json_array_foreach (now->clients, i, x)
   {
-    const json_t *old = find (before->clients, "id", x);
+    const json_t *old = find (before->clients, "id", json_object_get (x, "id"));
     const char *name = text_of (x, "export");
     table_format (&t, "%.0f", number_of (x, "id"));
     table_text (&t, !json_object_get (x, "export") ? "-" : *name ? name : "''");
