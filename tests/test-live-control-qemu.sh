@@ -109,7 +109,8 @@ def change(kind, /, fails=False, **arguments):
 compare("greeting", theirs.greeting["version"], ours.greeting["version"])
 both("query-version")
 known = {x["name"] for x in theirs.execute("query-commands")}
-mine = {"query-status", "query-log-level", "set-log-level", "query-clients", "client-disconnect", "reload"}
+mine = {"query-status", "query-log-level", "set-log-level", "query-clients", "client-disconnect", "reload",
+        "resume-writes"}
 for k in ours.execute("query-commands"):
     assert k["name"] in known | mine, "QEMU has no %s" % k["name"]
 both("query-block-exports")
@@ -213,6 +214,21 @@ assert [x["name"] for x in gone] == ["third"] * 2, gone
 write(7, 7 << 20, 70000)
 bitmaps()
 both("query-blockstats", of=node, query_nodes=True)
+
+# One image in two exports.
+again = dict(type="nbd", id="again", node_name="n", name="again", description="once more")
+both("block-export-add", fails=False, **again)
+both("block-export-add", fails=True, **again)
+both("block-export-add", fails=True, **dict(again, id="other", name="other", node_name="x"))
+both("query-block-exports", of=lambda list: sorted(list, key=lambda x: x["id"]))
+readers = [nbd.NBD() for who in range(2)]
+for h, who in zip(readers, ("ours", "theirs")):
+    h.connect_uri("nbd+unix:///again?socket=%s/%s.sock" % (tmp, who))
+    assert h.is_read_only() and h.pread(70000, 7 << 20) == b"\7" * 70000
+    h.shutdown()
+both("block-export-del", id="again", mode="hard")
+events = [c.wait_event("BLOCK_EXPORT_DELETED") for c in (theirs, ours)]
+assert events[0] == events[1] == {"id": "again"}, events
 
 both("block-export-del", fails=True, id="x")
 both("block-export-del", fails=True, id="n")
