@@ -7,11 +7,14 @@
  *
  * Most of the work is done while the disk is in use.  Table by table, under the claim on its range
  * (invariant 4), the counts of the data clusters are raised and the flags cleared.  Whoever changes
- * a table after that saves what was counted first (q_counting_save).  Then the gate is closed, and
- * what is left is what changed meanwhile: tables that differ from what was counted are counted
- * again, L2 tables themselves are counted, all of it is flushed, and the L1 table is copied.  That
- * is the moment of the snapshot, between two writes; the gate opens.  Last the copy and a new
- * snapshot table are written, and one write to the header makes the snapshot.
+ * a table after that saves what was counted first (q_counting_save); such tables are counted again
+ * while the disk is in use, until few are left.  Then the gate is closed, and what is left is what
+ * changed since: tables that differ from what was counted are counted again, L2 tables themselves
+ * are counted, all of it is flushed, and the L1 table is copied.  How long that takes depends on
+ * how many tables were written in the time of one such pass, not on the size of the disk but for
+ * one count an L2 table, and on how long the storage takes to sync what was written since the
+ * flush before.  That is the moment of the snapshot, between two writes; the gate opens.  Last the
+ * copy and a new snapshot table are written, and one write to the header makes the snapshot.
  *
  * Until that write the disk has what it had, with counts that are too high and some flags missing.
  * Such counts are leaks; a missing flag costs a copy; a flag that is still there beside a count of
@@ -40,8 +43,16 @@
 /* As many as QEMU can name. */
 #define MAX_NAME 255u
 
-/* With more of what was counted saved, the gate is closed: what is left to do then only grows. */
+/* With more saved of what was counted, what has changed is counted again before more is, but not
+ * after fewer than so many tables. */
 #define MAX_SAVED (64ull << 20)
+#define MIN_STEP  64u
+
+/* What has changed in the end is counted so often, until no more than this is left for the moment
+ * when the disk stands still.  Once at least: each time the clusters that were written meanwhile
+ * become shared, and the next write to them copies. */
+#define MAX_PASSES 3u
+#define ENOUGH     (4ull << 20)
 
 struct q_counting {
   uint32_t entries; /* of the L1 table */
@@ -193,9 +204,9 @@ clear_flags (struct q_making *m, uint32_t index)
   return 0;
 }
 
-/* Counts what a table refers to now and did not when it was counted.  Stopped. */
+/* Counts what a table refers to now and did not when it was counted.  Claimed, or stopped. */
 static int
-count_change (struct q_making *m, uint32_t index)
+count_change (struct q_making *m, uint32_t index, bool stopped)
 {
   struct q_table *t;
   q_pin_t pin = q_pin ();
@@ -206,9 +217,12 @@ count_change (struct q_making *m, uint32_t index)
     q_tree_difference (m->img, m->other, m->l2);
     r = q_tree_raise (m->img, m->l2);
     if (r == 0) {
-      clear_copied (m->img, t);
+      Q_PROBE ("changes counted, flags not cleared");
+      if (stopped)
+        clear_copied (m->img, t);
       free (m->c->before[index]);
       m->c->before[index] = NULL;
+      atomic_fetch_sub (&m->c->saved, t->bytes);
       /* What it referred to then has lost its last reference but ours, or will with limbo. */
       q_tree_lower (m->img, m->other);
     }
@@ -220,37 +234,68 @@ count_change (struct q_making *m, uint32_t index)
 
 /* ---- while the disk is in use ---------------------------------------------------------------- */
 
+/* Counts the table of L1 entry INDEX, or what has changed in it since it was counted. */
 static int
-count_in_use (struct q_making *m)
+count_in_use (struct q_making *m, uint32_t index)
 {
   struct q_image *img = m->img;
+  struct q_plan_claim claim;
+  bool fresh, changed;
+  int r = q_tree_claim (img, index, &claim);
+
+  if (r < 0)
+    return r;
+  fresh = !m->c->counted[index];
+  changed = m->c->before[index];
+  if (fresh)
+    r = count_table (m, index, false);
+  else if (changed)
+    r = count_change (m, index, false);
+  q_tree_release (img, &claim);
+  if (r == 0 && (fresh || changed))
+    r = clear_flags (m, index);
+  return r < 0 ? r : q_flush_throttle (img);
+}
+
+/* Those of the first N L1 entries that lead to a table. */
+static int
+count_first (struct q_making *m, uint32_t n, bool again)
+{
+  struct q_image *img = m->img;
+  uint32_t since = 0; /* tables counted since what has changed was */
   int r = 0;
 
-  for (uint32_t i = 0; r == 0 && i < m->c->entries && atomic_load (&m->c->saved) < MAX_SAVED; ++i) {
-    struct q_plan_claim claim;
-    struct q_l1 *l1;
+  for (uint32_t i = 0; r == 0 && i < n; ++i) {
     q_pin_t pin = q_pin ();
-    bool empty;
+    bool empty = (q_entry_get (atomic_load (&img->l1)->table, i) & Q_OFFSET_MASK) == 0;
 
-    l1 = atomic_load (&img->l1);
-    empty = (q_entry_get (l1->table, i) & Q_OFFSET_MASK) == 0;
     q_unpin (pin);
     if (empty)
       continue;
-    r = q_tree_claim (img, i, &claim);
-    if (r == 0) {
-      r = count_table (m, i, false);
-      q_tree_release (img, &claim);
+    r = count_in_use (m, i);
+    if (r == 0 && !again && ++since >= MIN_STEP && atomic_load (&m->c->saved) >= MAX_SAVED) {
+      r = count_first (m, i + 1, true);
+      since = 0;
     }
-    if (r == 0)
-      r = clear_flags (m, i);
-    if (r == 0)
-      r = q_flush_throttle (img);
   }
-  /* The second has little left to do, and so has the one while the disk stands still. */
+  return r;
+}
+
+static int
+count_all (struct q_making *m)
+{
+  int r = count_first (m, m->c->entries, false);
+
+  /* The next ones have little left to do, and so has the one while the disk stands still: what has
+   * changed while the counts were made durable, most of which took long, is counted as well. */
   if (r == 0)
-    r = q_flush (img);
-  return r < 0 ? r : q_flush (img);
+    r = q_flush (m->img);
+  for (unsigned n = 0; r == 0 && n < MAX_PASSES && atomic_load (&m->c->saved) > (n ? ENOUGH : 0);
+       ++n)
+    r = count_first (m, m->c->entries, true);
+  if (r == 0)
+    r = q_flush (m->img);
+  return r < 0 ? r : q_flush (m->img);
 }
 
 /* ---- while it stands still ------------------------------------------------------------------- */
@@ -299,7 +344,7 @@ stand_still (struct q_making *m)
     if (!m->c->counted[i])
       r = count_table (m, i, true);
     else if (m->c->before[i])
-      r = count_change (m, i);
+      r = count_change (m, i, true);
   if (r == 0)
     r = count_tables (m);
   /* Counts, flags, and every table as it is now. */
@@ -535,7 +580,7 @@ q_snapshot_begin (struct q_image *img, const char *name, char id[Q_SNAPSHOT_ID_S
     r = allocate (m, err);
   if (r == 0) {
     atomic_store (&img->counting, m->c);
-    r = count_in_use (m);
+    r = count_all (m);
   }
   return explain (m, r, err);
 }
