@@ -9,6 +9,7 @@
  */
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "image.h"
@@ -31,24 +32,42 @@ check_table (const struct q_image *img, const char *what, uint64_t offset, uint6
   return 0;
 }
 
+/* Names the incompatible features in UNKNOWN, as the image does. */
+static int
+refuse_features (const struct q_image *img, uint64_t unknown, struct q_error *err)
+{
+  const bool several = unknown & (unknown - 1);
+  char list[600] = "", buf[64];
+  size_t n = 0;
+
+  for (; unknown; unknown &= unknown - 1) {
+    unsigned bit = (unsigned)__builtin_ctzll (unknown);
+    const char *name = q_feature_name (img, 0, bit, buf);
+
+    if (n + 100 > sizeof list) { /* a name has less than 64 bytes */
+      snprintf (list + n, sizeof list - n, ", ...");
+      break;
+    }
+    n += (size_t)snprintf (list + n, sizeof list - n, "%s%u (%s)", n ? ", " : "", bit,
+                           name ? name : "which the image does not name");
+  }
+  return q_fail (err, -ENOTSUP,
+                 several ? "%s: incompatible feature bits %s are not supported, the image cannot "
+                           "be read without them"
+                         : "%s: incompatible feature bit %s is not supported, the image cannot be "
+                           "read without it",
+                 img->filename, list);
+}
+
 static int
 check_features (struct q_image *img, struct q_error *err)
 {
   uint64_t known = Q_INCOMPAT_DIRTY | Q_INCOMPAT_CORRUPT | Q_INCOMPAT_COMPRESSION |
                    Q_INCOMPAT_EXTL2 | Q_INCOMPAT_DATA_FILE;
   uint64_t unknown = img->incompatible & ~known;
-  char buf[64];
 
-  if (unknown) {
-    unsigned bit = (unsigned)__builtin_ctzll (unknown);
-    const char *name = q_feature_name (img, 0, bit, buf);
-
-    return q_fail (
-        err, -ENOTSUP,
-        "%s: incompatible feature bit %u (%s) is not supported, the image cannot be read "
-        "without it",
-        img->filename, bit, name ? name : "which the image does not name");
-  }
+  if (unknown)
+    return refuse_features (img, unknown, err);
   if ((img->autoclear & Q_AUTOCLEAR_DATA_FILE_RAW) && !q_has_data_file (img))
     return q_fail (err, -EINVAL,
                    "%s: autoclear feature bit 1 (raw external data) is set without incompatible "
