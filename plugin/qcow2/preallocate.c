@@ -29,6 +29,15 @@ make_zeros (struct q_file *file, uint64_t host, uint64_t len, enum q_preallocati
   return r;
 }
 
+/* What has a place already, as all of a raw data file has. */
+static int
+reserve (struct q_file *file, uint64_t host, uint64_t len, enum q_preallocation mode)
+{
+  int r = mode == Q_PREALLOC_FALLOC ? q_file_allocate (file, host, len) : 0;
+
+  return r == -ENOTSUP ? 0 : r;
+}
+
 /* Some clusters at OFFSET; *DONE says how many bytes. */
 static int
 allocate (struct q_image *img, uint64_t offset, uint64_t len, enum q_preallocation mode,
@@ -41,8 +50,9 @@ allocate (struct q_image *img, uint64_t offset, uint64_t len, enum q_preallocati
   if (r < 0)
     goto out;
   *done = plan.len;
-  for (unsigned i = 0; r == 0 && plan.allocates && i < plan.n_runs; ++i)
-    r = make_zeros (plan.file, plan.run[i].host, plan.run[i].len, mode);
+  for (unsigned i = 0; r == 0 && i < plan.n_runs; ++i)
+    r = plan.allocates ? make_zeros (plan.file, plan.run[i].host, plan.run[i].len, mode)
+                       : reserve (plan.file, plan.run[i].host, plan.run[i].len, mode);
   if (r == 0)
     q_write_commit (&plan);
   else
