@@ -7,6 +7,7 @@
 # chain1    the contents of chain8 in a single layer
 # chain8    eight overlays on an empty base; cluster N is in overlay N mod 8.  The lower ones
 #           are layer1 to layer7
+# luks      data, encrypted; its key is in the file key
 # sparse1t  1 TiB with 4 KiB here and there
 # mapped1t  1 TiB whose every cluster is mapped (and never written)
 # empty64t  64 TiB, empty
@@ -58,6 +59,12 @@ image ()
         ln "$work/text.raw" "$work/$1.raw"
         img convert -c -f raw -O qcow2 -o compression_type="$1" -m 2 \
             "$inside/text.raw" "$inside/$1.qcow2"
+        ;;
+    luks)
+        printf secret >"$work/key"
+        img convert --object "secret,id=key,file=$inside/key" -f raw -O qcow2 \
+            -o encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=100 \
+            "$inside/data.raw" "$inside/luks.qcow2"
         ;;
     chain8)
         img create -f qcow2 "$inside/layer0.qcow2" "$size"

@@ -161,6 +161,56 @@ row_zstd ()
         --connections "$cpus"
 }
 
+# luks_row RUN OPTIONS...: every side opens the image with its key (sides.sh).
+luks_row ()
+{
+    image luks && warm_cache luks
+    run=$1
+    shift
+    after="sync_image luks"
+    measure "$run" "nbdcow qemu plugin" writeback unix luks "$@"
+}
+
+# The same by nbdcow alone with as little as can be: what the others do more is done by more cores.
+alone ()
+{
+    image luks && warm_cache luks
+    saved=$NBDCOW_OPTS
+    NBDCOW_OPTS="$NBDCOW_OPTS --threads=1 --workers=1"
+    run=$1
+    shift
+    after="sync_image luks"
+    measure "$run" nbdcow writeback unix luks "$@"
+    NBDCOW_OPTS=$saved
+}
+
+row_luks_read ()
+{
+    luks_row luks-read $timed --pattern seq --block 1M --depth 8 --connections "$cpus"
+}
+
+row_luks_read_1 ()
+{
+    alone luks-read-1 $timed --pattern seq --block 1M --depth 8 --connections "$cpus"
+}
+
+row_luks_write ()
+{
+    luks_row luks-write $timed_writes --op write --pattern seq --block 1M --depth 8 \
+        --connections "$cpus" --end $((size_mib / 4))M
+}
+
+row_luks_write_1 ()
+{
+    alone luks-write-1 $timed_writes --op write --pattern seq --block 1M --depth 8 \
+        --connections "$cpus" --end $((size_mib / 4))M
+}
+
+row_luks_read4k ()
+{
+    luks_row luks-read4k $timed --depth 32
+}
+
 row_cold_d32 ()
 {
     image data

@@ -133,16 +133,24 @@ set_command ()
         at="--tcp 127.0.0.1:$port"
         ;;
     esac
+    key_nbdcow= key_plugin= open_qemu="-f qcow2" file_qemu="$inside/$5.qcow2"
+    case $5 in
+    luks)
+        key_nbdcow="--key-file=$work/key" key_plugin="passphrase=+$inside/key"
+        open_qemu="--object=secret,id=key,file=$inside/key"
+        file_qemu="--image-opts driver=qcow2,encrypt.key-secret=key,file.filename=$file_qemu"
+        ;;
+    esac
     case $1 in
     nbdcow | plain)
         # nbdcow runs out here, where its libraries are.
         program=$NBDCOW
         [ "$1" = nbdcow ] || program=$NBDCOW_PLAIN
-        cmd="$program -t -e 0 -f qcow2 --cache=$3 $NBDCOW_OPTS"
+        cmd="$program -t -e 0 -f qcow2 --cache=$3 $NBDCOW_OPTS $key_nbdcow"
         cmd="$cmd $(echo "$at_qemu" | sed "s|$inside/|$work/|g") $work/$5.qcow2"
         ;;
     qemu)
-        cmd="$QEMU_NBD -t -e 0 -f qcow2 --cache=$3 --aio=$2 $QEMU_OPTS $at_qemu $inside/$5.qcow2"
+        cmd="$QEMU_NBD -t -e 0 $open_qemu --cache=$3 --aio=$2 $QEMU_OPTS $at_qemu $file_qemu"
         ;;
     nbdkit)
         cmd="$NBDKIT -f $at_nbdkit $NBDKIT_OPTS file $inside/$5.raw"
@@ -150,7 +158,7 @@ set_command ()
     plugin)
         cmd="$plugin_env $NBDKIT -f $at_nbdkit $NBDKIT_OPTS $inside/nbdkit-qcow2-plugin.so"
         [ "$3" = none ] && cmd="$cmd cache=none"
-        cmd="$cmd file=$inside/$5.qcow2 $PLUGIN_OPTS"
+        cmd="$cmd file=$inside/$5.qcow2 $key_plugin $PLUGIN_OPTS"
         ;;
     qcow2dec)
         cmd="$NBDKIT -f -r $at_nbdkit $NBDKIT_OPTS --filter=qcow2dec file $inside/$5.qcow2"
