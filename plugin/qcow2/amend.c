@@ -66,14 +66,19 @@ check_downgrade (const struct q_image *img, uint64_t size, struct q_error *err)
 {
   const struct q_snapshots *list = atomic_load (&img->snapshots);
   uint64_t other = img->incompatible & ~(Q_INCOMPAT_DIRTY | Q_INCOMPAT_COMPRESSION);
+  char buf[64];
 
   if (q_has_data_file (img))
     return q_fail (err, -ENOTSUP, "%s: an image with an external data file cannot be downgraded",
                    img->filename);
-  if (other)
+  if (other) {
+    unsigned bit = (unsigned)__builtin_ctzll (other);
+    const char *name = q_feature_name (img, 0, bit, buf);
+
     return q_fail (err, -ENOTSUP,
-                   "%s: cannot be downgraded while incompatible features %#llx are set",
-                   img->filename, (unsigned long long)other);
+                   "%s: cannot be downgraded: version 2 has no incompatible feature bit %u (%s)",
+                   img->filename, bit, name ? name : "which the image does not name");
+  }
   if (img->nb_bitmaps > 0)
     return q_fail (err, -ENOTSUP,
                    "%s: version 2 has no bitmaps: remove the %u that the image has before it is "
@@ -89,21 +94,6 @@ check_downgrade (const struct q_image *img, uint64_t size, struct q_error *err)
                      img->filename, list->s[i].id, (unsigned long long)s->disk_size,
                      (unsigned long long)s->vm_state_size);
   }
-  return 0;
-}
-
-/* Version 3 wants to know the size of a snapshot's disk. */
-static int
-check_upgrade (const struct q_image *img, struct q_error *err)
-{
-  const struct q_snapshots *list = atomic_load (&img->snapshots);
-
-  for (uint32_t i = 0; list && i < list->n; ++i)
-    if (list->s[i].extra_data_size < 16)
-      return q_fail (err, -ENOTSUP,
-                     "%s: internal snapshot %s does not record the size of its disk, as version 3 "
-                     "has to: remove it before the image is upgraded",
-                     img->filename, list->s[i].id);
   return 0;
 }
 
@@ -133,9 +123,8 @@ check_options (const struct q_image *img, const struct q_amend_options *opts, un
     return q_fail (err, -EINVAL, "%s: zstd needs version 3 (compat=1.1)", img->filename);
   if (version < 3 && opts->lazy_refcounts > 0 && !(img->compatible & Q_COMPAT_LAZY_REFCOUNTS))
     return q_fail (err, -EINVAL, "%s: lazy refcounts need version 3 (compat=1.1)", img->filename);
-  if (version < img->version)
-    return check_downgrade (img, opts->size ? opts->size : q_size (img), err);
-  return version > img->version ? check_upgrade (img, err) : 0;
+  return version < img->version ? check_downgrade (img, opts->size ? opts->size : q_size (img), err)
+                                : 0;
 }
 
 /* ---- one thing after the other -------------------------------------------------------------- */
@@ -184,8 +173,14 @@ static int
 upgrade (struct q_image *img, struct q_error *err)
 {
   struct q_draft d;
-  int r = q_draft_init (&d, img);
+  /* Version 3 wants to know the size of a snapshot's disk. */
+  int r = q_snapshots_record_sizes (img, err);
 
+  if (r == 0)
+    r = settle (img, err);
+  if (r < 0)
+    return r;
+  r = q_draft_init (&d, img);
   if (r == 0) {
     d.version = 3;
     r = write_named_draft (img, &d, err);
