@@ -56,6 +56,7 @@ q_alloc_is_fixed_metadata (const struct q_image *img, uint64_t cluster, uint64_t
          overlaps (host, len, img->l1_offset, img->l1_size * 8ull) ||
          overlaps (host, len, img->reftable_offset, reftable_len) ||
          overlaps (host, len, img->snapshots_offset, img->snapshots_bytes) ||
+         overlaps (host, len, img->crypto_offset, q_min (img->crypto_length, Q_MAX_HOST_OFFSET)) ||
          overlaps (host, len, img->bitmap_dir_offset, img->bitmap_dir_size);
 }
 

@@ -64,9 +64,11 @@ q_bitmaps_open (struct q_image *img, struct q_error *err)
   pthread_mutex_lock (&img->bitmap_lock);
   r = q_bitmaps_read (img, err);
   if (r < 0)
-    q_error_prefix (err, "%s: cannot be written: its bitmaps would no longer be true",
+    q_error_prefix (err,
+                    "%s: cannot be written: its bitmaps would no longer be true (nbdcow-img check "
+                    "-r all drops what of them makes no sense)",
                     img->filename);
-  else if (img->bitmaps.n > 0 && !q_bitmap_owns (img, img->bitmap_dir_offset, img->bitmap_dir_size))
+  else if (img->bitmaps.n > 0 && !q_directory_is_own (img))
     r = q_fail (err, -EINVAL,
                 "%s: the bitmap directory at byte %llu has a wrong refcount; nbdcow-img check -r "
                 "all mends it",

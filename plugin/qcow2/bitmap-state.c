@@ -458,12 +458,10 @@ left_is_sane (struct left *l, const struct qcow2_session *session)
     const struct shared_entry *e = (const struct shared_entry *)at;
     uint64_t room = (uint64_t)(l->end - at), words;
 
-    if (room < sizeof *e || e->name_size == 0 || e->name_size > Q_BITMAP_MAX_NAME ||
-        q_round_up (sizeof *e + e->name_size, 8) > room)
+    if (room < sizeof *e || e->name_size == 0 || q_round_up (sizeof *e + e->name_size, 8) > room)
       return false;
     if (e->offset) {
-      if (e->granularity_bits < Q_BITMAP_MIN_GRANULARITY_BITS ||
-          e->granularity_bits > Q_BITMAP_MAX_GRANULARITY_BITS ||
+      if (e->granularity_bits > 63 ||
           q_bits_bytes (e->size, e->granularity_bits) > Q_BITMAP_MAX_BYTES)
         return false;
       words = q_div_up (q_bits_bytes (e->size, e->granularity_bits), 8);
@@ -475,9 +473,9 @@ left_is_sane (struct left *l, const struct qcow2_session *session)
   return true;
 }
 
-/* The entry at *AT, and its NAME; moves *AT to the next. */
+/* The entry at *AT, and its NAME, for which there is room for any; moves *AT to the next. */
 static const struct shared_entry *
-next_entry (const uint8_t **at, char name[Q_BITMAP_MAX_NAME + 1])
+next_entry (const uint8_t **at, char *name)
 {
   const struct shared_entry *e = (const struct shared_entry *)*at;
 
@@ -524,8 +522,8 @@ restore_list (struct q_image *img, const struct left *l, struct q_bitmap **list,
               struct q_bitmap **live, unsigned *n_live)
 {
   const uint8_t *at = l->entries;
-  char name[Q_BITMAP_MAX_NAME + 1];
-  int r = 0;
+  char *name = malloc (UINT16_MAX + 1u);
+  int r = name ? 0 : -ENOMEM;
 
   for (uint32_t i = 0; r == 0 && i < l->record->n; ++i) {
     const struct shared_entry *e = next_entry (&at, name);
@@ -539,8 +537,10 @@ restore_list (struct q_image *img, const struct left *l, struct q_bitmap **list,
       continue;
     if (!b) {
       b = q_bitmap_new (img, name, e->granularity_bits);
-      if (!b)
-        return -ENOMEM;
+      if (!b) {
+        r = -ENOMEM;
+        break;
+      }
     }
     list[(*n)++] = b;
     if (!e->offset || b->unusable)
@@ -549,6 +549,7 @@ restore_list (struct q_image *img, const struct left *l, struct q_bitmap **list,
     if (r == 0)
       live[(*n_live)++] = b;
   }
+  free (name);
   return r;
 }
 

@@ -62,17 +62,34 @@ drop (struct q_image *img, uint64_t host, uint64_t bytes)
     q_alloc_drop (img, host >> img->cluster_bits, clusters_of (img, bytes));
 }
 
-bool
-q_bitmap_owns (struct q_image *img, uint64_t host, uint64_t bytes)
+/* One reference each is counted for the clusters, and where other METADATA is they are not. */
+static bool
+owns (struct q_image *img, uint64_t host, uint64_t bytes, bool metadata)
 {
   uint64_t first = host >> img->cluster_bits, n = clusters_of (img, bytes), count = 1;
 
+  if (host & (q_cluster_bytes (img) - 1))
+    return false;
   q_alloc_lock (img);
+  if (metadata && q_alloc_is_fixed_metadata (img, first, n))
+    count = 0;
   for (uint64_t i = 0; i < n && count == 1; ++i)
     if (q_refcount_get (img, first + i, 0, &count) < 0)
       count = 0;
   q_alloc_unlock (img);
   return count == 1;
+}
+
+bool
+q_bitmap_owns (struct q_image *img, uint64_t host, uint64_t bytes)
+{
+  return owns (img, host, bytes, true);
+}
+
+bool
+q_directory_is_own (struct q_image *img)
+{
+  return owns (img, img->bitmap_dir_offset, img->bitmap_dir_size, false);
 }
 
 static int
@@ -95,11 +112,9 @@ sync_file (struct q_image *img)
 
 /* ---- letting go ------------------------------------------------------------------------------ */
 
-int
-q_leave (struct q_image *img, struct q_leaving *l, uint64_t host, uint64_t bytes)
+static int
+add_leaving (struct q_leaving *l, uint64_t host, uint64_t bytes)
 {
-  if (host == 0 || bytes == 0 || !q_bitmap_owns (img, host, bytes))
-    return 0;
   if (l->n == l->capacity) {
     size_t capacity = l->capacity ? 2 * l->capacity : 16;
     void *run = realloc (l->run, capacity * sizeof *l->run);
@@ -112,6 +127,20 @@ q_leave (struct q_image *img, struct q_leaving *l, uint64_t host, uint64_t bytes
   l->run[l->n].host = host;
   l->run[l->n++].bytes = bytes;
   return 0;
+}
+
+int
+q_leave (struct q_image *img, struct q_leaving *l, uint64_t host, uint64_t bytes)
+{
+  return host && bytes && q_bitmap_owns (img, host, bytes) ? add_leaving (l, host, bytes) : 0;
+}
+
+static int
+leave_directory (struct q_image *img, struct q_leaving *l)
+{
+  return img->bitmap_dir_size && q_directory_is_own (img)
+             ? add_leaving (l, img->bitmap_dir_offset, img->bitmap_dir_size)
+             : 0;
 }
 
 static void
@@ -139,7 +168,7 @@ void
 q_let_go_later (struct q_image *img, struct q_leaving *l)
 {
   for (size_t i = 0; i < l->n; ++i)
-    q_leave (img, &img->bitmaps.leaving, l->run[i].host, l->run[i].bytes);
+    add_leaving (&img->bitmaps.leaving, l->run[i].host, l->run[i].bytes);
   forget (l);
 }
 
@@ -190,7 +219,7 @@ q_bitmap_drop_table (struct q_bitmap *b)
 static uint64_t
 entry_bytes (const struct q_bitmap *b)
 {
-  return q_round_up (sizeof (struct qcow2_bitmap) + b->extra_size + strlen (b->name), 8);
+  return q_round_up (sizeof (struct qcow2_bitmap) + b->extra_size + b->name_size, 8);
 }
 
 /* The flags that B's entry should have. */
@@ -214,13 +243,13 @@ put_entry (const struct q_bitmap *b, uint8_t *to)
                             .flags = put32 (entry_flags (b)),
                             .type = b->type,
                             .granularity_bits = b->granularity_bits,
-                            .name_size = put16 ((uint16_t)strlen (b->name)),
+                            .name_size = put16 (b->name_size),
                             .extra_data_size = put32 (b->extra_size) };
 
   memcpy (to, &d, sizeof d);
   if (b->extra_size > 0)
     memcpy (to + sizeof d, b->extra, b->extra_size);
-  memcpy (to + sizeof d + b->extra_size, b->name, strlen (b->name));
+  memcpy (to + sizeof d + b->extra_size, b->bytes ? (char *)b->bytes : b->name, b->name_size);
 }
 
 /* Writes the flags of B's entry where it is. */
@@ -358,7 +387,7 @@ q_directory_switch (struct q_image *img, struct q_bitmap *const *list,
 {
   const size_t others = leaving->n;
   uint64_t at = 0;
-  int r = q_leave (img, leaving, img->bitmap_dir_offset, img->bitmap_dir_size);
+  int r = leave_directory (img, leaving);
 
   if (r < 0)
     return r;

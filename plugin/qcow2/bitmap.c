@@ -27,6 +27,7 @@ q_bitmap_new (struct q_image *img, const char *name, unsigned granularity_bits)
   b->granularity_bits = (uint8_t)granularity_bits;
   b->position = Q_BITMAP_NOWHERE;
   b->name = strdup (name);
+  b->name_size = (uint16_t)strlen (name);
   if (!b->name) {
     free (b);
     return NULL;
@@ -44,6 +45,7 @@ q_bitmap_destroy (struct q_bitmap *b)
   q_bits_free (bits);
   free (b->table);
   free (b->extra);
+  free (b->bytes);
   free (b->name);
   free (b);
 }
@@ -60,9 +62,10 @@ entry_objection (const struct q_image *img, const struct q_bitmap *b)
     return "its type is not 1 (dirty tracking), the only one that is known";
   if (b->flags & Q_BITMAP_RESERVED)
     return "reserved flags are set";
-  if (b->granularity_bits < Q_BITMAP_MIN_GRANULARITY_BITS ||
-      b->granularity_bits > Q_BITMAP_MAX_GRANULARITY_BITS)
-    return "its granularity_bits are not 9 to 31";
+  if (b->bytes)
+    return "its name is empty or has NUL bytes in it";
+  if (b->granularity_bits > 63)
+    return "its granularity_bits are not 0 to 63";
   bytes = q_bits_bytes (q_size (img), b->granularity_bits);
   clusters = q_div_up (bytes, q_cluster_bytes (img));
   if (bytes > Q_BITMAP_MAX_BYTES)
@@ -76,13 +79,37 @@ entry_objection (const struct q_image *img, const struct q_bitmap *b)
   return NULL;
 }
 
+/* A bitmap whose name has the SIZE bytes at BYTES. */
+static struct q_bitmap *
+new_as_found (struct q_image *img, const uint8_t *bytes, uint16_t size, unsigned granularity_bits)
+{
+  bool is_text = size > 0 && !memchr (bytes, 0, size);
+  char *name = is_text ? strndup ((const char *)bytes, size) : calloc (1, size + 2u);
+  struct q_bitmap *b;
+
+  /* Something to call it by, for who wants to remove it. */
+  for (unsigned i = 0; name && !is_text && (i < size || i == 0); ++i)
+    name[i] = i < size && bytes[i] ? (char)bytes[i] : '?';
+  b = name ? q_bitmap_new (img, name, granularity_bits) : NULL;
+  free (name);
+  if (!b || is_text)
+    return b;
+  b->bytes = malloc (size + 1u);
+  if (!b->bytes) {
+    q_bitmap_destroy (b);
+    return NULL;
+  }
+  memcpy (b->bytes, bytes, size);
+  b->name_size = size;
+  return b;
+}
+
 /* The entry at *POS of the directory; moves *POS to the next. */
 static int
 parse_entry (struct q_image *img, const uint8_t *dir, uint64_t *pos, struct q_bitmap **out,
              struct q_error *err)
 {
   uint64_t left = img->bitmap_dir_size - *pos, length;
-  char name[Q_BITMAP_MAX_NAME + 1] = "";
   struct qcow2_bitmap d;
   struct q_bitmap *b;
 
@@ -95,13 +122,8 @@ parse_entry (struct q_image *img, const uint8_t *dir, uint64_t *pos, struct q_bi
   if (length > left)
     return q_fail (err, -EINVAL, "%s: a bitmap directory entry of %llu bytes, only %llu are left",
                    img->filename, ull (length), ull (left));
-  if (get16 (d.name_size) == 0 || get16 (d.name_size) > Q_BITMAP_MAX_NAME)
-    return q_fail (err, -EINVAL, "%s: a bitmap's name is %u bytes long, should be 1 to %u",
-                   img->filename, get16 (d.name_size), Q_BITMAP_MAX_NAME);
-  memcpy (name, dir + *pos + sizeof d + get32 (d.extra_data_size), get16 (d.name_size));
-  if (strlen (name) != get16 (d.name_size))
-    return q_fail (err, -EINVAL, "%s: a bitmap's name has a NUL byte in it", img->filename);
-  b = q_bitmap_new (img, name, d.granularity_bits);
+  b = new_as_found (img, dir + *pos + sizeof d + get32 (d.extra_data_size), get16 (d.name_size),
+                    d.granularity_bits);
   if (b)
     b->extra = malloc (get32 (d.extra_data_size) + 1ull);
   if (!b || !b->extra) {
@@ -184,6 +206,9 @@ q_bitmaps_read (struct q_image *img, struct q_error *err)
     r = parse_entry (img, dir, &pos, &l->bitmap[l->n], err);
     l->n += r == 0;
   }
+  if (r == 0 && pos != img->bitmap_dir_size)
+    r = q_fail (err, -EINVAL, "%s: the bitmap directory has %llu bytes, its %u entries have %llu",
+                img->filename, ull (img->bitmap_dir_size), l->n, ull (pos));
   if (r == 0 && find_duplicates (l) < 0)
     r = q_fail (err, -ENOMEM, "%s: out of memory for the bitmap directory", img->filename);
   free (dir);

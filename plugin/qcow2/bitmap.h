@@ -38,6 +38,8 @@
 
 #include "image.h"
 
+/* Of those that are made here: the ones that QEMU can read.  Others are read, kept and used as the
+ * specification has them: granularity_bits up to 63, and names as long as an entry can say. */
 #define Q_BITMAP_MIN_GRANULARITY_BITS 9u
 #define Q_BITMAP_MAX_GRANULARITY_BITS 31u
 #define Q_BITMAP_MAX_NAME             1023u
@@ -100,7 +102,9 @@ struct q_tracker {
 
 struct q_bitmap {
   struct q_image *img;
-  char *name;
+  char *name;     /* what it is called here ... */
+  uint8_t *bytes; /* ... and on disk, where that is no text: empty, or with NULs.  Else NULL */
+  uint16_t name_size;
   uint8_t type, granularity_bits;
   bool enabled;         /* the auto flag, as it is to be */
   bool inconsistent;    /* was found in use, or cannot be kept up to date: only to be removed */
@@ -147,8 +151,11 @@ int q_bitmaps_mark_in_use (struct q_image *img, struct q_bitmap *const *b, unsig
 int q_bitmaps_save (struct q_image *img, struct q_bitmap *const *b, unsigned n,
                     struct q_error *err);
 
-/* Whether [host, host + bytes) is in clusters that one reference each is counted for. */
+/* Whether [host, host + bytes) begins a cluster and is in clusters that one reference each is
+ * counted for, and that hold none of the metadata whose place is known. */
 bool q_bitmap_owns (struct q_image *img, uint64_t host, uint64_t bytes);
+/* The same for the directory itself. */
+bool q_directory_is_own (struct q_image *img);
 
 /* A table of zeros for a bitmap that is not on disk; and gone with it again. */
 int q_bitmap_make_table (struct q_bitmap *b);

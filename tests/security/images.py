@@ -271,7 +271,7 @@ def with_bitmaps(name="bad.qcow2"):
 
 @T.sin(
     "bitmap directories",
-    "nobody's in particular: entries that run past the directory, names with a NUL, bits that are nowhere",
+    "nobody's in particular: entries that run past the directory, names that are none, bits that are nowhere",
     "the image is not written as long as its bitmaps cannot be understood; bits that cannot be read are not clean",
 )
 def bitmaps_lie():
@@ -279,8 +279,7 @@ def bitmaps_lie():
         (20, b"\xff\xff\xff\x00", ("32 are left",)),
         (20, b"\x00\x00\x00\x20", ("32 are left",)),
         (18, b"\xff\xff", ("32 are left",)),
-        (18, b"\x00\x00", ("bitmap's name",)),
-        (24, b"\x00", ("NUL",)),
+        (18, b"\x00\x00", ("has 64 bytes",)),
     ):
         image, entry = with_bitmaps()
         image.pwrite(entry + offset, value)
@@ -296,6 +295,13 @@ def bitmaps_lie():
         if digest("bad.qcow2") != before:
             raise Sin("the image was changed")
         bounded("bad.qcow2")
+    # A name that is no name: this bitmap alone is not used.
+    image, entry = with_bitmaps()
+    image.pwrite(entry + 24, b"\x00")
+    one_line(run("bitmap", [IMG, "bitmap", "-f", "qcow2", "--clear", "bad.qcow2", "?wo"]), ("name is empty or has NUL",))
+    r = run("bitmap", [IMG, "bitmap", "-f", "qcow2", "--remove", "bad.qcow2", "?wo"])
+    if r.status:
+        raise Sin(str(r))
     for value in (0x1234567, 1 << 60 | 0x10000, 1 << 50, 0xFFFFFFFFFE00, 0x10001):
         image, entry = with_bitmaps()
         table = struct.unpack(">Q", image.pread(entry, 8))[0]

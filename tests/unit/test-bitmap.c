@@ -183,7 +183,8 @@ test_foreign_entries (void **state)
   } bad[] = {
     { offsetof (struct qcow2_bitmap, type), 2, "type" },
     { offsetof (struct qcow2_bitmap, flags), 0x80, "reserved flags" },
-    { offsetof (struct qcow2_bitmap, granularity_bits), 8, "granularity_bits" },
+    { offsetof (struct qcow2_bitmap, granularity_bits), 64, "granularity_bits" },
+    { offsetof (struct qcow2_bitmap, granularity_bits), 5, "table is not as long" },
     { offsetof (struct qcow2_bitmap, granularity_bits), 10, "table is not as long" },
     { offsetof (struct qcow2_bitmap, table_offset) + 7, 1, "table offset" },
   };
