@@ -382,6 +382,24 @@ write_extension (struct q_image *img, const struct q_new_directory *d)
 }
 
 int
+q_directory_cut (struct q_image *img, uint32_t n, uint64_t bytes)
+{
+  const struct q_new_directory d = { .host = n ? img->bitmap_dir_offset : 0,
+                                     .bytes = n ? bytes : 0,
+                                     .n = n };
+  int r = write_extension (img, &d);
+
+  assert (!img->bitmaps.bitmap);
+  if (r == 0) {
+    img->bitmaps_lost = false;
+    img->nb_bitmaps = d.n;
+    img->bitmap_dir_offset = d.host;
+    img->bitmap_dir_size = d.bytes;
+  }
+  return r;
+}
+
+int
 q_directory_switch (struct q_image *img, struct q_bitmap *const *list,
                     const struct q_new_directory *d, struct q_leaving *leaving)
 {

@@ -179,6 +179,9 @@ struct q_new_directory {
 int q_directory_write (struct q_image *img, struct q_bitmap *const *list, unsigned n,
                        struct q_new_directory *d);
 void q_directory_drop (struct q_image *img, const struct q_new_directory *d);
+/* Ends the directory after N entries of BYTES bytes together, durably.  For repairs, of an image
+ * whose bitmaps are not in memory. */
+int q_directory_cut (struct q_image *img, uint32_t n, uint64_t bytes);
 /* Flushes, and makes D the directory; LIST is what it was written from.  Then lets go of the old
  * one, and of LEAVING.  After -ENOSPC and -ENOMEM the old one is still the directory. */
 int q_directory_switch (struct q_image *img, struct q_bitmap *const *list,

@@ -5,6 +5,7 @@
  * Invariant: no step leaves the image worse than it was, whatever happens next.  In this order,
  * each step durable before the one after it:
  *
+ *   0. a bitmap directory that makes no sense ends where it ceases to make any;
  *   1. refcounts that are too low are raised, or all refcount structures are made anew;
  *   2. COPIED flags of clusters with more than one reference are cleared;
  *   3. refcounts that are too high are lowered;
@@ -17,6 +18,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "bitmap.h"
 #include "check.h"
 
 #define ull(v) ((unsigned long long)(v))
@@ -208,10 +210,12 @@ q_check_repair (struct q_check *c)
                   "Leaked clusters are kept: the refcounts need to be rebuilt first; repair all");
     lower = false;
   }
-  if (c->rebuild && errors) {
+  if (q_check_cuts_bitmaps (c))
+    r = q_directory_cut (c->img, c->bitmaps_kept, c->bitmaps_bytes);
+  if (r == 0 && c->rebuild && errors) {
     r = q_check_rebuild (c);
     rebuilt = r == 0;
-  } else if (c->raise && errors)
+  } else if (r == 0 && c->raise && errors)
     r = mend_blocks (c, RAISE);
   if (r == 0 && flags)
     r = mend_flags (c, CLEAR);

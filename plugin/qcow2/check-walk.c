@@ -358,11 +358,13 @@ walk_snapshot (struct q_check *c, unsigned index)
   const struct q_snapshot *s = &atomic_load (&c->img->snapshots)->s[index];
   char what[64];
 
-  if (c->img->version >= 3 && s->extra_data_size < 16)
-    q_check_corruption (c, false,
+  if (c->img->version >= 3 && s->extra_data_size < 16) {
+    c->res->unsized_snapshots++;
+    q_check_corruption (c, true,
                         "snapshot table entry %u is incomplete: %u bytes of extra data, version 3 "
                         "has at least 16",
                         index, s->extra_data_size);
+  }
   if (!q_check_aligned (c, s->l1_table_offset) || s->l1_size > Q_MAX_L1_BYTES / 8) {
     c->lost = true;
     q_check_corruption (c, false,
@@ -416,71 +418,104 @@ walk_bitmap_table (struct q_check *c, uint64_t offset, uint32_t entries, uint32_
   return r;
 }
 
+/* From entry INDEX on, at byte AT, nobody can tell what the directory means.  A repair ends it
+ * there: then nothing refers any more to what it may have pointed at. */
+static void
+cut_directory (struct q_check *c, uint32_t index, uint64_t at, const char *why)
+{
+  c->cut_bitmaps = true;
+  c->bitmaps_kept = index;
+  c->bitmaps_bytes = at;
+  c->lost = c->lost || !q_check_cuts_bitmaps (c);
+  q_check_corruption (
+      c, !c->opening,
+      "bitmap directory: %s: the first %u of %u bitmaps can be read, a repair drops "
+      "the others",
+      why, index, c->img->nb_bitmaps);
+}
+
+/* Entry I, all of which is there. */
+static int
+walk_bitmap_entry (struct q_check *c, const struct qcow2_bitmap *b, const uint8_t *name, uint32_t i)
+{
+  const int shown = get16 (b->name_size) < 64 ? get16 (b->name_size) : 64;
+  const uint64_t table = get64 (b->table_offset);
+
+  if (get16 (b->name_size) == 0)
+    q_check_corruption (c, false, "bitmap %u has no name: it can be removed as '?'", i);
+  if (q_check_aligned (c, table) && table)
+    return walk_bitmap_table (c, table, get32 (b->table_size), i);
+  c->lost = true;
+  q_check_corruption (c, false,
+                      "bitmap %u ('%.*s'): table offset 0x%llx is not a cluster's: remove the "
+                      "bitmap",
+                      i, shown, (const char *)name, ull (table));
+  return 0;
+}
+
 static int
 walk_bitmap_directory (struct q_check *c, const uint8_t *dir, uint64_t size)
 {
   uint64_t at = 0;
+  int r = 0;
 
-  for (uint32_t i = 0; i < c->img->nb_bitmaps; i++) {
+  for (uint32_t i = 0; r == 0 && i < c->img->nb_bitmaps; i++) {
     struct qcow2_bitmap b;
+    uint64_t bytes = sizeof b;
 
-    if (size - at < sizeof b)
-      goto damaged;
-    memcpy (&b, dir + at, sizeof b);
-
-    uint64_t table = get64 (b.table_offset);
-    uint64_t bytes =
-        q_round_up (sizeof b + (uint64_t)get32 (b.extra_data_size) + get16 (b.name_size), 8);
-
-    if (bytes > size - at || !q_check_aligned (c, table) || !table || !get16 (b.name_size))
-      goto damaged;
-
-    int r = walk_bitmap_table (c, table, get32 (b.table_size), i);
-
-    if (r < 0)
-      return r;
-    at += bytes;
-    continue;
-
-  damaged:
-    c->lost = true;
-    q_check_corruption (c, false,
-                        "bitmap directory entry %u at offset 0x%llx is damaged: it or its table "
-                        "offset cannot be right",
-                        i, ull (c->img->bitmap_dir_offset + at));
-    return 0;
+    if (size - at >= sizeof b) {
+      memcpy (&b, dir + at, sizeof b);
+      bytes += (uint64_t)get32 (b.extra_data_size) + get16 (b.name_size);
+    }
+    if (bytes > size - at) {
+      cut_directory (c, i, at, "it ends in the middle of an entry");
+      return 0;
+    }
+    r = walk_bitmap_entry (c, &b, dir + at + sizeof b + get32 (b.extra_data_size), i);
+    at += q_min (q_round_up (bytes, 8), size - at);
   }
-  return 0;
+  if (r == 0 && at != c->img->bitmap_dir_size)
+    cut_directory (c, c->img->nb_bitmaps, at, "its size is not that of its entries");
+  return r;
+}
+
+/* SIZE: as far as the directory is in the file. */
+static int
+read_bitmap_directory (struct q_check *c, uint64_t size)
+{
+  const uint64_t offset = c->img->bitmap_dir_offset;
+  uint8_t *dir = malloc (size);
+  int r = dir ? q_file_pread (c->img->file, dir, size, offset) : -ENOMEM;
+
+  if (r == 0)
+    r = walk_bitmap_directory (c, dir, size);
+  else if (r != -ENOMEM) {
+    q_check_unreadable (c, "the bitmap directory at offset 0x%llx cannot be read: %s", ull (offset),
+                        strerror (-r));
+    r = 0;
+  }
+  free (dir);
+  if (c->cut_bitmaps)
+    size = c->bitmaps_bytes;
+  return r < 0 ? r : q_check_count (c, offset, size, Q_CHECK_EXCLUSIVE, NULL);
 }
 
 static int
 walk_bitmaps (struct q_check *c)
 {
   const struct q_image *img = c->img;
-  uint8_t *dir;
-  bool ok;
+  const uint64_t end = c->clusters << img->cluster_bits;
 
   /* Without the autoclear bit the extension is stale, and what it points at is garbage. */
-  if (!img->nb_bitmaps || !(img->autoclear & Q_AUTOCLEAR_BITMAPS))
+  if (!(img->autoclear & Q_AUTOCLEAR_BITMAPS))
     return 0;
-
-  int r = q_check_count (c, img->bitmap_dir_offset, img->bitmap_dir_size, Q_CHECK_EXCLUSIVE, &ok);
-
-  if (r < 0 || !ok)
-    return r;
-  dir = malloc (img->bitmap_dir_size);
-  if (!dir)
-    return -ENOMEM;
-  r = q_file_pread (img->file, dir, img->bitmap_dir_size, img->bitmap_dir_offset);
-  if (r == 0)
-    r = walk_bitmap_directory (c, dir, img->bitmap_dir_size);
-  else if (r != -ENOMEM) {
-    q_check_unreadable (c, "the bitmap directory at offset 0x%llx cannot be read: %s",
-                        ull (img->bitmap_dir_offset), strerror (-r));
-    r = 0;
-  }
-  free (dir);
-  return r;
+  if (img->bitmaps_lost)
+    cut_directory (c, 0, 0, "the header extension that leads to it cannot be right");
+  else if (img->nb_bitmaps && img->bitmap_dir_offset >= end)
+    cut_directory (c, 0, 0, "it is not in the file");
+  else if (img->nb_bitmaps)
+    return read_bitmap_directory (c, q_min (img->bitmap_dir_size, end - img->bitmap_dir_offset));
+  return 0;
 }
 
 /* ---- all ------------------------------------------------------------------------------------- */

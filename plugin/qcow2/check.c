@@ -155,10 +155,11 @@ less (uint64_t before, uint64_t after)
   return before > after ? before - after : 0;
 }
 
+/* What keeps an image from being written.  Snapshots that do not say how large they are do not. */
 static uint64_t
 trouble (const struct q_check_result *r)
 {
-  return r->corruptions + r->check_errors;
+  return r->corruptions - r->unsized_snapshots + r->check_errors;
 }
 
 /* Mends what C found, in memory, checks what that leaves, and if that is no worse, writes it.
@@ -210,11 +211,12 @@ mend (struct q_check *c, const struct q_check_options *o, bool dirty, bool *wrot
 }
 
 static int
-check_and_mend (struct q_image *img, const struct q_check_options *o, struct q_check_result *result,
-                bool *wrote, struct q_error *err)
+check_and_mend (struct q_image *img, const struct q_check_options *o, bool opening,
+                struct q_check_result *result, bool *wrote, struct q_error *err)
 {
   struct q_check c = { .img = img,
                        .repair = o->repair,
+                       .opening = opening,
                        .res = result,
                        .report = o->report,
                        .opaque = o->opaque,
@@ -237,8 +239,8 @@ check_and_mend (struct q_image *img, const struct q_check_options *o, struct q_c
 
 /* *WROTE: the file was, or may have been, changed. */
 static int
-check (struct q_image *img, const struct q_check_options *o, struct q_check_result *result,
-       bool *wrote, struct q_error *err)
+check (struct q_image *img, const struct q_check_options *o, bool opening,
+       struct q_check_result *result, bool *wrote, struct q_error *err)
 {
   /* An image that is being opened may not have read its snapshots yet.  Without them everything
    * that only they refer to would look like a leak. */
@@ -247,7 +249,7 @@ check (struct q_image *img, const struct q_check_options *o, struct q_check_resu
 
   *wrote = false;
   if (r == 0)
-    r = check_and_mend (img, o, result, wrote, err);
+    r = check_and_mend (img, o, opening, result, wrote, err);
   if (unread)
     q_snapshots_free (img);
   return r;
@@ -296,7 +298,7 @@ q_check_image (struct q_image *img, const struct q_check_options *o, struct q_ch
   if (r < 0)
     return q_fail (err, r, "%s: flush: %s", img->filename, strerror (-r));
 
-  r = check (img, o, result, &wrote, err);
+  r = check (img, o, false, result, &wrote, err);
   if (r == 0 && wrote && !o->dry_run)
     r = record_highest (img, result->image_end_offset, err);
   /* The tables in memory are those of before: nothing may be written from them. */
@@ -320,14 +322,14 @@ q_check_repair_dirty (struct q_image *img, struct q_error *err)
   struct q_check_result result;
   bool wrote;
   const struct q_check_options o = { .repair = Q_REPAIR_LEAKS | Q_REPAIR_ERRORS };
-  int r = check (img, &o, &result, &wrote, err);
+  int r = check (img, &o, true, &result, &wrote, err);
 
   if (r < 0)
     return r;
-  if (result.check_errors || result.corruptions)
+  if (trouble (&result))
     return q_fail (err, -EIO,
                    "%s: the image was not closed properly and %llu corruptions cannot be repaired: "
                    "nbdcow-img check says what they are",
-                   img->filename, (unsigned long long)(result.check_errors + result.corruptions));
+                   img->filename, (unsigned long long)trouble (&result));
   return 0;
 }

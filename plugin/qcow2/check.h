@@ -88,6 +88,7 @@ struct q_check {
   void (*report) (void *opaque, const char *line);
   void *opaque;
   struct q_error *err;
+  bool opening;     /* nobody has asked for a repair: what is dropped for good stays */
   bool survey;      /* note what clusters are used for */
   bool behind;      /* counts may be too low, and flags wrong: they are written later */
   unsigned threads; /* 0: as many as there are processors */
@@ -110,9 +111,13 @@ struct q_check {
   bool rebuild;      /* refcounts cannot be mended where they are */
   bool raise, lower; /* some refcount is too low, too high */
   bool flags;        /* some flag in an active L1 or L2 table is wrong */
-  bool entries;      /* some L2 entry says what can be taken out of it: a place for zeros where
-                      * there can be none, a bitmap or COPIED flag with a compressed cluster */
-  uint64_t highest;  /* one past the last cluster with a refcount or reference */
+  bool cut_bitmaps;  /* the bitmap directory makes no sense past the first bitmaps_kept entries, in
+                      * bitmaps_bytes bytes */
+  uint32_t bitmaps_kept;
+  uint64_t bitmaps_bytes;
+  bool entries;     /* some L2 entry says what can be taken out of it: a place for zeros where
+                     * there can be none, a bitmap or COPIED flag with a compressed cluster */
+  uint64_t highest; /* one past the last cluster with a refcount or reference */
 };
 
 static inline bool
@@ -132,6 +137,13 @@ void q_check_line (struct q_check *c, const char *fmt, ...) __attribute__ ((form
  * before the line. */
 void q_check_corruption (struct q_check *c, bool mendable, const char *fmt, ...)
     __attribute__ ((format (printf, 3, 4)));
+/* Whether what the bitmap directory has behind the point where it makes no sense will be dropped.
+ */
+static inline bool
+q_check_cuts_bitmaps (const struct q_check *c)
+{
+  return c->cut_bitmaps && (c->repair & Q_REPAIR_ERRORS) && !c->opening;
+}
 /* Counts something that could not be read, after which nothing is proven to be garbage. */
 void q_check_unreadable (struct q_check *c, const char *fmt, ...)
     __attribute__ ((format (printf, 2, 3)));

@@ -112,6 +112,8 @@ parse_crypto (struct q_image *img, const struct q_extension *e, struct q_error *
 static int
 interpret (struct q_image *img, const struct q_extension *e, struct q_error *err)
 {
+  int r;
+
   switch (e->type) {
   case Q_EXT_BACKING_FORMAT:
     return parse_string (img, e, "backing format", Q_MAX_FORMAT_NAME, &img->backing_format, err);
@@ -123,7 +125,15 @@ interpret (struct q_image *img, const struct q_extension *e, struct q_error *err
                      img->filename, e->length, sizeof (struct qcow2_feature_name));
     return 0;
   case Q_EXT_BITMAPS:
-    return parse_bitmaps (img, e, err);
+    r = parse_bitmaps (img, e, err);
+    if (r < 0 && img->repairing) {
+      img->bitmaps_lost = true;
+      img->nb_bitmaps = 0;
+      if (err)
+        err->text[0] = '\0';
+      r = 0;
+    }
+    return r;
   case Q_EXT_CRYPTO:
     return parse_crypto (img, e, err);
   default: /* unknown ones are kept, and ours are looked at by those who own them */

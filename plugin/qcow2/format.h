@@ -265,7 +265,6 @@ q_compressed_encode (unsigned cluster_bits, uint64_t host, uint32_t csize)
 #define Q_MAX_REFTABLE_BYTES (8u << 20)
 #define Q_MAX_SNAPSHOTS      65536u
 #define Q_MAX_SNAPSHOT_TABLE (64u << 20)
-#define Q_MAX_SNAPSHOT_EXTRA 1024u
 #define Q_MAX_BITMAPS        65535u
 #define Q_MAX_BITMAP_DIR     (64u << 20)
 #define Q_MAX_BACKING_NAME   1023u

@@ -348,6 +348,7 @@ open_layer (struct q_image **layer, const char *filename, enum q_format format, 
   img->opener = opts->opener;
   img->read_only = top || opts->read_only;
   img->stable = img->read_only;
+  img->repairing = opts->repair;
   img->discard = opts->discard && !img->read_only;
   img->discard_no_unref = opts->discard_no_unref;
   img->l2_cache_own.max_bytes = opts->l2_cache_size ? opts->l2_cache_size : DEFAULT_L2_CACHE;

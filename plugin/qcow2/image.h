@@ -247,6 +247,7 @@ struct q_image {
   const struct q_file_opener *opener;
   enum q_format format;
   bool read_only; /* as opened */
+  bool repairing; /* likewise: what is damaged and not needed for a check does not keep it out */
   bool stable;    /* its bytes never change while open: not writable */
   bool discard;
   bool expects_backing; /* q_expect_backing */
@@ -290,6 +291,7 @@ struct q_image {
   pthread_mutex_t raw_lock;   /* who changes entries because of that */
   _Atomic uint32_t nb_bitmaps;
   uint64_t bitmap_dir_offset, bitmap_dir_size;
+  bool bitmaps_lost; /* the extension that leads to them cannot be right (only in repairs) */
   uint64_t crypto_offset, crypto_length;
   struct q_snapshots *_Atomic snapshots; /* read under a pin; NULL: not read, or there are none */
   struct q_counting *_Atomic counting;   /* a snapshot is being made */

@@ -603,6 +603,10 @@ int q_snapshot_delete (struct q_image *img, const char *name_or_id, struct q_err
  * was made.  A request that is under way may see the disk before or after it. */
 int q_snapshot_apply (struct q_image *img, const char *id_or_name, struct q_error *err);
 
+/* Makes every entry of the snapshot table say how large the snapshot's disk is, as version 3 wants
+ * it and old writers left out: as large as the disk is now. */
+int q_snapshot_complete (struct q_image *img, struct q_error *err);
+
 /* ---- several changes at one instant (change.c) ------------------------------------------------
  */
 
@@ -704,6 +708,8 @@ struct q_check_result {
   uint64_t corruptions, leaks, check_errors;
   uint64_t stale_flags; /* of the corruptions: COPIED flags that do not go with the recorded count,
                          * on clusters that nobody shares: nothing can be lost by them */
+  uint64_t unsized_snapshots; /* likewise: entries of the snapshot table that q_snapshot_complete
+                               * mends, once the rest is sound */
   uint64_t corruptions_fixed, leaks_fixed;
   uint64_t allocated_clusters, total_clusters, fragmented_clusters, compressed_clusters;
   uint64_t image_end_offset;

@@ -31,12 +31,13 @@ read_entry (struct q_image *img, struct q_snapshot *s, unsigned i, uint64_t *pos
   s->l1_table_offset = get64 (d.l1_table_offset);
   s->l1_size = get32 (d.l1_size);
   s->extra_data_size = get32 (d.extra_data_size);
-  if (s->extra_data_size > Q_MAX_SNAPSHOT_EXTRA)
-    return q_fail (err, -EINVAL,
-                   "%s: snapshot %u: extra data of %u bytes, at most %u are supported",
-                   img->filename, i, s->extra_data_size, Q_MAX_SNAPSHOT_EXTRA);
-  len = sizeof d + s->extra_data_size + get16 (d.id_size) + get16 (d.name_size);
-  if (start + len > file_size || start + len - img->snapshots_offset > Q_MAX_SNAPSHOT_TABLE)
+  len = sizeof d + (uint64_t)s->extra_data_size + get16 (d.id_size) + get16 (d.name_size);
+  if (start + len - img->snapshots_offset > Q_MAX_SNAPSHOT_TABLE)
+    return q_fail (err, -EFBIG,
+                   "%s: snapshot %u: its table entry of %llu bytes (extra data: %u) ends past the "
+                   "%u bytes that a snapshot table may have",
+                   img->filename, i, ull (len), s->extra_data_size, Q_MAX_SNAPSHOT_TABLE);
+  if (start + len > file_size)
     return q_fail (err, -EINVAL,
                    "%s: snapshot %u: its table entry ends at byte %llu, the file at byte %llu",
                    img->filename, i, ull (start + len), ull (file_size));
@@ -469,6 +470,21 @@ q_snapshots_replace (struct q_image *img, const struct q_snapshot *drop, bool *s
     if (clusters > 0)
       q_alloc_drop (img, cluster, clusters);
   }
+  return r;
+}
+
+int
+q_snapshot_complete (struct q_image *img, struct q_error *err)
+{
+  int r = q_writable (img);
+
+  if (err)
+    err->text[0] = '\0';
+  if (r < 0)
+    return q_fail (err, r, "%s: the image is read-only", img->filename);
+  pthread_mutex_lock (&img->layout_lock);
+  r = q_snapshots_record_sizes (img, err);
+  pthread_mutex_unlock (&img->layout_lock);
   return r;
 }
 

@@ -275,6 +275,45 @@ check_in_use (struct checking *c, struct q_check_result *result)
   return status;
 }
 
+/* Snapshots whose entries lack what version 3 wants get it from who makes and deletes snapshots,
+ * once nothing else is wrong.  A status, or -1 if *RESULT has one to be told. */
+static int
+complete_snapshots (struct checking *c, struct q_check_result *result)
+{
+  const struct q_check_result before = *result;
+  struct img_spec spec = c->spec;
+  struct q_error err = { "" };
+  struct q_image *img;
+  int r;
+
+  if (!(c->repair & Q_REPAIR_ERRORS) || before.unsized_snapshots == 0 ||
+      before.corruptions != before.unsized_snapshots || before.check_errors)
+    return -1;
+  if (c->journal_name) {
+    img_error ("%s: the snapshot table is only completed without --journal", spec.name);
+    return -1;
+  }
+  if (c->dry_run)
+    result->corruptions = 0;
+  else {
+    spec.repair = false;
+    img = img_open_spec (&spec);
+    r = img ? q_snapshot_complete (img, &err) : -EIO;
+    if (img && r < 0)
+      img_error ("%s", err.text);
+    if (!(img && img_close (&img)) || r < 0)
+      return EXIT_NOT_CHECKED;
+    c->repair = 0;
+    c->spec.writable = false;
+    r = check_once (c, result);
+    if (r != -1)
+      return r;
+    result->leaks_fixed = before.leaks_fixed;
+  }
+  result->corruptions_fixed = before.corruptions_fixed + before.unsized_snapshots;
+  return -1;
+}
+
 static int
 check (struct checking *c)
 {
@@ -288,6 +327,8 @@ check (struct checking *c)
   status = c->spec.force_share && !c->repair ? check_in_use (c, &result) : check_once (c, &result);
   if (!close_journal (c))
     return EXIT_NOT_CHECKED;
+  if (status == -1)
+    status = complete_snapshots (c, &result);
   if (status != -1)
     return status;
   if (c->json && !print_json (c, &result))

@@ -123,12 +123,17 @@ def many_snapshots():
     return None
 
 
-@T.sin("snapshot extra data", "1,024 bytes each", "kept as it is, also what is not understood")
+@T.sin("snapshot extra data", "64 MiB, with all of the table", "kept as it is, also what is not understood")
 def extra_data():
     snapshots("snaps.qcow2", 3, extra=1024)
     works("snaps.qcow2")
-    snapshots("snaps.qcow2", 3, extra=1025)
-    refused("snaps.qcow2", "extra data", "1024")
+    # 40 bytes, the id and the name come to 48 with what is left of a multiple of 8.
+    snapshots("snaps.qcow2", 2, extra=32 * MIB - 48)
+    works("snaps.qcow2", serve=False, mib=512)
+    snapshots("snaps.qcow2", 2, extra=32 * MIB)
+    refused("snaps.qcow2", "extra data", "67108864")
+    snapshots("snaps.qcow2", 1).pwrite((1 << 24) + 65536 + 36, b"\xff\xff\xff\xff")
+    refused("snaps.qcow2", "extra data", "67108864")
 
 
 def bitmaps(name, n, granularity=16, size="8M", flags=0):
