@@ -5,7 +5,8 @@
     odd.py SEED DIR
 
 writes DIR/disk.qcow2, DIR/model (what the guest sees) and, for each internal snapshot, DIR/snapshot-ID
-(what the guest saw), and prints a line for people: what is odd about it.
+(what the guest saw), DIR/exotic if QEMU cannot read its bitmaps, and prints a line for people: what is odd about it.  A
+backing file, if there is one, is DIR/below.raw.
 
 Made from the format's description alone.  Everything that it leaves open is drawn by lot: where in the
 file each table is, in which order, with what between them; the length of the header, and what is in it
@@ -13,7 +14,8 @@ beyond the fields that are known; header extensions of unknown kinds, of any len
 refcount tables longer than they need be; refcount blocks only where something is counted; compressed
 data at any byte, across clusters, and with more sectors than it fills; host clusters and L2 tables that
 several snapshots and the disk share, at different guest offsets; snapshots with extra data that nobody knows, of
-another disk size; a file that ends in the middle of a cluster.
+another disk size; a file that ends in the middle of a cluster; a backing file of any length, whose name is anywhere in the
+first cluster and whose format is padded; bitmaps (odd_bitmaps.py); features that nobody knows and need not.
 """
 
 import os
@@ -21,6 +23,8 @@ import random
 import struct
 import sys
 import zlib
+
+import odd_bitmaps
 
 COPIED = 1 << 63
 COMPRESSED = 1 << 62
@@ -41,6 +45,10 @@ class Builder:
         self.size = self.guest * self.cluster - rng.randrange(self.cluster // 512) * 512
         self.entry = 16 if self.extended else 8
         self.per_table = self.cluster // self.entry
+        self.below = None
+        if rng.random() < 0.4:
+            self.below = rng.randbytes(rng.randrange(1, self.size + 2 * self.cluster))
+        self.bitmaps = None
         self.file = {}  # host cluster: bytearray
         self.count = {0: 1}
         self.wanted = 4 * self.guest + 80
@@ -115,13 +123,18 @@ class Builder:
         shift = 62 - (self.bits - 8)
         return COMPRESSED | (sectors - 1) << shift | at
 
-    def guest_cluster(self):
+    def under(self, guest):
+        """What is seen of a guest cluster that is not there."""
+        part = self.below[guest * self.cluster : (guest + 1) * self.cluster] if self.below else b""
+        return part + bytes(self.cluster - len(part))
+
+    def guest_cluster(self, guest):
         """(descriptor, subclusters, contents)"""
         rng = self.rng
         kind = rng.randrange(7)
         every = (1 << 32) - 1
         if kind == 0:
-            return 0, 0, bytes(self.cluster)
+            return 0, 0, self.under(guest)
         if kind == 1 and self.version == 3:
             return (0, every << 32, bytes(self.cluster)) if self.extended else (ZERO, 0, bytes(self.cluster))
         data = self.contents()
@@ -143,8 +156,10 @@ class Builder:
             alloc = rng.getrandbits(32)
             zero = rng.getrandbits(32) & ~alloc
             sub = self.cluster // 32
+            under = self.under(guest)
             seen = b"".join(
-                data[i * sub : (i + 1) * sub] if alloc >> i & 1 else bytes(sub) for i in range(32)
+                bytes(sub) if zero >> i & 1 else (data if alloc >> i & 1 else under)[i * sub : (i + 1) * sub]
+                for i in range(32)
             )
             return host * self.cluster, alloc | zero << 32, seen
         self.fresh.append((host, data))
@@ -193,11 +208,11 @@ class Builder:
             if rng.random() < 0.1:
                 l1.append(0)
                 l2.append([])
-                seen += [bytes(self.cluster)] * n
+                seen += [self.under(first + i) for i in range(n)]
                 continue
             entries = []
-            for _ in range(n):
-                d, sub, data = self.guest_cluster()
+            for i in range(n):
+                d, sub, data = self.guest_cluster(first + i)
                 entries.append((d, sub))
                 seen.append(data)
             l1.append(self.take())
@@ -319,22 +334,42 @@ class Builder:
             snapshots_at,
         )
         if self.version == 3:
+            # Those that are not known are at bits 20 and 40.
+            compatible = rng.choice((0, 1)) | rng.choice((0, 1 << 20))
+            autoclear = (1 if self.bitmaps else 0) | rng.choice((0, 1 << 40))
             head += struct.pack(
-                ">QQQII", 16 if self.extended else 0, rng.choice((0, 1)), 0, self.order, length
+                ">QQQII", 16 if self.extended else 0, compatible, autoclear, self.order, length
             )
         head += bytes(112 - len(head)) if length > 104 else b""
         # Fields of a later day.
         head += rng.randbytes(length - len(head)) if length > len(head) else b""
         extensions = 0
-        while rng.random() < 0.75:
+        known = []
+        if self.below:
+            known.append((0xE2792ACA, b"raw" + bytes(rng.choice((0, 0, 1, 5)))))
+        if self.bitmaps:
+            known.append((odd_bitmaps.EXTENSION, self.bitmaps))
+        if self.version == 3 and rng.random() < 0.3:
+            known.append((0x6803F857, struct.pack(">BB46s", 1, 20, b"something " * 4) * rng.randrange(2)))
+        rng.shuffle(known)
+        while known or rng.random() < 0.75:
+            if known and rng.random() < 0.5:
+                magic, data = known.pop()
+                head += struct.pack(">II", magic, len(data)) + data + bytes(-len(data) % 8)
+                continue
             magic = rng.getrandbits(32)
             data = rng.randbytes(rng.choice((0, 1, 5, 8, 13, 64, 200)))
             data_len = len(data) + -len(data) % 8
-            if magic in KNOWN or len(head) + 8 + data_len + 8 > self.cluster - 100:
+            if magic in KNOWN or len(head) + 8 + data_len + 8 > self.cluster - 260:
                 continue
             head += struct.pack(">II", magic, len(data)) + data + bytes(-len(data) % 8)
             extensions += 1
         self.put(0, head + bytes(8))
+        if self.below:
+            name = b"below.raw"
+            at = rng.randrange(len(head) + 8, self.cluster - len(name) + 1)
+            self.put(at, name)
+            self.put(8, struct.pack(">QI", at, len(name)))
         return length, extensions
 
     def build(self, directory):
@@ -352,6 +387,12 @@ class Builder:
         active = self.disk(self.guest, before)
         l1 = self.write_disk(active, True)
         at = self.write_snapshots(snapshots) if snapshots else 0
+        exotic = rng.random() < 0.5
+        if self.version == 3 and rng.random() < 0.5:
+            self.bitmaps = odd_bitmaps.draw(self, exotic)
+            if exotic:
+                with open(os.path.join(directory, "exotic"), "wb"):
+                    pass
         counts = self.write_counts()
         length, extensions = self.write_header(l1, counts, at, n)
         end = (max(c for c, k in self.count.items() if k) + 1) * self.cluster
@@ -360,6 +401,9 @@ class Builder:
             for cluster, data in self.file.items():
                 f.seek(cluster * self.cluster)
                 f.write(data)
+        if self.below:
+            with open(os.path.join(directory, "below.raw"), "wb") as f:
+                f.write(self.below)
         for name, disk, size in [("model", active, self.size)] + [
             ("snapshot-" + s["id"], s["disk"], s["size"]) for s in snapshots
         ]:
@@ -367,7 +411,7 @@ class Builder:
                 f.write(b"".join(disk["seen"])[:size])
         print(
             "version %d, clusters of %d%s, %d-bit counts, header of %d, %d unknown extensions, %d snapshots, "
-            "%d bytes"
+            "%d bytes%s%s"
             % (
                 self.version,
                 self.cluster,
@@ -377,6 +421,8 @@ class Builder:
                 extensions,
                 n,
                 self.size,
+                ", over %d" % len(self.below) if self.below else "",
+                (", exotic bitmaps" if exotic else ", bitmaps") if self.bitmaps else "",
             )
         )
 
