@@ -240,12 +240,14 @@ static int
 prepare_one (struct q_image *img, struct q_bitmap *b, uint64_t size, uint64_t *total,
              struct q_bits **bits, struct q_error *err)
 {
-  const uint64_t bytes = q_bits_bytes (size, b->granularity_bits), old = q_size (img);
+  const uint64_t old = q_size (img);
+  uint64_t bytes;
   int r;
 
   if (b->unusable)
     return q_fail (err, -ENOTSUP, "%s: bitmap '%s' cannot be resized with the disk: %s",
                    img->filename, b->name, b->unusable);
+  bytes = q_bits_bytes (size, b->granularity_bits);
   if (bytes > Q_BITMAP_MAX_BYTES)
     return q_fail (err, -EFBIG,
                    "%s: bitmap '%s' would have more than %llu MiB of bits for a disk of %llu bytes",
