@@ -57,8 +57,17 @@ struct choice {
 /* ---- storage --------------------------------------------------------------------------------- */
 
 static struct mem_store store;
-static struct mem_file *image, *data, *base, *base_qcow2;
-static uint8_t *base_was, *base_qcow2_was;
+static struct mem_file *image, *data;
+
+/* Files below, and what they held. */
+static struct {
+  const char *name;
+  struct mem_file *file;
+  uint8_t *was;
+} below[] = {
+  { .name = "base" }, { .name = "base.qcow2" }, { .name = "middle.qcow2" }, { .name = "top.qcow2" }
+};
+#define N_BELOW (sizeof below / sizeof below[0])
 
 static struct {
   enum mem_kind kind;
@@ -97,12 +106,11 @@ set_up_once (void)
   skeleton_surroundings (&store);
   image = mem_add (&store, "image");
   data = mem_find (&store, "data");
-  base = mem_find (&store, "base");
-  base_qcow2 = mem_find (&store, "base.qcow2");
-  base_was = copy_of (base);
-  base_qcow2_was = copy_of (base_qcow2);
-  base->limit = base->size;
-  base_qcow2->limit = base_qcow2->size;
+  for (size_t i = 0; i < N_BELOW; ++i) {
+    below[i].file = mem_find (&store, below[i].name);
+    below[i].was = copy_of (below[i].file);
+    below[i].file->limit = below[i].file->size;
+  }
   mem_put_tap (image, &tap);
   mem_put_tap (data, &tap);
 }
@@ -125,9 +133,9 @@ set_up (const uint8_t *p, size_t n)
 static void
 check_below (void)
 {
-  if (memcmp (base->data, base_was, base->size) != 0 ||
-      memcmp (base_qcow2->data, base_qcow2_was, base_qcow2->size) != 0)
-    broken ("a file below was written");
+  for (size_t i = 0; i < N_BELOW; ++i)
+    if (memcmp (below[i].file->data, below[i].was, below[i].file->size) != 0)
+      broken ("%s, which is below, was written", below[i].name);
 }
 
 /* ---- the checker ----------------------------------------------------------------------------- */
@@ -332,6 +340,8 @@ use (const struct choice *c, struct input *program, bool sound, uint64_t leaks)
   int r;
 
   options_of (c, &o);
+  /* Whoever writes to it as to a raw one has asked for it. */
+  sound = sound && (o.format != Q_FORMAT_RAW || o.read_only);
   model_init (&m, sound && !o.metadata_only && o.format == Q_FORMAT_QCOW2);
   brew (c);
   r = q_open (&img, "image", &o, &err);
@@ -436,15 +446,44 @@ random_head (uint8_t head[PACKED_HEAD], uint64_t *random)
   head[0] = bits[random_below (random, sizeof bits)];
 }
 
-/* Another key, which then erases the first one; and the image is opened again. */
-static void
-change_keys (uint8_t head[PACKED_HEAD])
-{
-  static const uint8_t requests[] = { 17, 2, 2, 0, 17, 2, 0, 0, 12, 0, 0, 0, 17, 9, 0, 0,
-                                      15, 0, 0, 0, 17, 5, 2, 0, 1,  0, 0, 2, 0,  0, 0, 2 };
+/* What is asked of each kind of image at first: see requests.c. */
+static const struct program {
+  const char *name;
+  uint8_t bits;
+  uint8_t requests[48];
+} programs[] = {
+  { "old", DISCARD, { 1, 2, 3, 1, 2, 1, 9,  2, 13, 2, 0,  0, 0, 0,
+                      0, 7, 1, 4, 0, 1, 15, 0, 0,  0, 12, 0, 1, 0 } },
+  { "new",
+    DISCARD,
+    { 13, 3, 0, 0, 2, 1, 9, 2, 13, 2, 0, 0, 13, 7, 0, 0, 15, 0, 0, 0, 0, 0, 0, 7 } },
+  { "wide", DISCARD, { 13, 0, 0x86, 0, 1, 2, 0, 1, 13, 0, 0x80, 0,
+                       13, 0, 0x85, 0, 7, 1, 0, 0, 13, 0, 0x83, 0 } },
+  { "compact",
+    DISCARD | COMPACT,
+    { 0, 0, 0, 7, 1, 2, 0, 4, 5, 9, 0, 0x81, 3, 4, 0, 5, 15, 0, 0, 0 } },
+  { "compact-no-unref", DISCARD | NO_UNREF | COMPACT, { 3, 0, 0, 6, 5, 8, 0, 0x84, 15, 0, 0, 0 } },
+  { "repair", DISCARD | REPAIR, { 0, 0, 0, 7, 1, 2, 0, 4, 15, 0, 0, 0, 7, 0, 0, 0, 7, 0, 1, 0 } },
+  { "snapshots", DISCARD, { 7, 1, 0, 0, 1, 1, 0, 6, 7, 0, 2, 0, 3, 0,
+                            0, 7, 7, 0, 1, 0, 7, 1, 2, 0, 7, 0, 1, 0 } },
+  { "bitmaps", DISCARD, { 8, 16, 0, 0, 1,  1,    0, 6, 8, 5, 0x10, 1,
+                          9, 0,  0, 0, 10, 0x81, 1, 0, 8, 1, 1,    0 } },
+  { "shrink", DISCARD, { 10, 40, 1, 0, 1,  0,    0, 6, 10, 0x83, 0, 0,
+                         23, 2,  8, 0, 10, 0x83, 1, 0, 18, 0,    0, 0 } },
+  { "backing", DISCARD, { 16, 5,  0, 0, 0,  0, 0, 7, 2,  1, 0, 0x18,
+                          16, 10, 0, 0, 15, 0, 0, 0, 16, 0, 0, 0 } },
+  /* Another key, which then erases the first one; and the image is opened again. */
+  { "keys", 0, { 17, 2, 2, 0, 17, 2, 0, 0, 12, 0, 0, 0, 17, 9, 0, 0,
+                 15, 0, 0, 0, 17, 5, 2, 0, 1,  0, 0, 2, 0,  0, 0, 2 } },
+};
+#define N_PROGRAMS (sizeof programs / sizeof programs[0])
 
+static void
+program_head (uint8_t head[PACKED_HEAD], const struct program *p)
+{
   memset (head, 0, PACKED_HEAD);
-  memcpy (head + sizeof (struct choice), requests, sizeof requests);
+  head[0] = p->bits;
+  memcpy (head + sizeof (struct choice), p->requests, sizeof p->requests);
 }
 
 #define MAX_SEED (256u << 10)
@@ -457,15 +496,19 @@ fuzz_seeds (fuzz_emit emit, void *opaque)
 
   fuzz_begin ();
   for (unsigned i = 0; i < n_skeletons; ++i)
-    for (unsigned k = 0; k < 3; ++k) {
+    for (unsigned k = 0; k < 2 + N_PROGRAMS; ++k) {
+      const char *what = k < 2 ? k ? "1" : "0" : programs[k - 2].name;
       char name[64];
       size_t n;
 
-      random_head (head, &random);
-      if (skeletons[i].encrypted && k == 2)
-        change_keys (head);
+      if (strcmp (what, "keys") == 0 && !skeletons[i].encrypted)
+        continue;
+      if (k < 2)
+        random_head (head, &random);
+      else
+        program_head (head, &programs[k - 2]);
       n = seed_of (&skeletons[i], head, out, MAX_SEED);
-      snprintf (name, sizeof name, "%s-%u", skeletons[i].name, k);
+      snprintf (name, sizeof name, "%s-%s", skeletons[i].name, what);
       if (n)
         emit (opaque, name, out, n);
     }
@@ -489,7 +532,10 @@ LLVMFuzzerCustomMutator (uint8_t *p, size_t size, size_t max, unsigned seed)
   if (what == 0 || size < PACKED_HEAD + 16 || max < PACKED_HEAD + 16)
     return LLVMFuzzerMutate (p, size, max);
   if (random_below (&random, 200) == 0) {
-    random_head (head, &random);
+    if (random_below (&random, 2))
+      random_head (head, &random);
+    else
+      program_head (head, &programs[random_below (&random, N_PROGRAMS)]);
     n = seed_of (&skeletons[random_below (&random, n_skeletons)], head, p, max);
     return n ? n : size;
   }

@@ -28,7 +28,8 @@
 #define MAX_CLIENT  (12u << 20)
 #define MAX_SERVER  (16u << 20)
 #define MAX_MEMORY  (4u << 20)
-#define MAX_TURNS   2000u /* in which nothing happens */
+#define MAX_MOVED   (24u << 20) /* bytes, of which the client then has enough */
+#define MAX_TURNS   2000u       /* in which nothing happens */
 
 enum start { RAW, EXPORT_NAME, STRUCTURED, EXTENDED, STARTS };
 
@@ -179,9 +180,9 @@ static void
 add_named (struct bytes *b, uint32_t option, uint8_t how)
 {
   static const char *const names[] = { "x", "", "y", "x\1" };
-  static const char *const queries[] = {
-    "base:allocation", "qemu:", "qemu:allocation-depth", "qemu:dirty-bitmap:b1", "base:", "?", ""
-  };
+  static const char *const queries[] = { "base:allocation",      "qemu:", "qemu:allocation-depth",
+                                         "qemu:dirty-bitmap:b1", "base:", "?",
+                                         "qemu:dirty-bitmap:",   "" };
   struct bytes data = { 0 };
 
   add_string (&data, how & 0x80 ? names[how / 16 % 4] : "x");
@@ -192,7 +193,7 @@ add_named (struct bytes *b, uint32_t option, uint8_t how)
   } else {
     add32 (&data, how & 7);
     for (unsigned i = 0; i < (how & 7u); ++i)
-      add_string (&data, queries[(how / 8 + i) % 7]);
+      add_string (&data, queries[(how / 8 + i) % 8]);
   }
   add_option (b, option, &data);
   bytes_free (&data);
@@ -363,8 +364,9 @@ notify (struct session *s)
 static size_t
 piece (struct wire *w, uint8_t most)
 {
-  /* Bytes one by one are for clients that have few. */
-  return 1 + w->client->n / 8192 + (size_t)random_below (&w->random, UINT64_C (1) << most % 20);
+  /* Bytes one by one are for clients that have few, and are sent few. */
+  return 1 + (w->client->n + w->moved) / 2048 +
+         (size_t)random_below (&w->random, UINT64_C (1) << most % 20);
 }
 
 /* Takes some of what is to be sent. */
@@ -476,7 +478,7 @@ run (struct wire *w)
     check_memory (w);
     if ((w->c->bits & STOPPING) && turn == 3)
       w->shard.stopping = true;
-    if ((w->c->bits & EOF_EARLY) && turn == 40) {
+    if (((w->c->bits & EOF_EARLY) && turn == 40) || w->moved > MAX_MOVED) {
       session_drop (&w->s);
       w->cut = true;
     }

@@ -92,13 +92,14 @@ model_write (struct model *m, const uint8_t *buf, uint64_t offset, uint64_t len)
 }
 
 void
-model_discarded (struct model *m, const uint8_t *buf, uint64_t offset, uint64_t len)
+model_either (struct model *m, const uint8_t *buf, const uint8_t *other, uint64_t offset,
+              uint64_t len, const char *what)
 {
   if (!m->known)
     return;
   for (uint64_t i = 0; i < len; ++i)
-    if (buf[i] != 0 && buf[i] != m->data[offset + i])
-      broken ("discarded: byte %" PRIu64 " of the disk is 0x%02x, was 0x%02x", offset + i, buf[i],
+    if (buf[i] != (other ? other[i] : 0) && buf[i] != m->data[offset + i])
+      broken ("%s: byte %" PRIu64 " of the disk is 0x%02x, was 0x%02x", what, offset + i, buf[i],
               m->data[offset + i]);
   memcpy (m->data + offset, buf, len);
 }

@@ -39,8 +39,9 @@ void model_expect (const struct model *m, const uint8_t *buf, uint64_t offset, u
                    const char *what);
 /* BUF was written; NULL: zeros. */
 void model_write (struct model *m, const uint8_t *buf, uint64_t offset, uint64_t len);
-/* The part in BUF was discarded: each byte is what it was, or zero.  Takes it over. */
-void model_discarded (struct model *m, const uint8_t *buf, uint64_t offset, uint64_t len);
+/* Each byte of the part in BUF is what it was, or what OTHER (NULL: zeros) has.  Takes it over. */
+void model_either (struct model *m, const uint8_t *buf, const uint8_t *other, uint64_t offset,
+                   uint64_t len, const char *what);
 void model_resize (struct model *m, uint64_t size);
 
 /* A snapshot was made, deleted (by name or id), gone back to. */

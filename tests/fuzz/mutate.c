@@ -1,335 +1,100 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * One lie in an image: see mutate.h.  What it reads may be the result of earlier lies: nothing is
- * believed but that it is inside of the image.
+ * One lie in an image: see mutate.h.
  */
 
 #include "format.h"
-#include "luks.h"
 #include "mem.h"
 #include "mutate.h"
+#include "survey.h"
 
-#define MAX_FIELDS 4096u
-#define MAX_PLACES 512u
-
-struct field {
-  uint32_t at;
-  uint8_t bytes; /* 1, 2, 4 or 8, big-endian */
-};
-
-struct survey {
-  uint8_t *image;
-  size_t size;
-  unsigned cluster_bits;
-  bool extended;
-  struct field field[MAX_FIELDS];
-  unsigned n_fields;
-  uint64_t place[MAX_PLACES]; /* offsets that mean something */
-  unsigned n_places;
-};
-
-static bool
-inside (const struct survey *s, uint64_t at, uint64_t bytes)
-{
-  return at <= s->size && bytes <= s->size - at;
-}
+/* ---- what a field could say ------------------------------------------------------------------ */
 
 static uint64_t
-get (const struct survey *s, uint64_t at, unsigned bytes)
+cluster_of (const struct survey *s)
 {
-  uint64_t v = 0;
-
-  for (unsigned i = 0; i < bytes && inside (s, at, bytes); ++i)
-    v = v << 8 | s->image[at + i];
-  return v;
+  return UINT64_C (1) << s->cluster_bits;
 }
 
-static void
-set (struct survey *s, uint64_t at, unsigned bytes, uint64_t v)
-{
-  for (unsigned i = 0; i < bytes; ++i)
-    s->image[at + i] = (uint8_t)(v >> 8 * (bytes - 1 - i));
-}
-
-static void
-add_field (struct survey *s, uint64_t at, unsigned bytes)
-{
-  if (s->n_fields < MAX_FIELDS && inside (s, at, bytes))
-    s->field[s->n_fields++] = (struct field){ (uint32_t)at, (uint8_t)bytes };
-}
-
-static void
-add_place (struct survey *s, uint64_t at)
-{
-  if (s->n_places < MAX_PLACES)
-    s->place[s->n_places++] = at;
-}
-
-/* ---- what there is --------------------------------------------------------------------------- */
-
-#define FIELD(type, member)                                                                        \
-  {                                                                                                \
-    offsetof (struct type, member), sizeof (((struct type *)0)->member)                            \
-  }
-
-static void
-add_struct (struct survey *s, uint64_t at, const struct field *f, size_t n)
-{
-  for (size_t i = 0; i < n; ++i)
-    add_field (s, at + f[i].at, f[i].bytes);
-}
-
-static void
-survey_header (struct survey *s)
-{
-  static const struct field fields[] = {
-    FIELD (qcow2_header, version),
-    FIELD (qcow2_header, backing_file_offset),
-    FIELD (qcow2_header, backing_file_size),
-    FIELD (qcow2_header, cluster_bits),
-    FIELD (qcow2_header, size),
-    FIELD (qcow2_header, crypt_method),
-    FIELD (qcow2_header, l1_size),
-    FIELD (qcow2_header, l1_table_offset),
-    FIELD (qcow2_header, refcount_table_offset),
-    FIELD (qcow2_header, refcount_table_clusters),
-    FIELD (qcow2_header, nb_snapshots),
-    FIELD (qcow2_header, snapshots_offset),
-    FIELD (qcow2_header, incompatible_features),
-    FIELD (qcow2_header, compatible_features),
-    FIELD (qcow2_header, autoclear_features),
-    FIELD (qcow2_header, refcount_order),
-    FIELD (qcow2_header, header_length),
-    FIELD (qcow2_header, compression_type),
-  };
-
-  add_struct (s, 0, fields, sizeof fields / sizeof fields[0]);
-}
-
-/* An L2 table. */
-static void
-survey_l2 (struct survey *s, uint64_t at)
-{
-  unsigned step = s->extended ? 16 : 8, n = (1u << s->cluster_bits) / step;
-
-  add_place (s, at);
-  for (unsigned i = 0; i < n; ++i) {
-    uint64_t entry = get (s, at + (uint64_t)i * step, 8);
-
-    /* Those that say nothing are many and alike. */
-    if (entry == 0 && i > 2 && i + 1 < n)
-      continue;
-    add_field (s, at + (uint64_t)i * step, 8);
-    if (s->extended)
-      add_field (s, at + (uint64_t)i * step + 8, 8);
-    if (entry && !(entry & Q_L2_COMPRESSED))
-      add_place (s, entry & Q_OFFSET_MASK);
-  }
-}
-
-static void
-survey_l1 (struct survey *s, uint64_t at, uint32_t entries)
-{
-  add_place (s, at);
-  for (uint32_t i = 0; i < entries && i < 16; ++i) {
-    uint64_t l2 = get (s, at + i * 8ull, 8) & Q_OFFSET_MASK;
-
-    add_field (s, at + i * 8ull, 8);
-    if (l2)
-      survey_l2 (s, l2);
-  }
-}
-
-static void
-survey_refcounts (struct survey *s, uint64_t at, uint32_t clusters)
-{
-  uint64_t n = ((uint64_t)(clusters & 0xff) << s->cluster_bits) / 8;
-
-  add_place (s, at);
-  for (uint64_t i = 0; i < n && i < 64; ++i) {
-    uint64_t block = get (s, at + i * 8, 8) & Q_REFTABLE_MASK;
-
-    if (block == 0 && i > 1)
-      continue;
-    add_field (s, at + i * 8, 8);
-    if (!block)
-      continue;
-    add_place (s, block);
-    for (unsigned k = 0; k < 1u << s->cluster_bits && inside (s, block + k, 8); k += 2)
-      if (get (s, block + k, 2))
-        add_field (s, block + k, 2);
-  }
-}
-
-static void
-survey_snapshots (struct survey *s, uint64_t at, uint32_t n)
-{
-  static const struct field fields[] = {
-    FIELD (qcow2_snapshot, l1_table_offset), FIELD (qcow2_snapshot, l1_size),
-    FIELD (qcow2_snapshot, id_size),         FIELD (qcow2_snapshot, name_size),
-    FIELD (qcow2_snapshot, vm_state_size),   FIELD (qcow2_snapshot, extra_data_size),
-    FIELD (qcow2_snapshot, vm_clock_nsec),   FIELD (qcow2_snapshot, date_sec),
-  };
-
-  add_place (s, at);
-  for (uint32_t i = 0; i < n && i < 8; ++i) {
-    uint64_t extra = get (s, at + offsetof (struct qcow2_snapshot, extra_data_size), 4),
-             id = get (s, at + offsetof (struct qcow2_snapshot, id_size), 2),
-             name = get (s, at + offsetof (struct qcow2_snapshot, name_size), 2);
-
-    add_struct (s, at, fields, sizeof fields / sizeof fields[0]);
-    survey_l1 (s, get (s, at, 8), (uint32_t)get (s, at + 8, 4));
-    at += sizeof (struct qcow2_snapshot);
-    for (unsigned k = 0; k < extra && k < 24; k += 8)
-      add_field (s, at + k, 8);
-    for (unsigned k = 0; k < id + name && k < 8; ++k)
-      add_field (s, at + extra + k, 1);
-    at = (at + extra + id + name + 7) & ~7ull;
-  }
-}
-
-static void
-survey_bitmaps (struct survey *s, uint64_t ext)
-{
-  static const struct field fields[] = {
-    FIELD (qcow2_bitmap, table_offset), FIELD (qcow2_bitmap, table_size),
-    FIELD (qcow2_bitmap, flags),        FIELD (qcow2_bitmap, type),
-    FIELD (qcow2_bitmap, name_size),    FIELD (qcow2_bitmap, granularity_bits),
-    FIELD (qcow2_bitmap, flags),        FIELD (qcow2_bitmap, extra_data_size),
-  };
-  uint64_t n = get (s, ext, 4), at = get (s, ext + 16, 8);
-
-  add_field (s, ext, 4);
-  add_field (s, ext + 4, 4);
-  add_field (s, ext + 8, 8);
-  add_field (s, ext + 16, 8);
-  add_place (s, at);
-  for (unsigned i = 0; i < n && i < 8; ++i) {
-    uint64_t table = get (s, at, 8), entries = get (s, at + 8, 4),
-             name = get (s, at + offsetof (struct qcow2_bitmap, name_size), 2),
-             extra = get (s, at + offsetof (struct qcow2_bitmap, extra_data_size), 4);
-
-    add_struct (s, at, fields, sizeof fields / sizeof fields[0]);
-    add_place (s, table);
-    for (unsigned k = 0; k < entries && k < 8; ++k) {
-      add_field (s, table + 8ull * k, 8);
-      add_place (s, get (s, table + 8ull * k, 8) & Q_OFFSET_MASK);
-    }
-    at += sizeof (struct qcow2_bitmap);
-    for (unsigned k = 0; k < name && k < 4; ++k)
-      add_field (s, at + extra + k, 1);
-    at = (at + extra + name + 7) & ~7ull;
-  }
-}
-
-static void
-survey_luks (struct survey *s, uint64_t ext)
-{
-  static const struct field fields[] = {
-    FIELD (luks_header, version),
-    FIELD (luks_header, payload_sector),
-    FIELD (luks_header, key_bytes),
-    FIELD (luks_header, iterations),
-    { 0, 1 },
-    { offsetof (struct luks_header, cipher), 4 },
-    { offsetof (struct luks_header, mode), 4 },
-    { offsetof (struct luks_header, hash), 4 },
-  };
-  static const struct field slot[] = {
-    FIELD (luks_slot, state),
-    FIELD (luks_slot, iterations),
-    FIELD (luks_slot, material_sector),
-    FIELD (luks_slot, stripes),
-  };
-  uint64_t at = get (s, ext, 8);
-
-  add_field (s, ext, 8);
-  add_field (s, ext + 8, 8);
-  add_place (s, at);
-  add_struct (s, at, fields, sizeof fields / sizeof fields[0]);
-  for (unsigned i = 0; i < Q_LUKS_SLOTS; ++i)
-    add_struct (s, at + offsetof (struct luks_header, slot) + i * sizeof (struct luks_slot), slot,
-                sizeof slot / sizeof slot[0]);
-}
-
-static void
-survey_extensions (struct survey *s)
-{
-  uint64_t at = get (s, 4, 4) < 3 ? Q_HEADER_V2_LENGTH
-                                  : get (s, offsetof (struct qcow2_header, header_length), 4);
-
-  for (unsigned i = 0; i < 16 && inside (s, at, 8); ++i) {
-    uint32_t type = (uint32_t)get (s, at, 4), length = (uint32_t)get (s, at + 4, 4);
-
-    add_field (s, at, 4);
-    add_field (s, at + 4, 4);
-    if (type == Q_EXT_END)
-      return;
-    if (type == Q_EXT_BITMAPS)
-      survey_bitmaps (s, at + 8);
-    else if (type == Q_EXT_CRYPTO)
-      survey_luks (s, at + 8);
-    else if (type != Q_EXT_FEATURE_NAMES)
-      for (unsigned k = 0; k < length && k < 16; ++k)
-        add_field (s, at + 8 + k, 1);
-    if (type == Q_EXT_HIGHEST_OFFSET)
-      add_field (s, at + 8, 8);
-    at = (at + 8 + length + 7) & ~7ull;
-  }
-}
-
-static bool
-look (struct survey *s)
-{
-  unsigned bits;
-
-  if (s->size < Q_HEADER_V2_LENGTH || get (s, 0, 4) != Q_MAGIC)
-    return false;
-  bits = (unsigned)get (s, offsetof (struct qcow2_header, cluster_bits), 4);
-  s->cluster_bits = bits >= Q_MIN_CLUSTER_BITS && bits <= Q_MAX_CLUSTER_BITS ? bits : 12;
-  s->extended = get (s, 4, 4) >= 3 && (get (s, 72, 8) & Q_INCOMPAT_EXTL2);
-  add_place (s, 0);
-  add_place (s, s->size);
-  add_place (s, (s->size + (1ull << s->cluster_bits) - 1) >> s->cluster_bits << s->cluster_bits);
-  survey_header (s);
-  survey_extensions (s);
-  survey_l1 (s, get (s, offsetof (struct qcow2_header, l1_table_offset), 8),
-             (uint32_t)get (s, offsetof (struct qcow2_header, l1_size), 4));
-  survey_refcounts (s, get (s, offsetof (struct qcow2_header, refcount_table_offset), 8),
-                    (uint32_t)get (s, offsetof (struct qcow2_header, refcount_table_clusters), 4));
-  survey_snapshots (s, get (s, offsetof (struct qcow2_header, snapshots_offset), 8),
-                    (uint32_t)get (s, offsetof (struct qcow2_header, nb_snapshots), 4));
-  return true;
-}
-
-/* ---- lies ------------------------------------------------------------------------------------ */
-
+/* Where something is, or could be. */
 static uint64_t
-reference (const struct survey *s, uint64_t *random)
+somewhere (const struct survey *s, uint64_t *random)
 {
-  static const uint64_t flags[] = { 0,
-                                    Q_COPIED,
-                                    Q_COPIED,
-                                    Q_L2_COMPRESSED,
-                                    Q_COPIED | Q_L2_COMPRESSED,
-                                    Q_L2_ZERO,
-                                    Q_COPIED | Q_L2_ZERO };
   uint64_t place = s->place[random_below (random, s->n_places)];
 
   switch (random_below (random, 8)) {
   case 0:
-    place += 1ull << s->cluster_bits;
-    break;
+    return place + cluster_of (s);
   case 1:
-    place += 512 * random_below (random, 16);
-    break;
+    return place + 512 * random_below (random, 16);
   case 2:
-    place = random_below (random, (s->size >> s->cluster_bits) + 4) << s->cluster_bits;
-    break;
+    return random_below (random, (s->size >> s->cluster_bits) + 4) << s->cluster_bits;
   default:
-    break;
+    return place;
   }
-  return place | flags[random_below (random, sizeof flags / sizeof flags[0])];
+}
+
+/* A descriptor of compressed data at HOST, which may begin and end at any byte. */
+static uint64_t
+compressed (const struct survey *s, uint64_t host, uint64_t *random)
+{
+  const unsigned offset_bits = 62 - (s->cluster_bits - 8);
+  uint64_t sectors = random_below (random, UINT64_C (1) << (s->cluster_bits - 8));
+
+  host += random_below (random, 4) ? 0 : random_below (random, 512);
+  sectors = random_below (random, 2) ? sectors & 3 : sectors;
+  return Q_L2_COMPRESSED | sectors << offset_bits | (host & ((UINT64_C (1) << offset_bits) - 1));
+}
+
+/* Which of a cluster's parts are allocated, and which are zeros. */
+static uint64_t
+subclusters (uint64_t *random)
+{
+  uint64_t a = random_next (random) >> random_below (random, 64),
+           z = random_next (random) >> random_below (random, 64);
+
+  switch (random_below (random, 4)) {
+  case 0:
+    return a << 32; /* zeros */
+  case 1:
+    return a & UINT32_MAX;
+  case 2:
+    return (a & UINT32_MAX) | (z & ~a) << 32;
+  default:
+    return a ^ z << 32; /* also both at once, which must not be */
+  }
+}
+
+static uint64_t
+features (uint64_t old, uint64_t *random)
+{
+  static const uint64_t known[] = { 1, 2, 4, 8, 16, Q_AUTOCLEAR_SESSION };
+
+  return old ^ known[random_below (random, sizeof known / sizeof known[0])];
+}
+
+static uint64_t
+plausible (const struct survey *s, const struct field *f, uint64_t *random)
+{
+  static const uint64_t l2[] = { 0, Q_COPIED, Q_COPIED, Q_L2_ZERO, Q_COPIED | Q_L2_ZERO };
+  uint64_t place = somewhere (s, random);
+
+  switch ((enum field_kind)f->kind) {
+  case FIELD_L1:
+    return place | (random_below (random, 3) ? Q_COPIED : 0);
+  case FIELD_L2:
+    return random_below (random, 3) == 0
+               ? compressed (s, place, random)
+               : place | l2[random_below (random, sizeof l2 / sizeof l2[0])];
+  case FIELD_BITMAP:
+    return random_below (random, 4) == 0 ? 1 : place;
+  case FIELD_SUBCLUSTERS:
+    return subclusters (random);
+  case FIELD_FEATURES:
+    return features (survey_get (s, f->at, f->bytes), random);
+  default:
+    return place;
+  }
 }
 
 static uint64_t
@@ -366,7 +131,7 @@ lie (const struct survey *s, const struct field *f, uint64_t *random)
                                     1ull << 63,
                                     UINT64_MAX - 511,
                                     UINT64_MAX };
-  uint64_t old = get (s, f->at, f->bytes);
+  uint64_t old = survey_get (s, f->at, f->bytes);
   const struct field *other = &s->field[random_below (random, s->n_fields)];
 
   switch (random_below (random, 9)) {
@@ -379,26 +144,129 @@ lie (const struct survey *s, const struct field *f, uint64_t *random)
   case 3:
     return old - 1;
   case 4:
-    return get (s, other->at, other->bytes);
+    return survey_get (s, other->at, other->bytes);
   case 5:
     return random_next (random) >> random_below (random, 64);
   case 6:
     return old << random_below (random, 9);
   default:
-    return f->bytes == 8 ? reference (s, random) : random_below (random, 70);
+    return f->kind == FIELD_NUMBER && f->bytes < 8 ? random_below (random, 70)
+                                                   : plausible (s, f, random);
   }
 }
+
+/* ---- lies that fit together ------------------------------------------------------------------ */
 
 /* What one structure holds comes to be in another's place as well. */
 static void
 copy_cluster (struct survey *s, uint64_t *random)
 {
-  uint64_t cluster = 1ull << s->cluster_bits,
+  uint64_t cluster = cluster_of (s),
            from = s->place[random_below (random, s->n_places)] & ~(cluster - 1),
            to = s->place[random_below (random, s->n_places)] & ~(cluster - 1);
 
-  if (inside (s, from, cluster) && inside (s, to, cluster))
+  if (survey_inside (s, from, cluster) && survey_inside (s, to, cluster))
     memmove (s->image + to, s->image + from, cluster);
+}
+
+/* The refcount of the cluster at HOST, changed by BY.  False if there is no place for it. */
+static bool
+count (struct survey *s, uint64_t host, int by)
+{
+  unsigned order =
+      s->version < 3 ? 4
+                     : (unsigned)survey_get (s, offsetof (struct qcow2_header, refcount_order), 4);
+  uint64_t table = survey_get (s, offsetof (struct qcow2_header, refcount_table_offset), 8),
+           index = host >> s->cluster_bits, per_block, block, at;
+  unsigned shift, mask;
+
+  if (order > 6)
+    return false;
+  per_block = cluster_of (s) * 8 >> order;
+  block = survey_get (s, table + index / per_block * 8, 8) & Q_REFTABLE_MASK;
+  at = block + (index % per_block << order) / 8;
+  if (block == 0 || !survey_inside (s, at, 8))
+    return false;
+  if (order >= 3) {
+    survey_set (s, at, 1u << order >> 3, survey_get (s, at, 1u << order >> 3) + (uint64_t)by);
+    return true;
+  }
+  /* Several in a byte, the first one lowest. */
+  shift = (unsigned)(index % per_block << order) % 8;
+  mask = (1u << (1u << order)) - 1;
+  s->image[at] = (uint8_t)((s->image[at] & ~(mask << shift)) |
+                           ((((unsigned)s->image[at] >> shift) + (unsigned)by) & mask) << shift);
+  return true;
+}
+
+/* Nobody may write in place what more than one leads to. */
+static void
+drop_copied (struct survey *s, uint64_t host)
+{
+  for (unsigned i = 0; i < s->n_fields; ++i) {
+    const struct field *f = &s->field[i];
+    uint64_t entry = survey_get (s, f->at, f->bytes);
+
+    if ((f->kind == FIELD_L1 || (f->kind == FIELD_L2 && !(entry & Q_L2_COMPRESSED))) &&
+        (entry & Q_OFFSET_MASK) == host)
+      survey_set (s, f->at, f->bytes, entry & ~Q_COPIED);
+  }
+}
+
+/* What a field leads to is counted as often as it is led to, so that counts alone give nothing
+ * away: one field leads to where another does already. */
+static void
+share (struct survey *s, uint64_t *random)
+{
+  const struct field *f = &s->field[random_below (random, s->n_fields)];
+  uint64_t place = s->place[random_below (random, s->n_places)] & ~(cluster_of (s) - 1), old;
+
+  for (unsigned tries = 0; tries < 64 && (f->kind < FIELD_OFFSET || f->kind > FIELD_BITMAP);
+       ++tries)
+    f = &s->field[random_below (random, s->n_fields)];
+  if (f->kind < FIELD_OFFSET || f->kind > FIELD_BITMAP || !count (s, place, 1))
+    return;
+  old = survey_get (s, f->at, f->bytes);
+  if (!(f->kind == FIELD_L2 && (old & Q_L2_COMPRESSED)) && (old & Q_OFFSET_MASK) > 0)
+    count (s, old & Q_OFFSET_MASK, -1);
+  survey_set (s, f->at, f->bytes, place);
+  drop_copied (s, place);
+}
+
+/* Two entries of L1 tables lead to one L2 table, as after a snapshot: all is counted twice. */
+static void
+share_table (struct survey *s, uint64_t *random)
+{
+  const struct field *from = NULL, *to = NULL;
+  unsigned step = s->extended ? 16 : 8;
+  uint64_t table;
+
+  for (unsigned i = 0; i < s->n_fields; ++i) {
+    const struct field *f = &s->field[i];
+
+    if (f->kind != FIELD_L1)
+      continue;
+    if ((survey_get (s, f->at, 8) & Q_OFFSET_MASK) == 0)
+      to = !to || random_below (random, 2) ? f : to;
+    else
+      from = !from || random_below (random, 2) ? f : from;
+  }
+  if (!from || !to)
+    return;
+  table = survey_get (s, from->at, 8) & Q_OFFSET_MASK;
+  if (!survey_inside (s, table, cluster_of (s)) || !count (s, table, 1))
+    return;
+  survey_set (s, to->at, 8, table);
+  drop_copied (s, table);
+  for (uint64_t at = table; at < table + cluster_of (s); at += step) {
+    uint64_t entry = survey_get (s, at, 8), host = entry & Q_OFFSET_MASK;
+
+    if ((entry & Q_L2_COMPRESSED) || host == 0)
+      continue;
+    count (s, host, 1);
+    survey_set (s, at, 8, entry & ~Q_COPIED);
+    drop_copied (s, host);
+  }
 }
 
 bool
@@ -407,15 +275,26 @@ mutate_image (uint8_t *image, size_t size, uint64_t *random)
   static struct survey s;
   const struct field *f;
 
-  s = (struct survey){ .image = image, .size = size };
-  if (!look (&s) || s.n_fields == 0)
+  if (!survey_image (&s, image, size) || s.n_fields == 0)
     return false;
-  if (random_below (random, 40) == 0) {
+  switch (random_below (random, 40)) {
+  case 0:
     copy_cluster (&s, random);
     return true;
+  case 1:
+  case 2:
+  case 3:
+  case 4:
+    share (&s, random);
+    return true;
+  case 5:
+    share_table (&s, random);
+    return true;
+  default:
+    break;
   }
   f = &s.field[random_below (
       random, random_below (random, 3) == 0 ? (s.n_fields < 18 ? s.n_fields : 18) : s.n_fields)];
-  set (&s, f->at, f->bytes, lie (&s, f, random));
+  survey_set (&s, f->at, f->bytes, lie (&s, f, random));
   return true;
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * One lie in an image: finds the fields of its structures by where the format has them, and gives
- * one of them another value: one that is interesting by itself, or that makes a reference point to
- * another structure.  The rest stays as it is.
+ * One lie in an image: finds the fields of its structures by where the format has them (survey.h),
+ * and gives one of them another value: one that is interesting by itself, or that makes a reference
+ * point to another structure.  The rest stays as it is, but for the counts of what is led to twice:
+ * now and then these are right, and nothing but the structures themselves tells that it is a lie.
  */
 
 #ifndef FUZZ_MUTATE_H

@@ -105,29 +105,44 @@ do_compressed (struct machine *k)
     failed (k, r);
 }
 
+/* Writing what is in the buffer was given up.  What was overwritten in place is not taken back. */
+static void
+aborted (struct machine *k, uint64_t offset, uint64_t len)
+{
+  uint8_t *now = xalloc (len);
+  int r = q_pread (k->img, now, offset, len);
+
+  if (r == 0)
+    model_either (k->m, now, k->rq.buf, offset, len, "aborted");
+  else
+    failed (k, r);
+  free (now);
+}
+
 static void
 do_plan (struct machine *k)
 {
   struct request *rq = &k->rq;
   struct q_write_plan plan;
+  bool given_up = false;
   q_pin_t pin = q_pin ();
   int r = q_write_begin (k->img, rq->offset, rq->len, rq->c & 8 ? Q_NOWAIT : 0, &plan);
 
   if (r == 0) {
     fill (rq);
     r = q_write_data (&plan, rq->buf);
-    if (r == 0 && !(rq->c & 0x40)) {
+    given_up = r < 0 || (rq->c & 0x40);
+    if (given_up)
+      q_write_abort (&plan);
+    else {
       model_write (k->m, rq->buf, plan.offset, plan.len);
       q_write_commit (&plan);
-    } else {
-      /* What was overwritten in place is not taken back. */
-      if (!plan.allocates)
-        k->m->known = false;
-      q_write_abort (&plan);
     }
   } else if (r != -EAGAIN)
     failed (k, r);
   q_unpin (pin);
+  if (given_up)
+    aborted (k, plan.offset, plan.len);
 }
 
 static void
@@ -153,7 +168,7 @@ do_discard (struct machine *k)
   if (r == 0)
     r = q_pread (k->img, rq->buf, rq->offset, rq->len);
   if (r == 0)
-    model_discarded (k->m, rq->buf, rq->offset, rq->len);
+    model_either (k->m, rq->buf, NULL, rq->offset, rq->len, "discarded");
   else
     failed (k, r);
 }

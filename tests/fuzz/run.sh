@@ -34,6 +34,7 @@ case $target in
   luks) set -- -max_len=8192 "$@" ;;
   inflate) set -- -max_len=4096 "$@" ;;
   state) set -- -max_len=256 "$@" ;;
+  qmp) set -- -max_len=2048 "-dict=$here/qmp.dict" "$@" ;;
   config) set -- -max_len=2048 "-dict=$here/config.dict" "$@" ;;
   cmdline)
     # What is wrong with an option ends the process: what it had allocated is lost.

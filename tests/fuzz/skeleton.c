@@ -81,12 +81,57 @@ const struct skeleton skeletons[] = {
     .backing = "base.qcow2",
     .backing_format = "qcow2",
     .snapshots = true },
+  { .name = "holes", .version = 3, .cluster_bits = 9, .snapshots = true, .holes = true },
+  { .name = "holes-compressed",
+    .version = 3,
+    .cluster_bits = 12,
+    .compressed = true,
+    .holes = true },
+  { .name = "holes-compressed-snapshots",
+    .version = 3,
+    .cluster_bits = 9,
+    .zstd = true,
+    .compressed = true,
+    .snapshots = true,
+    .holes = true },
+  { .name = "chain",
+    .version = 3,
+    .cluster_bits = 9,
+    .backing = "middle.qcow2",
+    .backing_format = "qcow2" },
+  { .name = "chain-long",
+    .version = 3,
+    .cluster_bits = 12,
+    .backing = "top.qcow2",
+    .backing_format = "qcow2",
+    .snapshots = true },
+  { .name = "chain-zeros-v3",
+    .version = 3,
+    .cluster_bits = 9,
+    .backing = "base.qcow2",
+    .backing_format = "qcow2",
+    .snapshots = true },
 };
 const unsigned n_skeletons = sizeof skeletons / sizeof skeletons[0];
 
 const struct q_secret skeleton_secret = { "fuzz", 4 };
 
-static const struct skeleton base = { .name = "base", .version = 3, .cluster_bits = 9 };
+/* Each over the one before it. */
+static const struct skeleton below[] = {
+  { .name = "base.qcow2", .version = 3, .cluster_bits = 9 },
+  { .name = "middle.qcow2",
+    .version = 2,
+    .cluster_bits = 9,
+    .backing = "base.qcow2",
+    .backing_format = "qcow2" },
+  { .name = "top.qcow2",
+    .version = 3,
+    .cluster_bits = 9,
+    .size = 80u << 10,
+    .compressed = true,
+    .backing = "middle.qcow2",
+    .backing_format = "qcow2" },
+};
 
 /* ---- contents -------------------------------------------------------------------------------- */
 
@@ -124,6 +169,22 @@ put_compressed (struct q_image *img, uint64_t offset, uint64_t len, unsigned see
   free (buf);
 }
 
+/* What does not become small by it: pieces of many sizes. */
+static void
+put_compressible (const struct skeleton *k, struct q_image *img, uint64_t offset, uint64_t len,
+                  unsigned seed)
+{
+  uint64_t random = random_seed (seed);
+  uint8_t *buf = xalloc (len);
+
+  for (uint64_t i = 0; i < len; ++i)
+    buf[i] = i < len / 16 * seed % len ? (uint8_t)random_next (&random) : 7;
+  must (k->compressed ? q_write_compressed (img, buf, offset, len)
+                      : q_pwrite (img, buf, offset, len),
+        "writing", NULL);
+  free (buf);
+}
+
 static void
 add_bitmaps (struct q_image *img)
 {
@@ -149,6 +210,12 @@ fill (const struct skeleton *k, struct q_image *img)
   if (k->compressed) {
     put_compressed (img, 4 * cluster, cluster, 90);
     put_compressed (img, 5 * cluster, cluster, 120);
+  }
+  if (k->holes) {
+    for (uint64_t i = 8; i < 16; ++i)
+      put_compressible (k, img, i * cluster, cluster, (unsigned)i);
+    must (q_flush (img), "flushing", NULL);
+    must (q_discard (img, 0, 8 * cluster), "discarding", NULL);
   }
   if (k->bitmaps)
     add_bitmaps (img);
@@ -264,7 +331,8 @@ skeleton_surroundings (struct mem_store *store)
   mem_resize (raw, BASE_DISK);
   pattern (raw->data, BASE_DISK, 200);
   mem_resize (mem_add (store, "data"), DISK);
-  make (&base, store, "base.qcow2");
+  for (size_t i = 0; i < sizeof below / sizeof below[0]; ++i)
+    make (&below[i], store, below[i].name);
 }
 
 bool

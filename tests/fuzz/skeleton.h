@@ -13,6 +13,7 @@ struct skeleton {
   unsigned version, cluster_bits, refcount_bits;
   uint64_t size; /* of the disk; 0: the default */
   bool lazy, extended_l2, zstd, compressed, data_file, raw, encrypted, snapshots, bitmaps;
+  bool holes; /* free clusters before others that are not */
   const char *backing, *backing_format;
 };
 
@@ -22,7 +23,8 @@ extern const unsigned n_skeletons;
 /* What opens encrypted images. */
 extern const struct q_secret skeleton_secret;
 
-/* The files that an image may name: "base", which is raw, "base.qcow2", and "data". */
+/* The files that an image may name: "base", which is raw, "base.qcow2", "middle.qcow2" over that,
+ * "top.qcow2" over both, and "data". */
 void skeleton_surroundings (struct mem_store *store);
 /* False if this build lacks what K needs: libgcrypt. */
 bool skeleton_possible (const struct skeleton *k);
