@@ -173,6 +173,20 @@ __wrap_loop_sweep (struct loop *l)
 
 /* ---- what commands do ------------------------------------------------------------------------ */
 
+static json_t *
+snapshots_of (const struct q_image *img)
+{
+  struct q_snapshot_info *list;
+  int n = q_get_snapshots (img, &list);
+  json_t *j = json_array ();
+
+  for (int i = 0; i < n; ++i)
+    json_array_append_new (j, describe_snapshot (&list[i]));
+  if (n >= 0)
+    free (list);
+  return j;
+}
+
 /* All that a command may change. */
 static json_t *
 look (void)
@@ -181,10 +195,10 @@ look (void)
 
   for (struct export *x = exports_next (&world.exports, NULL); x;
        x = exports_next (&world.exports, x))
-    json_array_append_new (list, json_pack ("{s:o, s:I, s:o, s:o}", "name", describe_text (x->name),
-                                            "size", (json_int_t)x->size, "bitmaps",
-                                            describe_dirty (x->img), "snapshots",
-                                            describe_snapshots (x->img)));
+    json_array_append_new (list,
+                           json_pack ("{s:o, s:I, s:o, s:o}", "name", describe_text (x->name),
+                                      "size", (json_int_t)x->size, "bitmaps",
+                                      describe_dirty (x->img), "snapshots", snapshots_of (x->img)));
   return list;
 }
 
