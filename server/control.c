@@ -163,10 +163,13 @@ reply (struct control_client *c, int result, json_t *ret, const struct control_e
 {
   json_t *object;
 
-  if (result < 0)
+  if (result < 0) {
+    /* One line, whatever a name in it has. */
+    struct q_error why = err->q;
+    q_make_printable (why.text);
     object = json_pack ("{s:{s:s, s:o}}", "error", "class", classes[err->class], "desc",
-                        describe_text (*err->q.text ? err->q.text : strerror (-result)));
-  else
+                        describe_text (*why.text ? why.text : strerror (-result)));
+  } else
     object = json_pack ("{s:o}", "return", ret ? json_incref (ret) : json_object ());
   if (object && id && json_object_set (object, "id", (json_t *)id) < 0) {
     json_decref (object);

@@ -370,8 +370,8 @@ use (const struct choice *c, struct input *program, bool sound, uint64_t leaks)
     /* Two clusters of the disk may share one of the file, with its count saying so.  When one of
      * them leaves, the other's COPIED flag is not set: nothing can be lost by that. */
     if (!after.checked || after.r.corruptions > after.r.stale_flags || after.r.check_errors)
-      broken ("a sound image has %" PRIu64 " corruptions and %" PRIu64 " errors afterwards",
-              after.r.corruptions, after.r.check_errors);
+      broken ("a sound image has %" PRIu64 " corruptions and %" PRIu64 " errors afterwards: %s",
+              after.r.corruptions, after.r.check_errors, after.err.text);
     if (well && m.tidy && after.r.leaks > leaks)
       broken ("%" PRIu64 " clusters are leaked, where there were %" PRIu64, after.r.leaks, leaks);
     if (m.known && !storm.failed) {

@@ -162,6 +162,8 @@ static unsigned n_commands;
 static void
 say (struct talker *t, const void *p, size_t n)
 {
+  if (n == 0)
+    return;
   if (t->n + n > t->room) {
     t->room = 2 * (t->n + n) + 256;
     t->out = realloc (t->out, t->room);

@@ -225,7 +225,7 @@ static void
 do_preallocate (struct machine *k)
 {
   /* For what was never written: a part that was just added. */
-  uint64_t size = q_size (k->img) & ~511ull, len = 512u * (1 + (k->rq.b & 0x3f));
+  uint64_t size = (q_size (k->img) + 511) & ~511ull, len = 512u * (1 + (k->rq.b & 0x3f));
   struct q_error err = { "" };
   int r = q_resize (k->img, size + len, &err);
 
