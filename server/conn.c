@@ -106,6 +106,7 @@ conn_start (struct conn *c)
   l->conns = c;
   enlarge_send_buffer (c->transport.fd);
   session_init (&c->session, &l->shard, notify);
+  c->session.peer = peer_identity (c->transport.fd);
   c->client = (struct client){ .fd = c->transport.fd, .loop = l, .session = &c->session };
   clients_add (l->options.clients, &c->client);
   set_limit (c, l->options.handshake_limit);

@@ -186,8 +186,8 @@ run_compressed (struct job *job)
 {
   struct request *rq = (struct request *)job;
 
-  spread_write (rq->session->shard->pool, rq->export->img, rq->payload->start, image_offset (rq),
-                rq->len, spread_done, rq);
+  spread_write (rq->session->shard->pool, rq->session->lane, rq->export->img, rq->payload->start,
+                image_offset (rq), rq->len, spread_done, rq);
 }
 
 /* A write of zeroes that was detected to be one. */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
+#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -395,6 +396,39 @@ listener_uri (const struct listener *l, const char *export_name, bool tls)
     uri = tcp_uri (&addr, len, scheme, name);
   free (name);
   return uri;
+}
+
+uint64_t
+peer_identity (int fd)
+{
+  enum { PROCESS = 1, MACHINE, IPV4 }; /* no IPv6 network begins like this */
+  union address addr = { .storage = { 0 } };
+  socklen_t len = sizeof addr;
+  struct ucred cred = { 0 };
+  const uint32_t *v6 = addr.in6.sin6_addr.s6_addr32;
+
+  if (getpeername (fd, &addr.any, &len) < 0)
+    return 0;
+  switch (addr.any.sa_family) {
+  case AF_UNIX:
+    len = sizeof cred;
+    if (getsockopt (fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0 || cred.pid <= 0)
+      return 0; /* none, or in another container: there may be many */
+    return (uint64_t)PROCESS << 56 | (uint64_t)cred.pid;
+  case AF_VSOCK:
+    return (uint64_t)MACHINE << 56 | addr.vm.svm_cid;
+  case AF_INET:
+    return (uint64_t)IPV4 << 56 | addr.in.sin_addr.s_addr;
+  case AF_INET6:
+    if (IN6_IS_ADDR_V4MAPPED (&addr.in6.sin6_addr))
+      return (uint64_t)IPV4 << 56 | v6[3];
+    /* On a link, and on this host, it is the other half that tells them apart. */
+    if (IN6_IS_ADDR_LINKLOCAL (&addr.in6.sin6_addr) || IN6_IS_ADDR_LOOPBACK (&addr.in6.sin6_addr))
+      return (uint64_t)be32toh (v6[2]) << 32 | be32toh (v6[3]);
+    return (uint64_t)be32toh (v6[0]) << 32 | be32toh (v6[1]);
+  default:
+    return 0;
+  }
 }
 
 char *

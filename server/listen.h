@@ -51,5 +51,8 @@ char *listener_uri (const struct listener *l, const char *export_name, bool tls)
 
 /* A connection's other end, for messages; to be freed. */
 char *peer_name (int fd);
+/* The same number for connections of one client: a process of this host, or an address (of IPv6,
+ * the network that one host has for itself).  0 if it cannot be told. */
+uint64_t peer_identity (int fd);
 
 #endif /* LISTEN_H */

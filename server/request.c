@@ -344,6 +344,7 @@ transmission_begin (struct session *s)
   /* What was selected counts only for the export that it was selected for. */
   if (s->meta_export != s->export->id)
     s->meta_selected = 0;
+  session_join_lane (s);
   s->stats = stats_counters (s->export->stats, s->shard);
   if (!s->stats)
     session_drop (s);

@@ -108,6 +108,16 @@ request_discard (struct request *rq)
     long_write_piece_done (whole);
 }
 
+/* The snapshots of an image are one export in this: they are read from one file. */
+void
+session_join_lane (struct session *s)
+{
+  const struct export *x = s->export;
+  const uint64_t path[] = { x->parent ? x->parent : x->id, s->peer, 0 };
+
+  s->lane = lane_join (s->shard->pool, path, sizeof path / sizeof path[0]);
+}
+
 /* ---- input ----------------------------------------------------------------------------------- */
 
 bool
@@ -326,7 +336,6 @@ session_init (struct session *s, struct shard *shard, void (*notify) (struct ses
     .shard = shard, .notify = notify, .starved = true, .stopping = shard->stopping
   };
   s->out.loans = &shard->loans;
-  s->lane = lane_new ();
   handshake_begin (s);
 }
 
@@ -413,7 +422,7 @@ session_destroy (struct session *s)
 {
   session_drop (s);
   assert (s->inflight == 0 && s->held == 0);
-  lane_free (s->shard->pool, s->lane);
+  lane_leave (s->shard->pool, s->lane);
   s->lane = NULL;
   if (s->export) {
     export_leave (s->export);

@@ -2,7 +2,7 @@
  *
  * One client's side of the protocol, without any I/O: bytes go in, bytes come out.
  *
- *     session_init (&s, shard, notify);     queues the greeting
+ *     session_init (&s, shard, notify);     queues the greeting; s.peer may be set then
  *     session_begin_turn (&s, may_borrow);
  *     used = session_input (&s, p, n);      takes in what it can of n received bytes
  *     session_next_slice (&s);              true: send, and then call session_input for the rest
@@ -130,6 +130,7 @@ struct session {
   _Atomic uint64_t n_requests, bytes_read, bytes_written;
   bool unwanted; /* room.h: its requests do not wait for room any more; under the room's lock */
   struct stats_counters *stats; /* of the export, on this shard */
+  uint64_t peer;                /* the same for connections of one client; 0: not known */
   struct lane *lane;            /* in the pool; may be NULL */
   struct batch parked;          /* long reads that wait for their last piece to be sent */
   unsigned inflight;            /* requests at the pool or parked */
@@ -172,6 +173,8 @@ void session_skip (struct session *s, uint64_t n);
 bool session_blocked (const struct session *s);
 /* N more requests in flight, or fewer. */
 void session_count_inflight (struct session *s, int n);
+/* The export is chosen: its requests have a lane in the pool. */
+void session_join_lane (struct session *s);
 /* Queues N bytes; without memory the session is dropped. */
 void session_send (struct session *s, const void *p, size_t n);
 

@@ -93,8 +93,8 @@ helpers (uint64_t n)
 }
 
 void
-spread_write (struct pool *pool, struct q_image *img, const uint8_t *buf, uint64_t offset,
-              uint64_t len, void (*done) (void *opaque, int r), void *opaque)
+spread_write (struct pool *pool, struct lane *lane, struct q_image *img, const uint8_t *buf,
+              uint64_t offset, uint64_t len, void (*done) (void *opaque, int r), void *opaque)
 {
   const uint64_t cluster = q_cluster_size (img), step = cluster > LEAST_STEP ? cluster : LEAST_STEP;
   const uint64_t end = offset + len;
@@ -124,7 +124,7 @@ spread_write (struct pool *pool, struct q_image *img, const uint8_t *buf, uint64
                         .done = done,
                         .opaque = opaque };
   for (unsigned i = 0; i < n; i++) {
-    s->helper[i] = (struct helper){ .job = { .run = help }, .spread = s };
+    s->helper[i] = (struct helper){ .job = { .run = help, .lane = lane }, .spread = s };
     batch_add (&batch, &s->helper[i].job);
   }
   pool_submit (pool, &batch);

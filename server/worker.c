@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
+#include <assert.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,30 +9,38 @@
 #include "stats.h"
 #include "worker.h"
 
-/* Everything in it under the pool's lock. */
+/* A place in the tree of turns: a leaf with jobs, or the level above others.  Everything in it is
+ * under the pool's lock. */
 struct lane {
-  struct lane *next; /* in pool.ready */
-  struct batch jobs; /* that wait */
-  unsigned running;
-  bool listed;    /* in pool.ready */
-  bool abandoned; /* to be freed when nothing runs any more */
+  struct lane *parent; /* NULL: the root */
+  struct lane *children, *sibling, **before;
+  unsigned n_children;
+  unsigned refs;             /* whoever joined it, and its children */
+  uint64_t key;              /* among its siblings */
+  unsigned running;          /* jobs, in it and below */
+  bool ready;                /* in its parent's list ... */
+  struct lane *next;         /* ... as a link of it */
+  struct lane *first, *last; /* its own list: of its children, in the order of their turns */
+  struct batch jobs;         /* of a leaf, that wait */
 };
 
-/* Invariant: a lane is in the ready list if and only if it has jobs and may have another one
- * running.  While that list is not empty, a thread is on its way to it (signalled, or just
- * created), or all threads that may exist are busy and will look at it when they are done.  Whoever
- * takes a job and leaves others behind wakes the next thread.  So short jobs stay with one or two
- * threads, and jobs that block spread over as many as it takes. */
+/* Invariant: a lane is in its parent's list if it has jobs, or children in its own list, and may
+ * have another one running (limit).  It is not there otherwise, but for one that was when somebody
+ * joined whom it has to leave threads to: that one has one more turn.
+ *
+ * While the root's list is not empty, a thread is on its way to it (signalled, or just created), or
+ * all threads that may exist are busy and will look at it when they are done.  Whoever takes a job
+ * and leaves others behind wakes the next thread.  So short jobs stay with one or two threads, and
+ * jobs that block spread over as many as it takes. */
 struct pool {
   pthread_mutex_t lock;
   pthread_cond_t wake;
-  struct lane *ready, *last_ready; /* whose turn it is next */
-  struct lane own;                 /* of jobs without one; takes turns like the others */
-  unsigned queued;                 /* jobs that wait, in all lanes */
-  unsigned waiting;                /* threads in pthread_cond_wait */
+  struct lane root;
+  struct lane own;  /* of jobs without one; takes turns like the others, and has no siblings */
+  unsigned queued;  /* jobs that wait, in all lanes */
+  unsigned waiting; /* threads in pthread_cond_wait */
   unsigned started;
   unsigned max;
-  unsigned most; /* threads that one lane may have */
   bool stop;
   bool warned; /* that a thread could not be created */
   pthread_t thread[];
@@ -125,60 +134,109 @@ wake_one (struct pool *p)
   }
 }
 
-static bool
-may_run (const struct pool *p, const struct lane *lane)
+/* ---- turns; all with the lock held ------------------------------------------------------------
+ */
+
+/* So many of its jobs may run at once. */
+static unsigned
+limit (const struct pool *p, const struct lane *lane)
 {
-  return lane->jobs.first && (lane == &p->own || lane->running < p->most);
+  if (!lane->parent || lane == &p->own)
+    return p->max > 0 ? p->max : 1;
+  unsigned all = limit (p, lane->parent);
+  if (lane->parent->n_children == 1)
+    return all;
+  unsigned left = (all + 3) / 4;
+  return all > left ? all - left : 1;
 }
 
-/* At the end of the list, if it belongs there and is not in it. */
+/* At the end of its parent's list, and so on up, if it belongs there and is not in it. */
 static void
-list_lane (struct pool *p, struct lane *lane)
+make_ready (struct pool *p, struct lane *lane)
 {
-  if (lane->listed || !may_run (p, lane))
-    return;
-  lane->listed = true;
-  lane->next = NULL;
-  if (p->ready)
-    p->last_ready->next = lane;
-  else
-    p->ready = lane;
-  p->last_ready = lane;
+  for (; lane->parent; lane = lane->parent) {
+    struct lane *above = lane->parent;
+
+    if (lane->ready || (!lane->jobs.first && !lane->first) || lane->running >= limit (p, lane))
+      return;
+    lane->ready = true;
+    lane->next = NULL;
+    if (above->first)
+      above->last->next = lane;
+    else
+      above->first = lane;
+    above->last = lane;
+  }
 }
 
-/* The next job; some lane is ready. */
+/* The next job, and whose it is; some lane is ready. */
 static struct job *
-take (struct pool *p)
+take (struct pool *p, struct lane **whose)
 {
-  struct lane *lane = p->ready;
+  struct lane *lane = &p->root;
 
-  p->ready = lane->next;
-  lane->listed = false;
+  while (lane->first) {
+    struct lane *turn = lane->first;
+    lane->first = turn->next;
+    turn->ready = false;
+    lane = turn;
+  }
   struct job *j = batch_take (&lane->jobs);
-  lane->running++;
+  *whose = lane;
   p->queued--;
-  list_lane (p, lane);
+  for (struct lane *l = lane; l; l = l->parent)
+    l->running++;
+  for (; lane; lane = lane->parent)
+    make_ready (p, lane);
   return j;
+}
+
+/* All that is ready now that LANE is alone. */
+static void
+make_all_ready (struct pool *p, struct lane *lane)
+{
+  for (struct lane *l = lane->children; l; l = l->sibling)
+    make_all_ready (p, l);
+  make_ready (p, lane);
+}
+
+/* Frees LANE, and those above it, if nobody needs them any more. */
+static void
+let_go (struct pool *p, struct lane *lane)
+{
+  while (lane->parent && lane != &p->own && lane->refs == 0 && lane->running == 0) {
+    struct lane *above = lane->parent;
+
+    assert (!lane->ready && !lane->jobs.first && !lane->children);
+    *lane->before = lane->sibling;
+    if (lane->sibling)
+      lane->sibling->before = lane->before;
+    free (lane);
+    above->refs--;
+    if (--above->n_children == 1)
+      make_all_ready (p, above->children);
+    lane = above;
+  }
 }
 
 static void
 ran (struct pool *p, struct lane *lane)
 {
-  lane->running--;
-  if (lane != &p->own && lane->abandoned && lane->running == 0)
-    free (lane);
-  else
-    list_lane (p, lane);
+  for (struct lane *l = lane; l; l = l->parent) {
+    l->running--;
+    make_ready (p, l);
+  }
+  let_go (p, lane);
 }
 
 /* Called and returns with the lock held. */
 static void
 run_next (struct pool *p)
 {
-  struct job *j = take (p);
-  struct lane *lane = j->lane ? j->lane : &p->own; /* J is gone when it has run */
+  struct lane *lane; /* J is gone when it has run */
+  struct job *j = take (p, &lane);
 
-  if (p->ready)
+  if (p->root.first)
     wake_one (p);
   publish (p);
   pthread_mutex_unlock (&p->lock);
@@ -194,13 +252,13 @@ worker (void *arg)
 
   pthread_mutex_lock (&p->lock);
   for (;;) {
-    while (!p->ready && !p->stop) {
+    while (!p->root.first && !p->stop) {
       p->waiting++;
       publish (p);
       pthread_cond_wait (&p->wake, &p->lock);
       p->waiting--;
     }
-    if (!p->ready)
+    if (!p->root.first)
       break;
     run_next (p);
   }
@@ -208,23 +266,60 @@ worker (void *arg)
   return NULL;
 }
 
-struct lane *
-lane_new (void)
+/* The child of LANE with that KEY, new if there is none; NULL without memory.  With the lock held.
+ */
+static struct lane *
+child (struct lane *lane, uint64_t key)
 {
-  return calloc (1, sizeof (struct lane));
+  struct lane *l = key ? lane->children : NULL;
+
+  while (l && l->key != key)
+    l = l->sibling;
+  if (l)
+    return l;
+  l = calloc (1, sizeof *l);
+  if (!l)
+    return NULL;
+  *l = (struct lane){
+    .parent = lane, .key = key, .sibling = lane->children, .before = &lane->children
+  };
+  if (l->sibling)
+    l->sibling->before = &l->sibling;
+  lane->children = l;
+  lane->n_children++;
+  lane->refs++;
+  return l;
+}
+
+struct lane *
+lane_join (struct pool *p, const uint64_t *path, unsigned n)
+{
+  struct lane *lane = &p->root, *next = lane;
+
+  pthread_mutex_lock (&p->lock);
+  for (unsigned i = 0; next && i < n; i++)
+    if ((next = child (lane, path[i])) != NULL)
+      lane = next;
+  if (next)
+    lane->refs++;
+  else
+    let_go (p, lane);
+  pthread_mutex_unlock (&p->lock);
+  return next;
 }
 
 void
-lane_free (struct pool *p, struct lane *lane)
+lane_leave (struct pool *p, struct lane *lane)
 {
   if (!lane)
     return;
   pthread_mutex_lock (&p->lock);
-  bool idle = lane->running == 0;
-  lane->abandoned = true;
+  bool was_empty = p->root.first == NULL;
+  lane->refs--;
+  let_go (p, lane);
+  if (was_empty && p->root.first)
+    wake_one (p);
   pthread_mutex_unlock (&p->lock);
-  if (idle)
-    free (lane);
 }
 
 struct pool *
@@ -236,7 +331,7 @@ pool_new (unsigned max)
   pthread_mutex_init (&p->lock, NULL);
   pthread_cond_init (&p->wake, NULL);
   p->max = max;
-  p->most = max > 1 ? max - (max + 3) / 4 : 1;
+  p->own.parent = &p->root;
   return p;
 }
 
@@ -246,19 +341,19 @@ pool_submit (struct pool *p, struct batch *b)
   if (!b->first)
     return;
   pthread_mutex_lock (&p->lock);
-  bool was_empty = p->ready == NULL;
+  bool was_empty = p->root.first == NULL;
   while (b->first) {
     struct job *j = batch_take (b);
     struct lane *lane = j->lane ? j->lane : &p->own;
     batch_add (&lane->jobs, j);
     p->queued++;
-    list_lane (p, lane);
+    make_ready (p, lane);
   }
-  if (was_empty && p->ready)
+  if (was_empty && p->root.first)
     wake_one (p);
   publish (p);
   if (p->started == 0)
-    while (p->ready)
+    while (p->root.first)
       run_next (p);
   pthread_mutex_unlock (&p->lock);
 }
@@ -274,6 +369,7 @@ pool_free (struct pool *p)
   pthread_mutex_unlock (&p->lock);
   for (unsigned i = 0; i < p->started; i++)
     pthread_join (p->thread[i], NULL);
+  assert (!p->root.children);
   pthread_mutex_destroy (&p->lock);
   pthread_cond_destroy (&p->wake);
   free (p);

@@ -16,6 +16,7 @@
 
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 struct job;
 
@@ -49,12 +50,18 @@ struct job *mailbox_take (struct mailbox *m);
 
 struct pool;
 
-/* Jobs of one lane wait in a queue of their own, and the lanes take turns: however many jobs a
- * client has, another one's first is not behind all of them.  And a lane never has so many of the
- * threads that none is left for the others.  NULL without memory, which is a lane too. */
-struct lane *lane_new (void);
-/* Its jobs have come home, if the last one's run has perhaps not returned yet. */
-void lane_free (struct pool *p, struct lane *lane);
+/* Jobs wait in lanes, which are the leaves of a tree: by export, by client, by connection.  At each
+ * level there are turns, so that neither how many jobs somebody has nor by how many connections
+ * they come puts another one's first behind all of them.  And whoever is not alone at a level
+ * leaves a quarter of the threads there to the others, whether they have something to do just now
+ * or not: what is under way cannot be stopped when they do.  Whoever is alone may have all of them.
+ *
+ * PATH: N keys from the root down; lanes that begin with the same keys share these levels, and a
+ * key of 0 is like no other.  NULL without memory, which is a lane too. */
+struct lane *lane_join (struct pool *p, const uint64_t *path, unsigned n);
+/* Nothing for NULL.  Its jobs have come home, if the last one's run has perhaps not returned yet.
+ */
+void lane_leave (struct pool *p, struct lane *lane);
 
 /* A pool of at most MAX threads.  With MAX 0, pool_submit runs the jobs itself: for tests that want
  * everything on one thread. */
