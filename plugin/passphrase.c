@@ -11,7 +11,7 @@
 #define MAX_LAYERS 32
 
 static struct q_secret secret[MAX_LAYERS];
-static const struct q_secret *by_layer[MAX_LAYERS];
+static struct q_layer by_layer[MAX_LAYERS];
 static unsigned n_secrets;
 
 /* Moves LEN bytes at DATA to memory of their own. */
@@ -49,7 +49,7 @@ passphrase_take (const char *value)
     return -1;
   r = keep (&secret[n_secrets], text, strlen (text));
   if (r == 0) {
-    by_layer[n_secrets] = &secret[n_secrets];
+    by_layer[n_secrets].secret = &secret[n_secrets];
     n_secrets++;
   }
   explicit_bzero (text, strlen (text));
@@ -61,8 +61,8 @@ void
 passphrase_apply (struct q_open_options *options)
 {
   options->secret = n_secrets == 1 ? &secret[0] : NULL;
-  options->layer_secrets = by_layer;
-  options->n_layer_secrets = n_secrets > 1 ? n_secrets : 0;
+  options->layers = by_layer;
+  options->n_layers = n_secrets > 1 ? n_secrets : 0;
 }
 
 int

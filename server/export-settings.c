@@ -23,6 +23,15 @@ put_number (FILE *f, const char *key, uint64_t value)
 }
 
 static void
+put_slice (FILE *f, const struct slice *slice)
+{
+  if (slice) {
+    put_number (f, "slice-offset", slice->offset);
+    put_number (f, "slice-size", slice->size);
+  }
+}
+
+static void
 put_source (FILE *f, const struct source *s)
 {
   const struct q_open_options *o = &s->open;
@@ -30,9 +39,16 @@ put_source (FILE *f, const struct source *s)
   put_string (f, "file", s->filename);
   put_number (f, "offset", s->offset);
   put_number (f, "size", s->size);
-  if (s->slice) {
-    put_number (f, "slice-offset", s->slice->offset);
-    put_number (f, "slice-size", s->slice->size);
+  put_slice (f, s->slice);
+  for (unsigned i = 0; i < o->n_layers; i++) {
+    const struct q_layer *l = &s->layers[i];
+    put_number (f, "layer", i);
+    put_string (f, "file", l->filename);
+    put_string (f, "data-file", l->data_file);
+    put_number (f, "format", l->format);
+    put_number (f, "unlocked", l->unlocked);
+    put_number (f, "last", l->last);
+    put_slice (f, s->below[i].slice);
   }
   put_number (f, "write-through", s->write_through);
   put_number (f, "ignore-flush", s->ignore_flush);
@@ -41,7 +57,6 @@ put_source (FILE *f, const struct source *s)
   put_number (f, "detect-zeroes", s->detect_zeroes);
   put_number (f, "format", o->format);
   put_number (f, "backing", o->backing);
-  put_number (f, "backing-named", o->backing_named);
   put_number (f, "data-file-policy", o->data_file_policy);
   put_string (f, "data-file", o->data_file);
   put_number (f, "cache", o->cache);

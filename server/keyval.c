@@ -12,7 +12,7 @@
 #include "keyval.h"
 
 /* Levels of objects in each other. */
-#define MAX_DEPTH 16
+#define MAX_DEPTH 48
 
 static void __attribute__ ((format (printf, 2, 3))) say (struct q_error *err, const char *fmt, ...)
 {

@@ -6,7 +6,9 @@
  *
  * The tree is QEMU's: nodes with a "driver", each over the one in its "file".  At the bottom a file
  * or a block device; above it at most one qcow2; raw nodes, which choose a part by offset and size,
- * anywhere above the file.
+ * anywhere above the file.  The "backing" of a qcow2 node is null or such a tree again, in which
+ * the file may be left out: then it is the one that the image names.  What is given is the user's
+ * word: the policies for what images name (open.backing, open.data_file_policy) have no part in it.
  */
 
 #ifndef SOURCE_H
@@ -26,18 +28,26 @@ enum detect_zeroes { DETECT_ZEROES_OFF, DETECT_ZEROES_ON, DETECT_ZEROES_UNMAP };
 
 struct members;
 
+/* A layer below the top, as far as the user has named it. */
+struct source_below {
+  char *filename, *data_file; /* NULL: what the images say */
+  struct slice *slice;        /* the part of the file that the layer is; NULL if all of it */
+};
+
 struct source {
   char *filename;
   char *data_file;            /* NULL: what the image says; open.data_file is the same */
-  struct q_open_options open; /* its strings belong to whoever set them; opener is ours */
+  struct q_open_options open; /* its strings belong to whoever set them; opener, layers are ours */
   bool write_through, ignore_flush;
   bool compress; /* what is written in whole clusters; open.compression_level says how much */
   enum detect_zeroes detect_zeroes;
   uint64_t offset, size;         /* the part of the disk in the image; size may be SOURCE_TO_END */
   struct slice *slice;           /* the part of the file that the image is; NULL if all of it */
   const struct objects *objects; /* where key-secret is looked up, loaded; may be NULL */
-  const struct q_secret *layer_secrets[SOURCE_LAYERS]; /* what open.layer_secrets points to */
-  struct q_secret *overlay_key; /* of a temporary overlay (throwaway.h); not copied */
+  struct q_layer
+      layers[SOURCE_LAYERS]; /* what open.layers points to, and what that points to ... */
+  struct source_below below[SOURCE_LAYERS]; /* ... but for secrets; the first one is not used */
+  struct q_secret *overlay_key;             /* of a temporary overlay (throwaway.h); not copied */
 };
 
 /* NAME is a file name, file:NAME or json:{...}.  The rest of S, which the caller has filled in with
@@ -63,6 +73,15 @@ int source_set_key (struct source *s, unsigned layer, const char *option, const 
                     struct q_error *err);
 /* The external data file, whatever the image says.  False: out of memory. */
 bool source_set_data_file (struct source *s, const char *name);
+/* The same of the layer that is LAYER below the top. */
+bool source_set_layer_data_file (struct source *s, unsigned layer, const char *name);
+/* What is said of that layer; NULL: there are not so many. */
+struct q_layer *source_layer (struct source *s, unsigned layer);
+/* Whether the chain is another one than the images record. */
+bool source_names_layers (const struct source *s);
+/* The image FILENAME (taken over), which is qcow2, comes on top: what S was, of that FORMAT, is its
+ * backing file.  -E2BIG. */
+int source_push (struct source *s, char *filename, enum q_format format);
 int source_copy (struct source *to, const struct source *from);
 void source_free (struct source *s);
 

@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 #include "secret.h"
-#include "slice.h"
 #include "throwaway.h"
 
 /* The size and format of the image that is to be the backing file. */
@@ -36,17 +35,15 @@ look_at (const struct source *s, uint64_t *size, enum q_format *format, struct q
 static int
 choose_key (struct source *s, struct q_create_options *opts, struct q_error *err)
 {
-  if (!s->open.secret && s->open.n_layer_secrets == 0)
+  bool keyed = s->open.secret;
+
+  for (unsigned i = 0; i < s->open.n_layers; i++)
+    keyed = keyed || s->layers[i].secret;
+  if (!keyed)
     return 0;
   s->overlay_key = secret_random (32, "the key of a temporary overlay", err);
   if (!s->overlay_key)
     return -ENOMEM;
-  memmove (s->layer_secrets + 1, s->layer_secrets,
-           (SOURCE_LAYERS - 1) * sizeof s->layer_secrets[0]);
-  s->layer_secrets[0] = s->overlay_key;
-  s->open.layer_secrets = s->layer_secrets;
-  if (s->open.n_layer_secrets < SOURCE_LAYERS)
-    s->open.n_layer_secrets++;
   opts->secret = s->overlay_key;
   opts->encrypt.iter_time_ms = 1; /* it cannot be guessed, however fast that is tried */
   return 0;
@@ -61,13 +58,6 @@ throwaway_overlay (struct source *s, struct q_error *err)
   char *path = NULL;
   uint64_t size;
 
-  if (s->open.backing == Q_BACKING_NONE) {
-    snprintf (
-        err->text, sizeof err->text,
-        "%s: a temporary overlay has a backing file: it cannot be used with \"backing\": null",
-        s->filename);
-    return -EINVAL;
-  }
   int r = look_at (s, &size, &format, err);
   if (r < 0)
     return r;
@@ -97,22 +87,16 @@ throwaway_overlay (struct source *s, struct q_error *err)
   r = choose_key (s, &opts, err);
   if (r == 0)
     r = q_create (path, size, &opts, err);
+  free (base);
+  if (r == 0 && (r = source_push (s, path, format)) < 0)
+    snprintf (err->text, sizeof err->text, "%s: the chain of backing files has more than %d layers",
+              s->filename, SOURCE_LAYERS - 1);
   if (r < 0) {
     unlink (path);
-    free (base);
     free (path);
     return r;
   }
-  if (s->slice) {
-    /* The part is now one of the backing file, under its whole name. */
-    free (s->slice->filename);
-    s->slice->filename = base;
-  } else
-    free (base);
-  free (s->filename);
-  s->filename = path;
-  s->open.format = Q_FORMAT_QCOW2;
-  s->open.backing_named = true;
+  s->layers[0].secret = s->overlay_key;
   s->open.cache = Q_CACHE_BUFFERED;
   s->open.state_dir = NULL;
   s->write_through = false;

@@ -69,11 +69,9 @@ check_header (const struct q_image *img, struct q_error *err)
 }
 
 int
-q_data_open (struct q_image *img, const struct q_image *top, const struct q_open_options *opts,
-             unsigned flags, struct q_error *err)
+q_data_open (struct q_image *img, const struct q_image *top, const char *chosen,
+             const struct q_open_options *opts, unsigned flags, struct q_error *err)
 {
-  bool named = opts->backing_named ? top && !top->backing : !top;
-  const char *chosen = named ? opts->data_file : NULL;
   unsigned more;
   int r;
 
@@ -92,7 +90,7 @@ q_data_open (struct q_image *img, const struct q_image *top, const struct q_open
     r = q_name_check_data (img, chosen, opts->data_file_policy, &img->data_path, &more, err);
   if (r < 0)
     return r;
-  r = q_file_open (opts->opener, img->data_path, flags | more, &img->data, err);
+  r = q_file_open (img->opener, img->data_path, flags | more, &img->data, err);
   img->guest = img->data;
   if (r < 0) {
     q_error_prefix (
@@ -104,7 +102,7 @@ q_data_open (struct q_image *img, const struct q_image *top, const struct q_open
   }
   /* Before the lock, which would be taken against ourselves. */
   r = check_alone (top ? top : img, img, err);
-  if (r == 0 && opts->lock == Q_LOCK_ON)
+  if (r == 0 && img->lock == Q_LOCK_ON)
     r = q_file_lock (img->data, !img->read_only, err);
   return r;
 }

@@ -323,13 +323,22 @@ check_loop (const struct q_image *top, const struct q_image *layer, struct q_err
   return 0;
 }
 
-/* What opens the layer that is DEPTH below the top. */
-static const struct q_secret *
-secret_for (const struct q_open_options *opts, unsigned depth)
+static const struct q_layer *
+said_of (const struct q_open_options *opts, unsigned depth)
 {
-  if (depth < opts->n_layer_secrets && opts->layer_secrets[depth])
-    return opts->layer_secrets[depth];
-  return opts->secret;
+  static const struct q_layer nothing = { .filename = NULL };
+
+  return depth < opts->n_layers ? &opts->layers[depth] : &nothing;
+}
+
+/* Whether IMG, which is DEPTH below the top, has a backing file that is opened. */
+static bool
+goes_on (const struct q_image *img, unsigned depth, const struct q_open_options *opts)
+{
+  if (opts->metadata_only || said_of (opts, depth)->last)
+    return false;
+  return said_of (opts, depth + 1)->filename ||
+         (img->backing_file && opts->backing != Q_BACKING_NONE);
 }
 
 /* TOP is NULL for the top layer itself. */
@@ -338,6 +347,7 @@ open_layer (struct q_image **layer, const char *filename, enum q_format format, 
             unsigned depth, const struct q_open_options *opts, struct q_image *top,
             struct q_error *err)
 {
+  const struct q_layer *said = said_of (opts, depth);
   struct q_image *img = new_layer (filename);
   unsigned flags = 0;
   int r;
@@ -345,7 +355,8 @@ open_layer (struct q_image **layer, const char *filename, enum q_format format, 
   *layer = NULL;
   if (!img)
     return q_fail (err, -ENOMEM, "%s: out of memory", filename);
-  img->opener = opts->opener;
+  img->opener = said->opener ? said->opener : opts->opener;
+  img->lock = said->unlocked ? Q_LOCK_OFF : opts->lock;
   img->read_only = top || opts->read_only;
   img->stable = img->read_only;
   img->repairing = opts->repair;
@@ -357,11 +368,11 @@ open_layer (struct q_image **layer, const char *filename, enum q_format format, 
       opts->refcount_cache_size ? opts->refcount_cache_size : DEFAULT_REFCOUNT_CACHE;
   flags |= img->read_only ? 0 : Q_FILE_WRITE;
   flags |= opts->cache == Q_CACHE_DIRECT ? Q_FILE_DIRECT : 0;
-  r = q_file_open (opts->opener, filename, flags | more_flags, &img->file, err);
+  r = q_file_open (img->opener, filename, flags | more_flags, &img->file, err);
   /* Before the lock, which a loop would take against itself. */
   if (r == 0 && top)
     r = check_loop (top, img, err);
-  if (r == 0 && opts->lock == Q_LOCK_ON)
+  if (r == 0 && img->lock == Q_LOCK_ON)
     r = q_file_lock (img->file, !img->read_only, err);
   if (r == 0)
     r = find_format (img, format, top && opts->backing == Q_BACKING_PROBE, err);
@@ -370,15 +381,16 @@ open_layer (struct q_image **layer, const char *filename, enum q_format format, 
         : top                       ? open_qcow2 (img, opts, false, err)
                                     : open_qcow2_top (img, opts, err);
   if (r == 0)
-    r = q_data_open (img, top, opts, flags, err);
+    r = q_data_open (img, top, said->data_file || top ? said->data_file : opts->data_file, opts,
+                     flags, err);
   if (r == 0)
-    r = q_crypt_open (img, secret_for (opts, depth), opts->metadata_only || opts->repair, err);
+    r = q_crypt_open (img, said->secret ? said->secret : opts->secret,
+                      opts->metadata_only || opts->repair, err);
   if (r == 0 && top && img->format == Q_FORMAT_QCOW2)
     r = open_tables (img, false, err);
   /* Whoever does not follow the name can do without a place to go. */
   if (r == 0 && img->backing_file) {
-    bool follow =
-        !opts->metadata_only && (opts->backing != Q_BACKING_NONE || (!top && opts->backing_named));
+    bool follow = goes_on (img, depth, opts) && !said_of (opts, depth + 1)->filename;
     int r2 = resolve_backing (img, follow ? err : NULL);
 
     r = follow ? r2 : 0;
@@ -396,41 +408,84 @@ open_layer (struct q_image **layer, const char *filename, enum q_format format, 
 
 /* ---- the chain ------------------------------------------------------------------------------ */
 
+/* What is said of a backing file must be said of one. */
+static int
+check_said (const struct q_image *img, unsigned depth, const struct q_open_options *opts,
+            struct q_error *err)
+{
+  const struct q_layer *said = said_of (opts, depth + 1);
+  const char *name = said->filename ? said->filename : "one";
+
+  if (!said->filename && said->format == Q_FORMAT_AUTO && !said->data_file)
+    return 0;
+  if (img->format != Q_FORMAT_QCOW2)
+    return q_fail (err, -EINVAL, "%s: is raw and has no backing file, but %s is described",
+                   img->filename, name);
+  if (img->data_raw)
+    return q_fail (err, -EINVAL,
+                   "%s: its data file is the whole disk, with no backing file, but %s is described",
+                   img->filename, name);
+  if (!goes_on (img, depth, opts))
+    return q_fail (err, -EINVAL,
+                   "%s: no backing file of it is opened, but one is described without a name",
+                   img->filename);
+  return 0;
+}
+
+/* The backing file of IMG: which one it is, and as what it is opened.  The caller frees *PATH. */
+static int
+choose_backing (const struct q_image *img, const struct q_layer *said,
+                const struct q_open_options *opts, char **path, enum q_format *format,
+                unsigned *flags, struct q_error *err)
+{
+  int r = 0;
+
+  *path = NULL;
+  *flags = 0;
+  *format = said->format;
+  if (!said->filename)
+    r = q_name_check_backing (img, opts->backing, path, flags, err);
+  else if (!(*path = strdup (said->filename)))
+    r = q_fail (err, -ENOMEM, "%s: out of memory", img->filename);
+  /* A file that the user names need not have a recorded format: it is looked at like the top. */
+  if (r == 0 && said->format == Q_FORMAT_AUTO && (!said->filename || img->backing_format))
+    r = q_name_backing_format (img, opts->backing, format, err);
+  return r;
+}
+
 static int
 open_chain (struct q_image *top, const struct q_open_options *opts, struct q_error *err)
 {
   struct q_image *img = top;
-  unsigned depth = 1;
+  unsigned depth = 0;
+  int r = check_said (img, depth, opts, err);
 
-  while (img->backing_file &&
-         (opts->backing != Q_BACKING_NONE || (img == top && opts->backing_named))) {
-    enum q_format format = Q_FORMAT_AUTO;
-    char *path = NULL;
-    unsigned flags = 0;
-    int r = 0;
+  while (r == 0 && goes_on (img, depth, opts)) {
+    const struct q_layer *said = said_of (opts, depth + 1);
+    enum q_format format;
+    unsigned flags;
+    char *path;
 
-    if (img != top || !opts->backing_named)
-      r = q_name_check_backing (img, opts->backing, &path, &flags, err);
-    if (r == 0)
-      r = q_name_backing_format (img, opts->backing, &format, err);
-    if (r == 0 && depth++ == Q_MAX_CHAIN)
+    r = choose_backing (img, said, opts, &path, &format, &flags, err);
+    if (r == 0 && ++depth == Q_MAX_CHAIN)
       r = q_fail (err, -ELOOP,
                   "%s: the chain of backing files has more than %u layers, %s is one too many",
-                  top->filename, Q_MAX_CHAIN, img->backing_path);
+                  top->filename, Q_MAX_CHAIN, path);
     else if (r == 0) {
-      r = open_layer (&img->backing, path ? path : img->backing_path, format, flags, depth - 1,
-                      opts, top, err);
+      r = open_layer (&img->backing, path, format, flags, depth, opts, top, err);
       if (r < 0)
         q_error_prefix (
-            err, "%s: cannot open backing file '%s'%s", img->filename, img->backing_file,
+            err, "%s: cannot open backing file '%s'%s", img->filename,
+            said->filename ? said->filename : img->backing_file,
             r == -EPERM && (flags & Q_FILE_REGULAR) ? " (backing=any opens block devices)" : "");
     }
     free (path);
-    if (r < 0)
-      return r;
-    img = img->backing;
+    if (r == 0) {
+      img = img->backing;
+      r = check_said (img, depth, opts, err);
+    }
   }
-  return 0;
+  return r;
 }
 
 static void

@@ -245,6 +245,7 @@ struct q_image {
   struct q_file *guest;  /* what guest data are read and written through: data, or what encrypts on
                           * top of it (crypt.h) */
   const struct q_file_opener *opener;
+  enum q_lock lock;
   enum q_format format;
   bool read_only; /* as opened */
   bool repairing; /* likewise: what is damaged and not needed for a check does not keep it out */
@@ -463,9 +464,10 @@ q_has_data_file (const struct q_image *img)
   return img->incompatible & Q_INCOMPAT_DATA_FILE;
 }
 /* Opens what IMG has its data in, with FLAGS of q_file_flags; locks it.  TOP: the top of the chain,
- * NULL if that is IMG.  img->data stays NULL if the options want metadata alone. */
-int q_data_open (struct q_image *img, const struct q_image *top, const struct q_open_options *opts,
-                 unsigned flags, struct q_error *err);
+ * NULL if that is IMG.  CHOSEN: the data file that the user names; NULL: what IMG says.  img->data
+ * stays NULL if the options want metadata alone. */
+int q_data_open (struct q_image *img, const struct q_image *top, const char *chosen,
+                 const struct q_open_options *opts, unsigned flags, struct q_error *err);
 /* The last step of opening for writing: a raw data file is as long as the disk. */
 int q_data_start (struct q_image *img, struct q_error *err);
 void q_data_close (struct q_image *img);

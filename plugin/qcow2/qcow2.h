@@ -143,6 +143,18 @@ struct q_secret {
 void *q_secret_alloc (size_t len);
 void q_secret_free (void *data, size_t len);
 
+/* What the user says of one layer of the chain: it takes the place of what the images say of it,
+ * and no policy applies to it. */
+struct q_layer {
+  const struct q_secret *secret;      /* opens it; NULL: q_open_options.secret */
+  const char *filename;               /* a backing file, whatever the image above it names */
+  enum q_format format;               /* its format; Q_FORMAT_AUTO: as the image above it records */
+  const char *data_file;              /* its external data file; NULL: what it says itself */
+  const struct q_file_opener *opener; /* NULL: q_open_options.opener */
+  bool unlocked;                      /* as Q_LOCK_OFF */
+  bool last;                          /* no backing file is opened below it */
+};
+
 struct q_open_options {
   enum q_format format;
   enum q_backing backing;
@@ -150,8 +162,6 @@ struct q_open_options {
   const char *data_file; /* or this one, whatever the top image says; NULL: what it says */
   unsigned recorded;     /* how q_backing_allowed lets the top image be opened; 0: its name is the
                           * user's word */
-  bool backing_named;    /* the user has named the top image's backing file, as for a temporary
-                          * overlay: it is opened, and both policies and data_file begin there */
   enum q_cache cache;
   enum q_lock lock;
   bool read_only;
@@ -180,11 +190,12 @@ struct q_open_options {
                           * nowhere.  Version 3 only */
   bool recovering;       /* the engine's own: an image whose session is being recovered */
   const struct q_file_opener *opener;
-  /* What opens encrypted layers; only looked at until q_open returns.  By layer, the top one first
-   * (NULL for one that has none), and for all that have none of their own.  With metadata_only
-   * no key is needed, and no data can be read. */
-  const struct q_secret *const *layer_secrets;
-  unsigned n_layer_secrets;
+  /* What the user says of single layers, the top one first; of that one, filename and format are
+   * arguments and options of q_open.  Only looked at until q_open returns. */
+  const struct q_layer *layers;
+  unsigned n_layers;
+  /* What opens encrypted layers that have no secret of their own; also only looked at until q_open
+   * returns.  With metadata_only no key is needed, and no data can be read. */
   const struct q_secret *secret;
 };
 

@@ -69,6 +69,8 @@ open_layers (struct commit *c)
       return false;
     }
     c->layer[c->n++] = img;
+    if (!img_chain_is_recorded (img))
+      return false;
     q_get_info (img, &info);
     if (!info.backing_file) {
       if (c->base_name && c->n > 1)

@@ -209,16 +209,38 @@ apply (const struct img_spec *spec, struct source *s)
          (!spec->backing_mode || source_set_backing (s, spec->backing_mode));
 }
 
-const struct q_secret *
-img_secret_of (const struct q_image *img)
+/* NULL if it was not opened by img_open_spec. */
+static const struct kept *
+kept_of (const struct q_image *img)
 {
   const struct kept *k = kept;
 
   while (k && k->img != img)
     k = k->next;
+  return k;
+}
+
+bool
+img_chain_is_recorded (const struct q_image *img)
+{
+  const struct kept *k = kept_of (img);
+
+  if (!k || !source_names_layers (&k->source))
+    return true;
+  img_error ("%s: 'backing' in its settings is another chain than the one that the images record, "
+             "which is the one that is changed: 'rebase -u' records another",
+             q_filename (img));
+  return false;
+}
+
+const struct q_secret *
+img_secret_of (const struct q_image *img)
+{
+  const struct kept *k = kept_of (img);
+
   if (!k)
     return NULL;
-  return k->source.layer_secrets[0] ? k->source.layer_secrets[0] : k->source.open.secret;
+  return k->source.layers[0].secret ? k->source.layers[0].secret : k->source.open.secret;
 }
 
 bool
@@ -271,6 +293,9 @@ find_file (const struct img_spec *spec, struct source *s)
   }
   if (r == 0 && img_is_nbd (s->filename))
     s->open.opener = &img_nbd_opener;
+  for (unsigned i = 1; r == 0 && i < s->open.n_layers; i++)
+    if (s->below[i].filename && img_is_nbd (s->below[i].filename))
+      s->layers[i].opener = &img_nbd_opener;
   if (r < 0)
     img_error ("%s", err.text);
   return r == 0 && take_part (s, spec->name);

@@ -225,6 +225,9 @@ bool img_close (struct q_image **img);
  * other errors are reported. */
 int img_follow (struct q_image *img, const struct img_spec *top, struct img_spec *below,
                 char **path);
+/* False, and reported, if IMG was opened with another backing file than it records (or with none):
+ * for those who follow what is recorded, and write it. */
+bool img_chain_is_recorded (const struct q_image *img);
 /* NAME as OVERLAY would find it: relative to the overlay's directory.  NULL, and reported, if it
  * is not a local file.  The caller frees. */
 char *img_backing_path (const char *overlay, const char *name);

@@ -182,8 +182,11 @@ open_old (struct rebase *b)
 {
   struct img_spec spec;
   char *path;
-  int r = img_follow (b->top, &b->spec, &spec, &path);
+  int r;
 
+  if (!img_chain_is_recorded (b->top))
+    return false;
+  r = img_follow (b->top, &b->spec, &spec, &path);
   if (r < 0)
     return r == -ENOENT; /* zeros */
   spec.cache = b->backing_cache;

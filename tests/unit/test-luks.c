@@ -256,7 +256,7 @@ test_splitter (void **state)
 static void
 test_keys (void **state)
 {
-  const struct q_secret *by_layer[2] = { NULL, &password };
+  struct q_layer by_layer[2] = { { .secret = NULL }, { .secret = &password } };
   struct q_create_options o;
   struct q_image *img;
   struct fixture f;
@@ -295,19 +295,19 @@ test_keys (void **state)
   o.backing_format = "qcow2";
   unit_create (&f, "top", SIZE, &o);
   assert_int_equal (unit_try_open (&f, "top", &img), -ENOKEY);
-  f.opts.layer_secrets = by_layer;
-  f.opts.n_layer_secrets = 2;
+  f.opts.layers = by_layer;
+  f.opts.n_layers = 2;
   img = unit_open (&f, "top");
   unit_reads (img, 0, SIZE, 7);
   unit_writes (img, 100, 5, 8);
   unit_reads (img, 100, 5, 8);
   unit_reads (img, 105, 1000, 7);
   unit_close (img);
-  by_layer[0] = &password; /* not asked for: it is not encrypted */
-  by_layer[1] = &other;
+  by_layer[0].secret = &password; /* not asked for: it is not encrypted */
+  by_layer[1].secret = &other;
   assert_int_equal (unit_try_open (&f, "top", &img), -EKEYREJECTED);
   f.opts.secret = &password;
-  by_layer[1] = NULL;
+  by_layer[1].secret = NULL;
   unit_close (unit_open (&f, "top"));
   unit_done (&f);
 }
