@@ -91,28 +91,49 @@ daemon_ready (bool keep_stderr)
   ready_fd = null_fd = -1;
 }
 
+/* Whether the open file is the one that PATH names. */
+static bool
+is_named (int fd, const char *path)
+{
+  struct stat ours, there;
+
+  return fstat (fd, &ours) == 0 && stat (path, &there) == 0 && ours.st_dev == there.st_dev &&
+         ours.st_ino == there.st_ino;
+}
+
+/* A descriptor of the file PATH, locked and empty. */
+static int
+lock_file (const char *path)
+{
+  int fd = open (path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+  int r = fd < 0 || flock (fd, LOCK_EX | LOCK_NB) < 0 ? -errno : 0;
+
+  if (r == 0 && !is_named (fd, path))
+    r = -ESTALE; /* a server that ended has removed it before we had the lock */
+  if (r == 0 && ftruncate (fd, 0) < 0)
+    r = -errno;
+  if (r < 0 && fd >= 0)
+    close (fd);
+  return r < 0 ? r : fd;
+}
+
 int
 pid_file_open (const char *path, struct q_error *err)
 {
-  pid_fd = open (path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-  int r = pid_fd < 0 ? -errno : 0;
+  int fd = lock_file (path);
 
+  for (unsigned tries = 0; fd == -ESTALE && tries < 100; tries++)
+    fd = lock_file (path);
+  if (fd == -EWOULDBLOCK)
+    snprintf (err->text, sizeof err->text,
+              "pid file '%s' belongs to a running server: stop it or use another file", path);
+  else if (fd < 0)
+    snprintf (err->text, sizeof err->text, "cannot write pid file '%s': %s", path, strerror (-fd));
+  if (fd < 0)
+    return fd;
+  pid_fd = fd;
   pid_path = path_absolute (path);
-  if (r == 0 && flock (pid_fd, LOCK_EX | LOCK_NB) < 0) {
-    r = -errno;
-    if (r == -EWOULDBLOCK) {
-      snprintf (err->text, sizeof err->text,
-                "pid file '%s' belongs to a running server: stop it or use another file", path);
-      close (pid_fd);
-      pid_fd = -1;
-      return r;
-    }
-  }
-  if (r == 0 && ftruncate (pid_fd, 0) < 0)
-    r = -errno;
-  if (r < 0)
-    snprintf (err->text, sizeof err->text, "cannot write pid file '%s': %s", path, strerror (-r));
-  return r;
+  return 0;
 }
 
 int
@@ -128,11 +149,9 @@ pid_file_write (struct q_error *err)
 void
 pid_file_remove (void)
 {
-  struct stat ours, there;
-
-  /* Where it cannot be removed, it names nobody any more; and another server's stays. */
-  if (pid_fd >= 0 && fstat (pid_fd, &ours) == 0 && pid_path && lstat (pid_path, &there) == 0 &&
-      ours.st_dev == there.st_dev && ours.st_ino == there.st_ino && unlink (pid_path) < 0 &&
+  /* Where it cannot be removed, it names nobody any more; and another server's stays.  The lock is
+   * held until it is gone: nobody else has taken it for theirs meanwhile. */
+  if (pid_fd >= 0 && pid_path && is_named (pid_fd, pid_path) && unlink (pid_path) < 0 &&
       ftruncate (pid_fd, 0) < 0)
     log_warning ("cannot remove pid file '%s': %s", pid_path, strerror (errno));
   if (pid_fd >= 0)

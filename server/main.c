@@ -42,6 +42,7 @@
 struct program {
   int argc;
   char **argv;
+  int parent; /* process that started us */
   struct options opts;
   struct q_secret *key; /* of --key-file and --key-fd */
   struct tls *tls;      /* NULL: none */
@@ -393,7 +394,7 @@ drop_privileges (struct program *p)
   }
   /* A change of user takes this back, so it comes after it. */
   if (r == 0 && opts->exit_with_parent)
-    r = run_exit_with_parent (&err);
+    r = run_exit_with_parent (p->parent, &err);
   return complain (r, &err);
 }
 
@@ -720,9 +721,12 @@ list (const struct options *opts)
 int
 main (int argc, char **argv)
 {
-  struct program p = {
-    .argc = argc, .argv = argv, .run = { .word = -1 }, .attach = { .control = -1 }, .kernel = -1
-  };
+  struct program p = { .argc = argc,
+                       .argv = argv,
+                       .parent = getppid (),
+                       .run = { .word = -1 },
+                       .attach = { .control = -1 },
+                       .kernel = -1 };
   int status = EXIT_FAILURE;
 
   stdfds_open ();

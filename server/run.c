@@ -170,16 +170,14 @@ run_remove_private_socket (char *path)
 }
 
 int
-run_exit_with_parent (struct q_error *err)
+run_exit_with_parent (int parent, struct q_error *err)
 {
-  pid_t parent = getppid ();
-
   if (prctl (PR_SET_PDEATHSIG, SIGTERM) < 0) {
     int r = -errno;
     snprintf (err->text, sizeof err->text, "--exit-with-parent: %s", strerror (-r));
     return r;
   }
-  /* It may have ended already. */
+  /* It may have ended before there was a signal for that. */
   if (getppid () != parent)
     raise (SIGTERM);
   return 0;

@@ -28,7 +28,8 @@ void run_cancel (struct run *run);
 char *run_private_socket (struct q_error *err);
 void run_remove_private_socket (char *path);
 
-/* SIGTERM comes when the parent process ends. */
-int run_exit_with_parent (struct q_error *err);
+/* SIGTERM comes when the parent process ends, or at once if that is not PARENT any more: what
+ * getppid said when this process began. */
+int run_exit_with_parent (int parent, struct q_error *err);
 
 #endif /* RUN_H */
