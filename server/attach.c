@@ -12,7 +12,13 @@
 #include "device.h"
 #include "nbd.h"
 
-/* What comes back. */
+/* What the process is told ... */
+struct order {
+  uint32_t block;
+  char name[NBD_MAX_STRING + 1];
+};
+
+/* ... and what comes back. */
 struct outcome {
   int r;
   struct q_error err;
@@ -31,13 +37,12 @@ scan_partitions (const char *device)
 static void
 work (int control, const char *device, int index, int kernel)
 {
-  char name[NBD_MAX_STRING + 1];
+  struct order order;
   struct outcome o = { 0 };
 
-  if (recv (control, name, sizeof name, 0) <= 0)
+  if (recv (control, &order, sizeof order, 0) != sizeof order)
     return; /* the server has gone */
-  name[NBD_MAX_STRING] = '\0';
-  o.r = device_connect (index, kernel, name, &o.err);
+  o.r = device_connect (index, kernel, order.name, order.block, &o.err);
   close (kernel); /* the kernel has its own reference */
   if (send (control, &o, sizeof o, MSG_NOSIGNAL) == sizeof o && o.r == 0)
     scan_partitions (device);
@@ -74,12 +79,13 @@ attach_start (struct attach *a, const char *device, int index, int kernel, int s
 }
 
 int
-attach_connect (struct attach *a, const char *export_name, struct q_error *err)
+attach_connect (struct attach *a, const char *export_name, uint32_t block, struct q_error *err)
 {
+  struct order order = { .block = block };
   struct outcome o;
 
-  /* With its null character: an empty message would look like the end. */
-  if (send (a->control, export_name, strlen (export_name) + 1, MSG_NOSIGNAL) < 0 ||
+  snprintf (order.name, sizeof order.name, "%s", export_name);
+  if (send (a->control, &order, sizeof order, MSG_NOSIGNAL) != sizeof order ||
       recv (a->control, &o, sizeof o, 0) != sizeof o) {
     snprintf (err->text, sizeof err->text, "the process that connects the nbd device has died");
     return -EPIPE;

@@ -55,11 +55,12 @@ unsupported (struct q_error *err)
 }
 
 int
-device_connect (int index, int fd, const char *export_name, struct q_error *err)
+device_connect (int index, int fd, const char *export_name, uint32_t block, struct q_error *err)
 {
   (void)index;
   (void)fd;
   (void)export_name;
+  (void)block;
   return unsupported (err);
 }
 
@@ -76,6 +77,9 @@ device_disconnect (int index, struct q_error *err)
 #include <netlink/genl/ctrl.h>
 #include <netlink/genl/genl.h>
 
+/* The device's sectors, in which partition tables count. */
+#define SECTOR            512
+
 /* Seconds that the handshake with our own server may take. */
 #define HANDSHAKE_TIMEOUT 30
 
@@ -83,6 +87,7 @@ device_disconnect (int index, struct q_error *err)
 
 struct choice {
   uint64_t size;
+  uint32_t block;
   uint16_t flags;
 };
 
@@ -194,9 +199,8 @@ put_connection (struct nl_msg *msg, int index, int fd, const struct choice *choi
 {
   NLA_PUT_U32 (msg, NBD_ATTR_INDEX, (uint32_t)index);
   NLA_PUT_U64 (msg, NBD_ATTR_SIZE_BYTES, choice->size);
-  /* The device's sectors, in which partition tables count.  A disk whose size is no multiple of
-   * that loses its last bytes. */
-  NLA_PUT_U64 (msg, NBD_ATTR_BLOCK_SIZE_BYTES, 512);
+  /* A disk whose size is no multiple of that loses its last bytes. */
+  NLA_PUT_U64 (msg, NBD_ATTR_BLOCK_SIZE_BYTES, choice->block);
   NLA_PUT_U64 (msg, NBD_ATTR_SERVER_FLAGS, choice->flags);
   NLA_PUT_U64 (msg, NBD_ATTR_CLIENT_FLAGS, 0);
   struct nlattr *sockets = nla_nest_start (msg, NBD_ATTR_SOCKETS);
@@ -223,9 +227,9 @@ nla_put_failure:
 }
 
 int
-device_connect (int index, int fd, const char *export_name, struct q_error *err)
+device_connect (int index, int fd, const char *export_name, uint32_t block, struct q_error *err)
 {
-  struct choice choice;
+  struct choice choice = { .block = block > SECTOR ? block : SECTOR };
   struct netlink nl;
   int r = open_netlink (&nl, err);
 

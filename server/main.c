@@ -301,7 +301,8 @@ connect_device (struct program *p)
 
   if (!p->opts.device)
     return true;
-  int r = attach_connect (&p->attach, p->exports.first->name, &err);
+  const struct export *x = p->exports.first;
+  int r = attach_connect (&p->attach, x->name, x->min_block, &err);
   attach_end (&p->attach);
   return complain (r, &err);
 }

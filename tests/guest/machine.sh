@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 #
-# The machine that the guest tests start: sets vmlinuz, and makes initrd.gz with init in it.
+# The machine that the guest tests start: sets vmlinuz, and makes initrd.gz with $guest_init (init) in it, and
+# with the programs $guest_programs and kernel modules $guest_modules as well.
 #
 # The kernel: GUEST_KERNEL names an unpacked kernel package (a directory with boot/ and lib/modules/);
 # without it, the one kept in the build tree, one that is installed, or Debian's cloud kernel by apt.
@@ -47,17 +48,19 @@ echo "kernel ${vmlinuz##*/}"
 # ---- the initramfs ---------------------------------------------------------------------------
 
 mkdir -p initrd/bin initrd/modules initrd/proc initrd/sys initrd/dev initrd/root
-cp "$(command -v busybox)" initrd/bin/busybox
-# A busybox that is not static brings its libraries.
-{ ldd "$(command -v busybox)" 2>/dev/null || :; } |
-  sed -n 's/.*[[:space:]]\(\/[^ ]*\) (0x.*/\1/p' | while read -r lib; do
-  mkdir -p "initrd$(dirname "$lib")"
-  cp -L "$lib" "initrd$lib"
+# Programs that are not static bring their libraries.
+for program in "$(command -v busybox)" ${guest_programs:-}; do
+  cp -L "$program" initrd/bin/
+  { ldd "$program" 2>/dev/null || :; } |
+    sed -n 's/.*[[:space:]]\(\/[^ ]*\) (0x.*/\1/p' | while read -r lib; do
+    mkdir -p "initrd$(dirname "$lib")"
+    cp -L "$lib" "initrd$lib"
+  done
 done
-cp "$SRCDIR/guest/init" initrd/init
+cp "$SRCDIR/guest/${guest_init:-init}" initrd/init
 chmod 755 initrd/init
 for name in virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk \
-  crc16 crc32c_generic libcrc32c mbcache jbd2 ext4; do
+  crc16 crc32c_generic libcrc32c mbcache jbd2 ext4 ${guest_modules:-}; do
   find "$modules" -name "$name.ko*" | while read -r file; do
     case $file in
     *.ko) cp "$file" initrd/modules/ ;;
