@@ -3,7 +3,8 @@
 #
 # Installs what is missing, builds everything with warnings as errors, and runs every test: in an
 # optimized build, then under AddressSanitizer and UndefinedBehaviorSanitizer, then under
-# ThreadSanitizer.  The last lines are ctest's summaries.  The exit status is 0 only if all passed.
+# ThreadSanitizer, and each fuzzer for some seconds.  The last lines are ctest's summaries.  The exit
+# status is 0 only if all passed.
 
 set -eu
 
@@ -70,11 +71,17 @@ log_of () {
   esac
 }
 
-# build PRESET [CMAKE ARGUMENT...]
+# build PRESET [--target TARGET] [CMAKE ARGUMENT...]
 build () {
   step "$1: configure and build"
-  configure "$@" -DNBDCOW_WERROR=ON &&
-    (cd "$source" && cmake --build --preset "$1" --parallel "$jobs")
+  preset=$1 target=all
+  shift
+  if [ "${1:-}" = --target ]; then
+    target=$2
+    shift 2
+  fi
+  configure "$preset" "$@" -DNBDCOW_WERROR=ON &&
+    (cd "$source" && cmake --build --preset "$preset" --target "$target" --parallel "$jobs")
 }
 
 # run_tests PRESET [CTEST ARGUMENT...]
@@ -92,7 +99,7 @@ presets=release
 build release
 run_tests release "$@"
 if [ -z "$quick" ]; then
-  presets='release asan tsan'
+  presets='release asan tsan fuzz'
   # The sanitizers' builds are clang's, the optimized one is gcc's: both see every line.
   # Under a sanitizer: the engine, the protocol, the tool, and a front end of our own under load.  Not
   # nbdkit, which hangs at its end with a sanitizer loaded into it, and not what waits for others most
@@ -100,9 +107,13 @@ if [ -z "$quick" ]; then
   build asan -DCMAKE_C_COMPILER=clang
   lint || failed="$failed lint"
   run_tests asan \
-    -R '^(unit-.*|model|crash.*|protocol-nbdcow|e2e-(basic|stress)-nbdcow|img-.*|tls|exports|dropin)$' "$@"
+    -R '^(unit-.*|model|crash.*|fuzz-.*|protocol-nbdcow|e2e-(basic|stress)-nbdcow|img-.*|tls|exports|dropin)$' "$@"
   build tsan -DCMAKE_C_COMPILER=clang
   run_tests tsan -R '^(unit-.*|model|crash-bugs|protocol-nbdcow|e2e-(basic|stress)-nbdcow)$' "$@"
+  # A few seconds of each fuzzer.  What libFuzzer adds to every branch makes the engine take twice the
+  # time: a build of its own, of the fuzzers alone, costs less than that would in the asan one.
+  build fuzz --target fuzzers
+  run_tests fuzz -R '^fuzz-run-' "$@"
 fi
 
 for preset in $presets; do
