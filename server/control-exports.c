@@ -168,6 +168,9 @@ add_export (struct control_call *call, json_t *args, json_t **ret, struct contro
     r = take_others (call, args, &a, err);
   if (r == 0 && a.node && !(defaults.base = control_find_node (call, a.node, err)))
     r = -ENOENT;
+  /* Who may not see an image by one name may not by another. */
+  if (r == 0 && defaults.base)
+    export_admission (defaults.base, &defaults.tls_only, &defaults.authz);
   if (r == 0)
     r = serve_export (call->context->exports, a.settings, call->name, &defaults, &err->q);
   if (defaults.base)

@@ -135,7 +135,7 @@ take_tls (struct members *m, struct export_options *xo)
     xo->authz = tls_authz (xo->tls, authz, m->err);
     m->failed = !xo->authz;
   }
-  xo->tls_only = mode || authz;
+  xo->tls_only = mode || xo->authz;
 }
 
 /* What happens when room becomes short. */

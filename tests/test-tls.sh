@@ -498,7 +498,7 @@ echo "== per export"
 qemu-img create -q -f qcow2 all.qcow2 1M
 qemu-img create -q -f qcow2 secret.qcow2 2M
 qemu-img create -q -f qcow2 alice.qcow2 3M
-start_server disk.qcow2 "arg=$x509" arg=--tls-creds=tls0 arg=--tls=optional \
+start_server disk.qcow2 "arg=$x509" arg=--tls-creds=tls0 arg=--tls=optional "arg=--control=$tmp/control" \
   "arg=--object=authz-simple,id=alice,identity=$name" \
   arg=--export=name=all,file=all.qcow2 arg=--export=name=secret,file=secret.qcow2,tls=required \
   arg=--export=name=alice,file=alice.qcow2,tls-authz=alice
@@ -514,6 +514,23 @@ admitted alice secret
 admitted alice alice
 admitted bob secret
 denied bob alice
+# Exports that show these images are for the same clients, unless something else is said.
+PYTHONPATH=$SRCDIR timeout 60 "$PYTHON" -c '
+import qmp, sys
+c = qmp.Client(sys.argv[1])
+for node in "all", "secret", "alice":
+    c.execute("block-export-add", type="nbd", id="again-" + node, node_name=node)
+c.execute("block-export-add", type="nbd", id="open", node_name="secret", tls="optional")
+c.execute("block-export-add", type="nbd", id="still", node_name="alice", tls="optional")' "$tmp/control"
+[ "$(plain again-all)" = 1048576 ] || fail "the same image by another name needs TLS"
+[ "$(plain open)" = 2097152 ] || fail "tls=optional has no effect"
+for export in again-secret again-alice still; do
+  if plain $export; then fail "$export was given away in plain text"; fi
+done
+admitted bob again-secret
+admitted alice again-alice
+denied bob again-alice
+denied bob still
 timeout 60 "$PYTHON" -c '
 import nbd, sys
 h = nbd.NBD()
