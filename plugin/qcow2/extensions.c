@@ -126,7 +126,9 @@ interpret (struct q_image *img, const struct q_extension *e, struct q_error *err
     return 0;
   case Q_EXT_BITMAPS:
     r = parse_bitmaps (img, e, err);
-    if (r < 0 && img->repairing) {
+    /* Too many is not damage. */
+    if (r < 0 && img->repairing && img->nb_bitmaps <= Q_MAX_BITMAPS &&
+        img->bitmap_dir_size <= Q_MAX_BITMAP_DIR) {
       img->bitmaps_lost = true;
       img->nb_bitmaps = 0;
       if (err)

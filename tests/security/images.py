@@ -298,6 +298,7 @@ def bitmaps_lie():
     # A name that is no name: this bitmap alone is not used.
     image, entry = with_bitmaps()
     image.pwrite(entry + 24, b"\x00")
+    image.pwrite(entry + 12, bytes(4))  # not enabled: nothing is said of it when the image is opened
     one_line(run("bitmap", [IMG, "bitmap", "-f", "qcow2", "--clear", "bad.qcow2", "?wo"]), ("name is empty or has NUL",))
     r = run("bitmap", [IMG, "bitmap", "-f", "qcow2", "--remove", "bad.qcow2", "?wo"])
     if r.status:
