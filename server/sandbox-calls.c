@@ -436,7 +436,7 @@ look_at_arguments (struct filter *f)
   /* Limits are read. */
   struct scmp_arg_cmp limits[] = {
     SCMP_CMP64 (0, SCMP_CMP_MASKED_EQ, UINT32_MAX, 0),
-    SCMP_CMP64 (2, SCMP_CMP_EQ, 0),
+    SCMP_CMP64 (2, SCMP_CMP_EQ, 0, 0),
   };
   rule (f, SCMP_ACT_ALLOW, "prlimit64", 2, limits);
 }

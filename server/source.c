@@ -255,7 +255,7 @@ source_push (struct source *s, char *filename, enum q_format format)
     return -E2BIG;
   memmove (s->layers + 1, s->layers, (SOURCE_LAYERS - 1) * sizeof s->layers[0]);
   memmove (s->below + 1, s->below, (SOURCE_LAYERS - 1) * sizeof s->below[0]);
-  s->below[0] = (struct source_below){ NULL };
+  s->below[0] = (struct source_below){ .filename = NULL };
   s->below[1] = (struct source_below){ s->filename, s->data_file, s->slice };
   s->layers[0] = (struct q_layer){ .secret = NULL };
   s->layers[1].format = format;
@@ -283,7 +283,7 @@ source_free (struct source *s)
     free (s->below[i].filename);
     free (s->below[i].data_file);
     slice_free (s->below[i].slice);
-    s->below[i] = (struct source_below){ NULL };
+    s->below[i] = (struct source_below){ .filename = NULL };
   }
   s->overlay_key = NULL;
   s->filename = s->data_file = NULL;
