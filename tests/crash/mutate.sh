@@ -102,7 +102,7 @@ run_model ()
 look ()
 {
   NOTICED=
-  for test in "bugs" "crash -d $seconds" "faults -d $seconds" "deaths -d $seconds" "tools -d $seconds" "model"; do
+  for test in "bugs -n 1000" "crash -d $seconds" "faults -d $seconds" "deaths -d $seconds" "tools -d $seconds" "model"; do
     case $test in
     model) command="run_model $seconds" ;;
     *) command="timeout $((seconds * 3 + 300)) $tests/crash/$test" ;;
