@@ -118,3 +118,17 @@ for args in (["-b", "other", "-F", "qcow2", "top"], ["-u", "-b", "elsewhere/gone
 print("%d overlays" % ROUNDS)
 END
 "$PYTHON" rebase.py
+
+# What is copied into an encrypted overlay is encrypted.
+printf sesame >key
+qemu-img create -q -f qcow2 plain 1M
+qemu-io -f qcow2 -c "write -P 5 0 100k" plain >/dev/null
+"$NBDCOW_IMG" create -q --object secret,id=k,file=key -f qcow2 -b plain -F qcow2 \
+  -o encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10 secret
+"$NBDCOW_IMG" rebase -q --object secret,id=k,file=key -b "" \
+  --image-opts driver=qcow2,encrypt.key-secret=k,file.filename=secret || fail "rebase of an encrypted overlay"
+qemu-io --object secret,id=k,file=key -c "read -P 5 0 100k" -c "read -P 0 100k 900k" \
+  --image-opts driver=qcow2,encrypt.key-secret=k,file.filename=secret >read.log
+! grep -q fail read.log || { cat read.log >&2; fail "an encrypted overlay that was rebased reads as something else"; }
+# Only its name: no key is needed.
+"$NBDCOW_IMG" rebase -q -u -b plain -F qcow2 -f qcow2 secret || fail "rebase -u without a key"

@@ -241,7 +241,9 @@ run_rebase (struct rebase *b)
   struct img_spec spec = b->spec;
 
   spec.writable = true;
-  spec.metadata_only = true;
+  /* Without what is below; and, where nothing will be copied, without a key. */
+  spec.metadata_only = b->unsafe;
+  spec.backing_mode = "none";
   b->top = img_open_spec (&spec);
   if (!b->top)
     return false;
