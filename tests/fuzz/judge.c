@@ -300,8 +300,8 @@ collect (struct court *j, bool *dropped)
                         .len = j->mode == EXTENDED ? u64 (p + 24) : u32 (p + 24) };
     if (j->mode != EXTENDED)
       payload = a.type == NBD_CMD_WRITE ? a.len : 0;
-    else if (a.flags & NBD_CMD_FLAG_PAYLOAD_LEN)
-      payload = a.len;
+    else if (a.type == NBD_CMD_WRITE || (a.flags & NBD_CMD_FLAG_PAYLOAD_LEN))
+      payload = a.len; /* QEMU's client does not say that a write has one */
     if (j->mode == EXTENDED && payload > NBD_MAX_PAYLOAD) {
       *dropped = true;
       return true;
