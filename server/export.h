@@ -238,4 +238,13 @@ void export_leave (struct export *x);
 unsigned export_connections (struct export *x);
 unsigned export_max_connections (struct export *x);
 
+/* ---- for those who manage the set -------------------------------------------------------------
+ */
+
+/* An export that is open and in no list. */
+int export_make (struct exports *set, const struct export_options *opts, struct export **export,
+                 struct q_error *err);
+/* Frees X as well. */
+int export_close (struct export *x, struct q_error *err);
+
 #endif /* EXPORT_H */

@@ -4,7 +4,6 @@
  */
 
 #include <errno.h>
-#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +14,7 @@
 #include <unistd.h>
 
 #include "attach.h"
+#include "confine.h"
 #include "control.h"
 #include "daemon.h"
 #include "device.h"
@@ -422,91 +422,18 @@ announce (struct program *p)
 
 /* ---- the sandbox ----------------------------------------------------------------------------- */
 
-/* What the file NAME in DIR, or DIR itself if that is NULL, is a symbolic link to. */
-static void
-want_target (struct sandbox *sb, const char *dir, const char *name)
-{
-  char path[PATH_MAX];
-  int n = snprintf (path, sizeof path, "%s%s%s", dir, name ? "/" : "", name ? name : "");
-  char *target = n > 0 && (size_t)n < sizeof path ? realpath (path, NULL) : NULL;
-
-  if (target)
-    sandbox_want (sb, SANDBOX_READ, target);
-  free (target);
-}
-
-/* Credentials and lists of clients, which are read again.  Files are often links to another
- * directory, where the program that renews them keeps them all. */
-static void
-want_credentials (struct sandbox *sb, const struct object *o)
-{
-  static const char *const names[] = {
-    "ca-cert.pem", "ca-crl.pem", "server-cert.pem", "server-key.pem", "dh-params.pem", "keys.psk",
-  };
-
-  if (o->type >= OBJECT_TLS_X509 && o->type <= OBJECT_TLS_ANON && o->tls.dir) {
-    sandbox_want (sb, SANDBOX_READ, o->tls.dir);
-    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
-      want_target (sb, o->tls.dir, names[i]);
-    for (int i = 0; i < TLS_CREDS_MORE_PAIRS; i++) {
-      char cert[32], key[32];
-      snprintf (cert, sizeof cert, "server-cert-%d.pem", i);
-      snprintf (key, sizeof key, "server-key-%d.pem", i);
-      want_target (sb, o->tls.dir, cert);
-      want_target (sb, o->tls.dir, key);
-    }
-  } else if (o->type == OBJECT_AUTHZ_LIST_FILE) {
-    sandbox_want (sb, SANDBOX_READ, o->authz.filename);
-    want_target (sb, o->authz.filename, NULL);
-  }
-}
-
-/* What is done while the server serves and when it ends, apart from serving. */
-static void
-list_wants (struct program *p)
-{
-  const struct options *opts = &p->opts;
-  struct sandbox *sb = &p->sandbox;
-  const char *notify = getenv ("NOTIFY_SOCKET");
-  const char *state_dir = opts->state_dir;
-  char path[PATH_MAX];
-  bool writable = false;
-
-  for (unsigned i = 0; i < p->listeners.n; i++)
-    if (p->listeners.l[i].unix_path)
-      sandbox_want (sb, SANDBOX_REMOVE, p->listeners.l[i].unix_path);
-  if (opts->control)
-    sandbox_want (sb, SANDBOX_REMOVE, opts->control);
-  if (opts->metrics && strncmp (opts->metrics, "unix:", 5) == 0)
-    sandbox_want (sb, SANDBOX_REMOVE, opts->metrics + 5);
-  if (opts->pid_file)
-    sandbox_want (sb, SANDBOX_REMOVE, opts->pid_file);
-  if (p->private_socket) {
-    snprintf (path, sizeof path, "%s", p->private_socket);
-    *strrchr (path, '/') = '\0';
-    sandbox_want (sb, SANDBOX_REMOVE_DIR, path);
-  }
-  for (const struct export *x = p->exports.first; x; x = x->next)
-    writable = writable || !x->read_only;
-  if (state_dir && writable &&
-      q_state_directory (*state_dir ? state_dir : NULL, path, sizeof path) == 0)
-    sandbox_want (sb, SANDBOX_STATE, path);
-  if (notify || log_is_remote ())
-    sandbox_want (sb, SANDBOX_TELL, notify);
-  for (const struct object *o = p->tls ? opts->objects.first : NULL; o; o = o->next)
-    want_credentials (sb, o);
-  if (opts->control || json_array_size (opts->configs) > 0)
-    sandbox_want (sb, SANDBOX_IMAGES, NULL);
-  for (const struct object *o = opts->objects.first; o; o = o->next)
-    sb->secret = sb->secret || o->type == OBJECT_SECRET;
-  sb->secret = sb->secret || p->tls || opts->key_file || opts->key_fd >= 0;
-}
-
 /* Everything is open, and there are no threads. */
 static bool
 enter_sandbox (struct program *p)
 {
   const struct options *opts = &p->opts;
+  const struct confine_context wants = {
+    .options = opts,
+    .listeners = &p->listeners,
+    .exports = &p->exports,
+    .tls = p->tls,
+    .private_socket = p->private_socket,
+  };
   struct q_error err = { "" };
 
   if (opts->run &&
@@ -517,7 +444,7 @@ enter_sandbox (struct program *p)
   service_prepare ();
   tzset (); /* for the system's log */
   sandbox_init (&p->sandbox, opts->sandbox);
-  list_wants (p);
+  confine_list (&wants, &p->sandbox);
   return complain (sandbox_enter (&p->sandbox, &err), &err);
 }
 
