@@ -2,7 +2,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "image.h"
@@ -39,6 +42,107 @@ held (int fd, off_t byte)
   return r < 0 ? r : fl.l_type != F_UNLCK;
 }
 
+/* ---- guards ---------------------------------------------------------------------------------- */
+
+struct guard {
+  struct guard *next;
+  int fd;
+  dev_t dev;
+  ino_t ino;
+  bool used; /* whoever comes next is kept out by the one who came */
+};
+
+static pthread_mutex_t guards_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct guard *guards;
+
+int
+q_lock_guard (const char *name, uint64_t dev, uint64_t ino, struct q_error *err)
+{
+  static const off_t bytes[] = { USES_BASE + PERM_READ, USES_BASE + PERM_WRITE,
+                                 USES_BASE + PERM_RESIZE, REFUSES_BASE + PERM_WRITE,
+                                 REFUSES_BASE + PERM_RESIZE };
+  struct stat st;
+  int fd = open (name, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+  int r = fd == -1 || fstat (fd, &st) == -1 ? -errno : 0;
+
+  if (r == 0 && (st.st_dev != dev || st.st_ino != ino))
+    r = -ESTALE;
+  for (size_t i = 0; r == 0 && i < sizeof bytes / sizeof bytes[0]; ++i)
+    r = take (fd, bytes[i]);
+  if (r == 0)
+    return fd;
+  if (fd != -1)
+    close (fd);
+  return q_fail (err, r, "%s: cannot keep it locked: %s", name,
+                 r == -ESTALE ? "another file has that name now" : strerror (-r));
+}
+
+int
+q_lock_adopt (int fd)
+{
+  struct guard *g = calloc (1, sizeof *g);
+  struct stat st;
+
+  if (!g || fstat (fd, &st) == -1) {
+    int r = g ? -errno : -ENOMEM;
+    free (g);
+    close (fd);
+    return r;
+  }
+  *g = (struct guard){ .fd = fd, .dev = st.st_dev, .ino = st.st_ino };
+  pthread_mutex_lock (&guards_lock);
+  g->next = guards;
+  guards = g;
+  pthread_mutex_unlock (&guards_lock);
+  return 0;
+}
+
+void
+q_lock_disown (void)
+{
+  pthread_mutex_lock (&guards_lock);
+  while (guards) {
+    struct guard *g = guards;
+    guards = g->next;
+    close (g->fd);
+    free (g);
+  }
+  pthread_mutex_unlock (&guards_lock);
+}
+
+/* The guard of FD's file, from now on used; -1: there is none. */
+static int
+claim_guard (int fd)
+{
+  struct stat st;
+  int found = -1;
+
+  pthread_mutex_lock (&guards_lock);
+  if (guards && fstat (fd, &st) == 0)
+    for (struct guard *g = guards; g && found == -1; g = g->next)
+      if (!g->used && g->dev == st.st_dev && g->ino == st.st_ino) {
+        g->used = true;
+        found = g->fd;
+      }
+  pthread_mutex_unlock (&guards_lock);
+  return found;
+}
+
+/* ---- locking --------------------------------------------------------------------------------- */
+
+/* Whether somebody else than the holder of FD, or those who had its locks before, is in the way. */
+static int
+contradicted (int fd, const int *uses, size_t n_uses, const int *refused, size_t n_refused)
+{
+  int r = 0;
+
+  for (size_t i = 0; r == 0 && i < n_uses; ++i)
+    r = held (fd, REFUSES_BASE + uses[i]);
+  for (size_t i = 0; r == 0 && i < n_refused; ++i)
+    r = held (fd, USES_BASE + refused[i]);
+  return r;
+}
+
 int
 q_lock_take (int fd, bool write, const char *name, struct q_error *err)
 {
@@ -47,8 +151,12 @@ q_lock_take (int fd, bool write, const char *name, struct q_error *err)
   static const int refused[] = { PERM_WRITE, PERM_RESIZE }; /* by readers and writers alike */
   const int *uses = write ? writers : readers;
   size_t n_uses = write ? 3 : 1, i;
-  int r = 0;
+  int guard = claim_guard (fd), seen = 0, r = 0;
 
+  /* Seen from the guard, its own locks are not in the way; and as long as it holds them, nobody
+   * comes who was not there before. */
+  if (guard >= 0)
+    seen = contradicted (guard, uses, n_uses, refused, 2);
   for (i = 0; r == 0 && i < n_uses; ++i)
     r = take (fd, USES_BASE + uses[i]);
   for (i = 0; r == 0 && i < 2; ++i)
@@ -61,10 +169,8 @@ q_lock_take (int fd, bool write, const char *name, struct q_error *err)
   if (r < 0 && r != -EAGAIN && r != -EACCES)
     return q_fail (err, r, "%s: cannot lock the image: %s", name, strerror (-r));
 
-  for (i = 0; r == 0 && i < n_uses; ++i)
-    r = held (fd, REFUSES_BASE + uses[i]);
-  for (i = 0; r == 0 && i < 2; ++i)
-    r = held (fd, USES_BASE + refused[i]);
+  if (r == 0)
+    r = guard >= 0 ? seen : contradicted (fd, uses, n_uses, refused, 2);
   if (r == 0)
     return 0;
   return q_fail (err, -EAGAIN,

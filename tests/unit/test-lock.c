@@ -4,6 +4,7 @@
  * programs here.  That QEMU sees our locks and we see its is for test-e2e-locks.sh.
  */
 
+#include "lock.h"
 #include "unit.h"
 
 #include <fcntl.h>
@@ -197,13 +198,49 @@ test_not_a_file (void **state)
   rmdir (path);
 }
 
+/* What a guard keeps out, and whom it lets in: one, once, and only by whom it was adopted. */
+static void
+test_guard (void **state)
+{
+  struct q_open_options opts;
+  struct q_image *img, *second;
+  struct q_error err = { "" };
+  struct stat st;
+
+  (void)state;
+  make_image (&opts);
+  assert_int_equal (stat (path, &st), 0);
+  img = must_open (&opts, false);
+  assert_int_equal (q_lock_guard (path, st.st_dev, st.st_ino + 1, &err), -ESTALE);
+  int guard = q_lock_guard (path, st.st_dev, st.st_ino, &err);
+  assert_true (guard >= 0);
+  assert_int_equal (q_close (&img, &err), 0);
+
+  /* The image is closed, and locked. */
+  assert_int_equal (try_open (&opts, false, &img, &err), -EAGAIN);
+  assert_int_equal (try_open (&opts, true, &img, &err), -EAGAIN);
+  int copy = dup (guard);
+  assert_int_equal (q_lock_adopt (copy), 0);
+  img = must_open (&opts, false);
+  assert_int_equal (try_open (&opts, false, &second, &err), -EAGAIN);
+  q_lock_disown ();
+  close (guard);
+  /* Its own locks are there, and go with it. */
+  assert_int_equal (try_open (&opts, false, &second, &err), -EAGAIN);
+  assert_int_equal (q_close (&img, &err), 0);
+  img = must_open (&opts, false);
+  assert_int_equal (q_close (&img, &err), 0);
+  unlink (path);
+}
+
 int
 main (void)
 {
   static const struct CMUnitTest tests[] = {
-    cmocka_unit_test (test_writer_is_alone),  cmocka_unit_test (test_readers_share),
-    cmocka_unit_test (test_backing_file),     cmocka_unit_test (test_loop),
-    cmocka_unit_test (test_create_over_used), cmocka_unit_test (test_not_a_file),
+    cmocka_unit_test (test_guard),         cmocka_unit_test (test_writer_is_alone),
+    cmocka_unit_test (test_readers_share), cmocka_unit_test (test_backing_file),
+    cmocka_unit_test (test_loop),          cmocka_unit_test (test_create_over_used),
+    cmocka_unit_test (test_not_a_file),
   };
 
   return cmocka_run_group_tests (tests, NULL, NULL);
