@@ -85,6 +85,8 @@ confine_list (const struct confine_context *c, struct sandbox *sb)
     want_credentials (sb, o);
   if (opts->control || json_array_size (opts->configs) > 0)
     sandbox_want (sb, SANDBOX_IMAGES, NULL);
+  if (opts->control && !opts->device && !opts->run)
+    sandbox_want (sb, SANDBOX_HANDOVER, NULL);
   for (const struct object *o = opts->objects.first; o; o = o->next)
     sb->secret = sb->secret || o->type == OBJECT_SECRET;
   sb->secret = sb->secret || c->tls || opts->key_file || opts->key_fd >= 0;

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -36,6 +37,7 @@
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
+static void hold (struct conn *c, const uint8_t *p, size_t n);
 static void on_readable (struct ev_loop *ev, ev_io *w, int revents);
 static void on_writable (struct ev_loop *ev, ev_io *w, int revents);
 static void on_limit (struct ev_loop *ev, ev_timer *w, int revents);
@@ -94,6 +96,26 @@ enlarge_send_buffer (int fd)
     setsockopt (fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
 }
 
+static void
+begin_session (struct conn *c)
+{
+  struct saved_session *saved = c->saved;
+  uint64_t peer = peer_identity (c->transport.fd);
+
+  if (!saved) {
+    session_init (&c->session, &c->loop->shard, notify);
+    c->session.peer = peer;
+    return;
+  }
+  if (session_restore (&c->session, &c->loop->shard, notify, peer, saved) < 0)
+    session_drop (&c->session);
+  else if (saved->unread > 0)
+    hold (c, saved->bytes, saved->unread);
+  c->saved = NULL;
+  saved_session_free (saved);
+  free (saved);
+}
+
 void
 conn_start (struct conn *c)
 {
@@ -105,8 +127,7 @@ conn_start (struct conn *c)
     c->next->prev = &c->next;
   l->conns = c;
   enlarge_send_buffer (c->transport.fd);
-  session_init (&c->session, &l->shard, notify);
-  c->session.peer = peer_identity (c->transport.fd);
+  begin_session (c);
   c->client = (struct client){ .fd = c->transport.fd, .loop = l, .session = &c->session };
   clients_add (l->options.clients, &c->client);
   set_limit (c, l->options.handshake_limit);
@@ -177,7 +198,7 @@ close_conn (struct conn *c)
     session_drop (&c->session);
     buf_free (&c->loop->shard.cache, c->held);
     c->held = NULL;
-    if (c->peer)
+    if (c->peer && !c->handed)
       log_summary (c);
   }
   free_if_done (c);
@@ -190,7 +211,7 @@ on_limit (struct ev_loop *ev, ev_timer *w, int revents)
 
   (void)ev;
   (void)revents;
-  if (c->session.inflight > c->session.parked.count) {
+  if (c->handed || c->session.inflight > c->session.parked.count) {
     /* The server's own slowness: it ends by itself, and then the client has its time. */
     set_limit (c, LINGER);
     return;
@@ -211,7 +232,7 @@ on_idle (struct ev_loop *ev, ev_timer *w, int revents)
   double rest = c->active + limit - ev_now (ev);
 
   (void)revents;
-  if (rest <= 0 && c->session.inflight == 0) {
+  if (rest <= 0 && c->session.inflight == 0 && !c->handed) {
     if (c->peer)
       log_info ("%s: nothing was asked for in %.0f seconds", c->peer, limit);
     close_conn (c);
@@ -242,7 +263,7 @@ on_hangup_look (struct ev_loop *ev, ev_timer *w, int revents)
 
   (void)ev;
   (void)revents;
-  if (session_state (&c->session) != SESSION_WAIT)
+  if (c->frozen || session_state (&c->session) != SESSION_WAIT)
     return;
   if (room_waiting (c->session.export->room) > 0 && poll (&p, 1, 0) > 0)
     session_eof (&c->session);
@@ -338,17 +359,20 @@ conn_step (struct conn *c)
     free_if_done (c);
     return;
   }
+  if (c->handed)
+    return;
   send_queued (c);
   session_end_turn (s);
-  session_resume (s);
+  if (!c->frozen)
+    session_resume (s);
   shard_submit (&l->shard);
 
   enum session_state state = session_state (s);
-  if (state == SESSION_TLS && (c->held || s->out.bytes == 0)) {
+  if (state == SESSION_TLS && !c->frozen && (c->held || s->out.bytes == 0)) {
     start_tls (c);
     state = session_state (s);
   }
-  if (c->draining && s->inflight == 0 && state == SESSION_READ) {
+  if (c->draining && !c->frozen && s->inflight == 0 && state == SESSION_READ) {
     session_eof (s);
     state = session_state (s);
   }
@@ -362,6 +386,11 @@ conn_step (struct conn *c)
     set_limit (c, LINGER);
   else if (c->limited && s->transmission && !s->ending && !c->draining)
     set_limit (c, 0);
+  if (c->frozen) {
+    watch (l->ev, &c->reader, false);
+    watch (l->ev, &c->writer, s->out.bytes > 0);
+    return;
+  }
   if (state == SESSION_READY)
     go_on_later (c);
   else if (state == SESSION_READ && transport_pending (&c->transport))
@@ -381,7 +410,7 @@ on_writable (struct ev_loop *ev, ev_io *w, int revents)
 
   (void)ev;
   (void)revents;
-  if (c->transport.want_write && session_state (&c->session) == SESSION_READ)
+  if (!c->frozen && c->transport.want_write && session_state (&c->session) == SESSION_READ)
     receive (c); /* it was waiting for that */
   else
     conn_step (c);
@@ -431,6 +460,8 @@ conn_run (struct conn *c)
     free_if_done (c);
     return;
   }
+  if (c->frozen)
+    return;
   if (session_state (&c->session) == SESSION_READ) {
     receive (c); /* the transport has something pending */
     return;
@@ -510,10 +541,78 @@ on_readable (struct ev_loop *ev, ev_io *w, int revents)
 
   (void)ev;
   (void)revents;
-  if (session_state (&c->session) == SESSION_READ)
+  if (!c->frozen && session_state (&c->session) == SESSION_READ)
     receive (c);
   else
     conn_step (c); /* a send was waiting for it */
+}
+
+/* ---- takeover -------------------------------------------------------------------------------- */
+
+void
+conn_freeze (struct conn *c)
+{
+  c->frozen = true;
+  conn_step (c);
+}
+
+void
+conn_thaw (struct conn *c)
+{
+  c->frozen = c->handed = false;
+  if (c->session.export && !c->session.export->img)
+    session_drop (&c->session); /* it could not be opened again */
+  if (!c->draining && conn_is_to_leave (c))
+    conn_drain (c); /* that was put off */
+  else
+    conn_step (c);
+}
+
+bool
+conn_is_still (const struct conn *c)
+{
+  const struct session *s = &c->session;
+
+  assert (c->frozen);
+  return !c->is_dirty && !s->in_turn && s->inflight == s->parked.count;
+}
+
+int
+conn_save (struct conn *c, struct saved_session *saved, struct q_error *err)
+{
+  const struct buf *b = c->held;
+
+  assert (conn_is_still (c) && c->transport.fd >= 0);
+  if (c->draining) {
+    snprintf (err->text, sizeof err->text, "a connection is being ended");
+    return -ENOTSUP;
+  }
+  int r = session_save (&c->session, b ? b->start : NULL, b ? (size_t)(b->end - b->start) : 0,
+                        saved, err);
+  if (r == 0) {
+    c->handed = true;
+    watch (c->loop->ev, &c->reader, false);
+    watch (c->loop->ev, &c->writer, false);
+  }
+  return r;
+}
+
+void
+conn_release (struct conn *c)
+{
+  if (c->handed) {
+    close_conn (c);
+    return;
+  }
+  /* What has been answered is sent, and what has not been is for the client to ask again, once it
+   * has connected again: an error would be the guest's.  A long read that is under way has no image
+   * any more. */
+  c->frozen = false;
+  if (c->session.parked.count > 0)
+    session_drop (&c->session);
+  else
+    session_eof (&c->session);
+  conn_step (c);
 }
 
 bool
@@ -526,6 +625,8 @@ conn_is_to_leave (const struct conn *c)
 void
 conn_drain (struct conn *c)
 {
+  if (c->handed)
+    return; /* conn_thaw looks again */
   c->draining = true;
   if (c->transport.fd < 0)
     return; /* it has gone, and is freed when its requests are done: no timer is to outlive it */

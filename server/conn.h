@@ -10,6 +10,7 @@
 
 #include "clients.h"
 #include "loop.h"
+#include "session-state.h"
 #include "transport.h"
 
 struct conn {
@@ -29,6 +30,9 @@ struct conn {
   struct conn *next_dirty, *next_runnable, *next_incoming;
   bool is_dirty, is_runnable;
   bool draining, limited;
+  bool frozen; /* takes nothing in; what is under way comes to its end, and is sent */
+  bool handed; /* frozen, and another process may go on with it: nothing is sent either */
+  struct saved_session *saved; /* what it is to go on from; NULL: it begins at the beginning */
 };
 
 struct conn *conn_new (struct loop *l, int fd, char *peer);
@@ -40,6 +44,17 @@ void conn_run (struct conn *c);
 void conn_step (struct conn *c);
 /* Answers what is there, refuses the rest, and closes it. */
 void conn_drain (struct conn *c);
+/* For a takeover: it stops at a request boundary, and goes on. */
+void conn_freeze (struct conn *c);
+void conn_thaw (struct conn *c);
+/* It is frozen, and nothing is under way any more. */
+bool conn_is_still (const struct conn *c);
+/* Of a connection that is still.  What is to be sent is the other's from here on: until conn_thaw,
+ * not a byte of it is sent by us.  -ENOTSUP: it is not for others to go on with, since it has begun
+ * TLS, or is being ended. */
+int conn_save (struct conn *c, struct saved_session *saved, struct q_error *err);
+/* The exports are another process's: C is closed if it was saved, and else ended. */
+void conn_release (struct conn *c);
 /* Somebody wants it to be drained. */
 bool conn_is_to_leave (const struct conn *c);
 

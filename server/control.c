@@ -610,6 +610,40 @@ control_stop (struct control *k)
   k->ev = NULL;
 }
 
+int
+control_socket (const struct control *k, const char **path)
+{
+  if (!k)
+    return -1;
+  *path = k->listeners.l[0].unix_path;
+  return k->listeners.l[0].fd;
+}
+
+void
+control_leave (struct control *k)
+{
+  if (k)
+    listen_leave (&k->listeners);
+}
+
+struct control *
+control_adopt (int fd, const char *path, uint64_t dev, uint64_t ino, struct q_error *err)
+{
+  struct control *k = calloc (1, sizeof *k);
+
+  if (!k) {
+    close (fd);
+    snprintf (err->text, sizeof err->text, "out of memory");
+    return NULL;
+  }
+  if (listen_adopt (&k->listeners, fd, path, dev, ino, NULL, err) < 0) {
+    control_leave (k);
+    control_close (k);
+    return NULL;
+  }
+  return k;
+}
+
 void
 control_close (struct control *k)
 {

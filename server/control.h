@@ -41,6 +41,8 @@ struct control_context {
   const struct export_options *defaults; /* of an export that is added */
   struct clients *clients;
   unsigned (*count_clients) (void *opaque);
+  struct control *control;
+  struct server *server;       /* NULL: it cannot be taken over */
   struct reload *reload;       /* reload.h; NULL: there is no configuration file */
   void (*quit) (void *opaque); /* returns, and then it ends */
   void *opaque;
@@ -76,6 +78,7 @@ extern const struct control_command control_node_commands[];
 extern const struct control_command control_reload_commands[];
 extern const struct control_command control_change_commands[];
 extern const struct control_command control_stats_commands[];
+extern const struct control_command control_takeover_commands[];
 
 /* A socket at PATH, of which nobody else may be at the other end.  NULL on error. */
 struct control *control_open (const char *path, struct q_error *err);
@@ -87,6 +90,13 @@ bool control_start (struct control *c, struct ev_loop *ev, const struct control_
  * have been started. */
 void control_stop (struct control *c);
 void control_close (struct control *c);
+/* For takeovers: the listening socket, and its absolute name; -1 if C is NULL. */
+int control_socket (const struct control *c, const char **path);
+/* The socket is another process's to remove.  C may be NULL. */
+void control_leave (struct control *c);
+/* In place of control_open, with the listening socket (which is taken over) of another process. */
+struct control *control_adopt (int fd, const char *path, uint64_t dev, uint64_t ino,
+                               struct q_error *err);
 
 /* Tells every client that has negotiated.  DATA, an object, is taken over; NULL: the event has
  * none.  Any thread; nothing happens without a control socket. */

@@ -139,11 +139,54 @@ pid_file_open (const char *path, struct q_error *err)
 int
 pid_file_write (struct q_error *err)
 {
-  if (pid_fd < 0 || dprintf (pid_fd, "%d\n", (int)getpid ()) >= 0)
+  if (pid_fd < 0)
+    return 0;
+  /* Where it is another process's that was taken over, that one's number is in it. */
+  if (ftruncate (pid_fd, 0) == 0 && lseek (pid_fd, 0, SEEK_SET) == 0 &&
+      dprintf (pid_fd, "%d\n", (int)getpid ()) >= 0)
     return 0;
   int r = -errno;
   snprintf (err->text, sizeof err->text, "cannot write the pid file: %s", strerror (-r));
   return r;
+}
+
+int
+pid_file_descriptor (void)
+{
+  return pid_fd;
+}
+
+const char *
+pid_file_path (void)
+{
+  return pid_fd >= 0 ? pid_path : NULL;
+}
+
+void
+pid_file_leave (void)
+{
+  if (pid_fd >= 0)
+    close (pid_fd);
+  pid_fd = -1;
+  free (pid_path);
+  pid_path = NULL;
+}
+
+int
+pid_file_adopt (const char *path, int fd, struct q_error *err)
+{
+  struct stat theirs, there;
+
+  if (fstat (fd, &theirs) < 0 || stat (path, &there) < 0 || theirs.st_dev != there.st_dev ||
+      theirs.st_ino != there.st_ino) {
+    snprintf (err->text, sizeof err->text,
+              "pid file '%s' is not that of the server to be taken over", path);
+    close (fd);
+    return -EXDEV;
+  }
+  pid_fd = fd;
+  pid_path = path_absolute (path);
+  return 0;
 }
 
 void

@@ -29,4 +29,14 @@ int pid_file_write (struct q_error *err);
 /* Only the one that this process has opened; under whatever directory it works now. */
 void pid_file_remove (void);
 
+/* For a takeover: the open pid file, which carries its lock (-1: there is none), and its absolute
+ * name. */
+int pid_file_descriptor (void);
+const char *pid_file_path (void);
+/* It is another process's from now on. */
+void pid_file_leave (void);
+/* In place of pid_file_open: FD, which is taken over, is a descriptor of another process's pid
+ * file. -EXDEV if PATH is another file. */
+int pid_file_adopt (const char *path, int fd, struct q_error *err);
+
 #endif /* DAEMON_H */

@@ -20,6 +20,7 @@
 #include "stats.h"
 #include "status.h"
 #include "throwaway.h"
+#include "wanted.h"
 
 static void
 export_free (struct export *x)
@@ -32,6 +33,7 @@ export_free (struct export *x)
   free (x->description);
   free (x->settings);
   free (x->snapshot);
+  wanted_free (x->recipe);
   pthread_mutex_destroy (&x->flush_lock);
   pthread_cond_destroy (&x->flush_over);
   free (x);
@@ -97,13 +99,19 @@ close_image (struct export *x, struct q_error *err)
 
 /* The last client has gone, but whoever carried its last flush out may still be on the way out of
  * it. */
-int
-export_close (struct export *x, struct q_error *err)
+void
+export_quiesce (struct export *x)
 {
   pthread_mutex_lock (&x->flush_lock);
   while (x->flush_running)
     pthread_cond_wait (&x->flush_over, &x->flush_lock);
   pthread_mutex_unlock (&x->flush_lock);
+}
+
+int
+export_close (struct export *x, struct q_error *err)
+{
+  export_quiesce (x);
   unwatch (x);
   status_close (x);
   int r = close_image (x, err);
@@ -313,6 +321,11 @@ export_make (struct exports *set, const struct export_options *opts, struct expo
   }
   r = open_export (x, opts, &s, err);
   source_free (&s);
+  if (r == 0 && set->keep_recipes && (r = wanted_recipe (&x->recipe, opts, err)) < 0) {
+    struct q_error ignored;
+    export_close (x, &ignored);
+    return r;
+  }
   if (r < 0) {
     export_free (x);
     return r;
@@ -340,7 +353,7 @@ export_put (struct export *x)
 
   pthread_mutex_lock (&set->lock);
   assert (x->refs > 0);
-  if (--x->refs == 0 && x->state == EXPORT_LEAVING)
+  if ((--x->refs == 0 && x->state == EXPORT_LEAVING) || set->state == EXPORTS_SUSPENDED)
     pthread_cond_broadcast (&set->unused);
   pthread_mutex_unlock (&set->lock);
 }
@@ -358,6 +371,20 @@ export_enter (struct export *x, unsigned *max)
     atomic_fetch_add (&stats_server.refused, 1);
     r = -EMFILE;
   } else
+    x->connections++;
+  pthread_mutex_unlock (&x->set->lock);
+  return r;
+}
+
+int
+export_enter_again (struct export *x)
+{
+  int r = 0;
+
+  pthread_mutex_lock (&x->set->lock);
+  if (x->state != EXPORT_SERVED)
+    r = -ESHUTDOWN;
+  else
     x->connections++;
   pthread_mutex_unlock (&x->set->lock);
   return r;

@@ -18,9 +18,9 @@
  * Locking.  The set's lock guards the list, the references and connections, and the settings that
  * can be changed in place (description, max_connections, tls_only, authz); it is taken for moments,
  * by handshakes and by whoever manages the set, and never for a request.  What requests read does
- * not change between exports_add and the last export_put, or is atomic (size, rate).  The lock
- * `snapshots' is taken before it, and is held for as long as it takes to open, make or delete a
- * snapshot.
+ * not change between exports_add and the last export_put, or is atomic (size, rate).  The locks
+ * `removing' and `snapshots' are taken before it, in this order; `snapshots' is held for as long as
+ * it takes to open, make or delete a snapshot.
  */
 
 #ifndef EXPORT_H
@@ -68,6 +68,7 @@ struct export
   enum export_state state; /* these two under the set's lock */
   unsigned refs;
   struct q_image *img;
+  struct wanted *recipe;  /* to open it again; NULL: that is never done */
   char *snapshot;         /* the id of the internal snapshot that it shows; NULL: none */
   enum q_backing backing; /* what the image was allowed to name */
   enum q_data_file_policy data_file_policy;
@@ -116,6 +117,9 @@ struct exports {
   pthread_cond_t unused; /* an export that is leaving has no references any more */
   struct export *first, *last;
   uint64_t last_id;
+  bool keep_recipes; /* so that exports_suspend can be undone; set before the first is added */
+  enum { EXPORTS_OPEN, EXPORTS_SUSPENDED, EXPORTS_GONE } state;
+  pthread_cond_t resumed;       /* the state has changed */
   void (*sweep) (void *opaque); /* see exports_set_sweep */
   void *opaque;
 };
@@ -189,6 +193,25 @@ void export_put (struct export *x);
  * references any more. */
 int exports_close (struct exports *set);
 
+/* ---- takeover (suspend.c) -------------------------------------------------------------------- */
+
+/* For a process that goes on with the same images.  All sessions are still, and stay so.
+ *
+ * Flushes and closes the images of all exports, which stay what they are otherwise.  The locks of
+ * those that are open for writing are kept by guards (lock.h) in GUARDS, at most MAX, which belong
+ * to the caller.  Returns how many, or -errno: then everything is open as before, but for what
+ * could not be opened again, which the log names.  Until exports_resume, whoever asks for an export
+ * waits. */
+int exports_suspend (struct exports *set, int *guards, unsigned max, struct q_error *err);
+/* Opens them again, and takes the guards over.  Those that cannot be opened have no image any more:
+ * they are leaving, and their clients must not go on (conn_thaw sees to that). */
+void exports_resume (struct exports *set, const int *guards, unsigned n);
+/* Between the two: the export with that id, which stays as long; NULL if there is none. */
+const struct export *exports_suspended (struct exports *set, uint64_t id);
+/* They are another process's from now on: nobody finds an export any more, and exports_close has
+ * nothing to flush. */
+void exports_leave (struct exports *set);
+
 /* What can be changed while clients are connected. */
 struct export_changes {
   const char *description; /* NULL: none */
@@ -233,17 +256,20 @@ int export_resize (struct export *x, uint64_t size, struct q_error *err);
 /* One connection more; -EMFILE if X has all that it may have, with *MAX, or -ESHUTDOWN if it is
  * leaving.  Any thread; with a reference. */
 int export_enter (struct export *x, unsigned *max);
+/* The same for a connection that another process had accepted: however many there are. */
+int export_enter_again (struct export *x);
 void export_leave (struct export *x);
 /* How many there are. */
 unsigned export_connections (struct export *x);
 unsigned export_max_connections (struct export *x);
 
-/* ---- for those who manage the set -------------------------------------------------------------
- */
+/* ---- for suspend.c --------------------------------------------------------------------------- */
 
 /* An export that is open and in no list. */
 int export_make (struct exports *set, const struct export_options *opts, struct export **export,
                  struct q_error *err);
+/* What was carried out for X has come to its end everywhere. */
+void export_quiesce (struct export *x);
 /* Frees X as well. */
 int export_close (struct export *x, struct q_error *err);
 

@@ -169,6 +169,27 @@ append (struct exports *set, struct export *list, struct q_error *err)
   return r;
 }
 
+/* Under the lock.  False: there are no exports any more. */
+static bool
+is_open (struct exports *set)
+{
+  while (set->state == EXPORTS_SUSPENDED)
+    pthread_cond_wait (&set->resumed, &set->lock);
+  return set->state == EXPORTS_OPEN;
+}
+
+static int
+check_open (struct exports *set, const char *name, struct q_error *err)
+{
+  pthread_mutex_lock (&set->lock);
+  bool open = is_open (set);
+  pthread_mutex_unlock (&set->lock);
+  if (!open)
+    snprintf (err->text, sizeof err->text,
+              "export \"%s\": another process has taken this server over", name);
+  return open ? 0 : -ESHUTDOWN;
+}
+
 int
 exports_prepare (struct exports *set, const struct export_options *opts, struct export **prepared,
                  struct q_error *err)
@@ -188,7 +209,9 @@ exports_prepare (struct exports *set, const struct export_options *opts, struct 
   }
   /* Nobody deletes a snapshot between its being opened and the export's being in the set. */
   pthread_mutex_lock (&set->snapshots);
-  int r = export_make (set, opts, &list, err);
+  int r = check_open (set, opts->name, err);
+  if (r == 0)
+    r = export_make (set, opts, &list, err);
   if (r == 0 && opts->snapshots)
     make_snapshot_exports (list, opts);
   if (r == 0 && (r = append (set, list, err)) < 0)
@@ -339,7 +362,7 @@ exports_remove (struct exports *set, const char *name, bool hard, struct q_error
    * while the snapshot's image is still open. */
   pthread_mutex_lock (&set->removing);
   pthread_mutex_lock (&set->lock);
-  struct export *x = find (set->first, name, strlen (name));
+  struct export *x = is_open (set) ? find (set->first, name, strlen (name)) : NULL;
   if (!x || x->state != EXPORT_SERVED) {
     snprintf (err->text, sizeof err->text, "there is no export \"%s\"", name);
     r = -ENOENT;
@@ -362,6 +385,7 @@ exports_init (struct exports *set)
   pthread_mutex_init (&set->lock, NULL);
   pthread_mutex_init (&set->snapshots, NULL);
   pthread_cond_init (&set->unused, NULL);
+  pthread_cond_init (&set->resumed, NULL);
 }
 
 void
@@ -400,6 +424,7 @@ exports_close (struct exports *set)
   }
   set->last = NULL;
   pthread_cond_destroy (&set->unused);
+  pthread_cond_destroy (&set->resumed);
   pthread_mutex_destroy (&set->snapshots);
   pthread_mutex_destroy (&set->lock);
   pthread_mutex_destroy (&set->removing);
@@ -412,7 +437,7 @@ struct export *
 exports_get (struct exports *set, const void *name, size_t len)
 {
   pthread_mutex_lock (&set->lock);
-  struct export *x = find (set->first, name, len);
+  struct export *x = is_open (set) ? find (set->first, name, len) : NULL;
   if (x && x->state != EXPORT_SERVED)
     x = NULL;
   if (x)
@@ -425,8 +450,11 @@ static struct export *
 walk (struct exports *set, struct export *x, enum export_state most)
 {
   pthread_mutex_lock (&set->lock);
-  struct export *next = x ? x->next : set->first; /* with a reference, it is still in the list */
-  while (next && (next->state == EXPORT_PREPARED || next->state > most))
+  struct export *next = x               ? x->next
+                        : is_open (set) ? set->first
+                                        : NULL; /* with a reference, it is still in the list */
+  /* Without an image it is one that could not be opened again (exports_resume). */
+  while (next && (!next->img || next->state == EXPORT_PREPARED || next->state > most))
     next = next->next;
   if (next)
     next->refs++;

@@ -558,6 +558,13 @@ option_header (struct session *s, const uint8_t *p, size_t n)
   return sizeof *h;
 }
 
+void
+handshake_expect_option (struct session *s)
+{
+  s->header_size = sizeof (struct nbd_option);
+  s->on_header = option_header;
+}
+
 /* The four bytes that answer the greeting. */
 static size_t
 client_flags (struct session *s, const uint8_t *p, size_t n)
@@ -572,8 +579,7 @@ client_flags (struct session *s, const uint8_t *p, size_t n)
   }
   s->fixed_newstyle = flags & NBD_FLAG_FIXED_NEWSTYLE;
   s->no_zeroes = flags & NBD_FLAG_NO_ZEROES;
-  s->header_size = sizeof (struct nbd_option);
-  s->on_header = option_header;
+  handshake_expect_option (s);
   return sizeof flags;
 }
 

@@ -312,6 +312,44 @@ listen_close (struct listeners *ls)
   ls->n = 0;
 }
 
+void
+listen_leave (struct listeners *ls)
+{
+  for (unsigned i = 0; i < ls->n; i++) {
+    free (ls->l[i].unix_path);
+    ls->l[i].unix_path = NULL;
+  }
+}
+
+int
+listen_adopt (struct listeners *ls, int fd, const char *unix_path, uint64_t dev, uint64_t ino,
+              const char *name, struct q_error *err)
+{
+  int listening = 0, r = 0;
+  socklen_t len = sizeof listening;
+
+  if (getsockopt (fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &len) < 0 || !listening) {
+    snprintf (err->text, sizeof err->text, "what was handed over is no listening socket");
+    r = -EPROTO;
+  }
+  if (r == 0)
+    r = add (ls, fd, NULL, err);
+  if (r < 0) {
+    close (fd);
+    return r;
+  }
+  struct listener *l = &ls->l[ls->n - 1];
+  l->unix_path = unix_path ? strdup (unix_path) : NULL;
+  l->name = name ? strdup (name) : NULL;
+  l->dev = dev;
+  l->ino = ino;
+  if ((unix_path && !l->unix_path) || (name && !l->name)) {
+    snprintf (err->text, sizeof err->text, "out of memory");
+    return -ENOMEM;
+  }
+  return 0;
+}
+
 /* ---- names ----------------------------------------------------------------------------------- */
 
 union address {

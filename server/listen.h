@@ -44,6 +44,13 @@ int listen_inherited (struct listeners *ls, struct q_error *err);
 /* Closes all and removes the unix sockets. */
 void listen_close (struct listeners *ls);
 
+/* The unix sockets are another process's to remove. */
+void listen_leave (struct listeners *ls);
+/* Adds FD, which is listening, and is taken over: as another process has made it.  -E2BIG, -ENOMEM;
+ * then it is closed. */
+int listen_adopt (struct listeners *ls, int fd, const char *unix_path, uint64_t dev, uint64_t ino,
+                  const char *name, struct q_error *err);
+
 /* What a client connects to: nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH or
  * nbd+vsock://2:PORT/EXPORT; nbds for nbd if it is to begin TLS.  To be freed; NULL without memory.
  */

@@ -75,6 +75,16 @@ begin_piece (struct session *s, const uint8_t *p, size_t n)
   return 0;
 }
 
+void
+long_write_restore (struct session *s, struct request *whole)
+{
+  assert (!s->long_write && !s->receiving);
+  whole->pieces = 1;
+  s->long_write = whole;
+  s->header_size = 1;
+  s->on_header = begin_piece;
+}
+
 bool
 long_write_begin (struct session *s, const struct request *rq)
 {

@@ -87,6 +87,43 @@ on_ring (void *opaque)
   shard_submit (&l->shard); /* those that a worker is to do again */
 }
 
+struct loop_call {
+  struct loop_call *next;
+  void (*fn) (struct loop *l, void *opaque);
+  void *opaque;
+  bool done; /* under the loop's lock */
+};
+
+void
+loop_call (struct loop *l, void (*fn) (struct loop *l, void *opaque), void *opaque)
+{
+  struct loop_call call = { .fn = fn, .opaque = opaque };
+
+  pthread_mutex_lock (&l->lock);
+  call.next = l->calls;
+  l->calls = &call;
+  ev_async_send (l->ev, &l->async);
+  while (!call.done)
+    pthread_cond_wait (&l->called, &l->lock);
+  pthread_mutex_unlock (&l->lock);
+}
+
+static void
+run_calls (struct loop *l)
+{
+  pthread_mutex_lock (&l->lock);
+  while (l->calls) {
+    struct loop_call *call = l->calls;
+    l->calls = call->next;
+    pthread_mutex_unlock (&l->lock);
+    call->fn (l, call->opaque);
+    pthread_mutex_lock (&l->lock);
+    call->done = true;
+    pthread_cond_broadcast (&l->called);
+  }
+  pthread_mutex_unlock (&l->lock);
+}
+
 static void
 on_async (struct ev_loop *ev, ev_async *w, int revents)
 {
@@ -107,8 +144,10 @@ on_async (struct ev_loop *ev, ev_async *w, int revents)
   while (incoming) {
     struct conn *c = incoming;
     incoming = c->next_incoming;
+    c->frozen = l->frozen;
     conn_start (c);
   }
+  run_calls (l);
   if (drain)
     l->shard.stopping = true;
   if (drain || sweep)
@@ -131,12 +170,22 @@ loop_conn_gone (struct loop *l)
 bool
 loop_add (struct loop *l, int fd, char *peer)
 {
+  return loop_add_saved (l, fd, peer, NULL);
+}
+
+bool
+loop_add_saved (struct loop *l, int fd, char *peer, struct saved_session *saved)
+{
   struct conn *c = conn_new (l, fd, peer);
   if (!c) {
     close (fd);
     free (peer);
+    if (saved)
+      saved_session_free (saved);
+    free (saved);
     return false;
   }
+  c->saved = saved;
   pthread_mutex_lock (&l->lock);
   c->next_incoming = l->incoming;
   l->incoming = c;
@@ -191,6 +240,7 @@ loop_free (struct loop *l)
   shard_destroy (&l->shard);
   if (l->ev)
     ev_loop_destroy (l->ev);
+  pthread_cond_destroy (&l->called);
   pthread_mutex_destroy (&l->lock);
   free (l->rx);
   free (l);
@@ -209,6 +259,7 @@ loop_start (const struct loop_options *options)
   l->options = *options;
   l->runnable_tail = &l->runnable;
   pthread_mutex_init (&l->lock, NULL);
+  pthread_cond_init (&l->called, NULL);
   l->ev = ev_loop_new (EVFLAG_AUTO | EVFLAG_NOENV);
   l->rx = malloc (LOOP_RX_SIZE);
   if (!l->ev || !l->rx) {

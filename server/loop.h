@@ -21,6 +21,8 @@
 #include "session.h"
 
 struct conn;
+struct loop_call;
+struct saved_session;
 
 struct loop_options {
   struct exports *exports;
@@ -57,6 +59,9 @@ struct loop {
   pthread_mutex_t lock; /* for the rest */
   struct conn *incoming;
   bool drain, sweep;
+  struct loop_call *calls;
+  pthread_cond_t called;
+  bool frozen;        /* for a takeover: so are those who come; the loop's thread's */
   atomic_bool pinged; /* and has not been round since */
 };
 
@@ -68,6 +73,11 @@ bool loop_add (struct loop *l, int fd, char *peer);
 void loop_drain (struct loop *l);
 /* Any thread: those whose client.leave is set, or whose export is leaving, are drained. */
 void loop_sweep (struct loop *l);
+/* Any thread but the loop's own: runs FN on the loop's thread, between two turns, and waits for it.
+ */
+void loop_call (struct loop *l, void (*fn) (struct loop *l, void *opaque), void *opaque);
+/* As loop_add, for a connection that goes on from SAVED, which is taken over. */
+bool loop_add_saved (struct loop *l, int fd, char *peer, struct saved_session *saved);
 /* Whether the loop has been round since the last call, and asks it to go round again. */
 bool loop_ping (struct loop *l);
 void loop_join (struct loop *l);

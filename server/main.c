@@ -34,6 +34,7 @@
 #include "service.h"
 #include "signals.h"
 #include "stdfds.h"
+#include "takeover.h"
 #include "tls.h"
 
 /* Where qemu-nbd listens beside serving a device of the kernel. */
@@ -51,7 +52,8 @@ struct program {
   struct clients clients;
   struct reload *reload; /* NULL: there is no configuration file */
   struct listeners listeners;
-  struct control *control; /* NULL: none */
+  struct takeover *takeover; /* NULL: there is no server to be taken over */
+  struct control *control;   /* NULL: none */
   struct sandbox sandbox;
   struct identity identity;
   struct run run;       /* --run */
@@ -67,6 +69,15 @@ complain (int r, const struct q_error *err)
 {
   if (r < 0)
     log_error ("%s", err->text);
+  return r >= 0;
+}
+
+/* The same of what has to do with the running server. */
+static bool
+complain_takeover (const struct program *p, int r, const struct q_error *err)
+{
+  if (r < 0)
+    log_error ("--takeover=%s: %s", p->opts.takeover, err->text);
   return r >= 0;
 }
 
@@ -151,6 +162,8 @@ listen_all (struct program *p)
 
   if (ls->n > 0)
     return true;
+  if (p->takeover)
+    return complain_takeover (p, takeover_listeners (p->takeover, ls, opts->socket, &err), &err);
   if (!choose_socket (p, &path))
     return false;
   if (opts->selinux_label)
@@ -173,7 +186,11 @@ open_control (struct program *p)
 
   if (!p->opts.control)
     return true;
-  p->control = control_open (p->opts.control, &err);
+  p->exports.keep_recipes = true;
+  if (p->takeover)
+    p->control = takeover_control (p->takeover, p->opts.control, &err);
+  if (!p->control && !*err.text)
+    p->control = control_open (p->opts.control, &err);
   return complain (p->control ? 0 : -1, &err);
 }
 
@@ -184,7 +201,14 @@ open_metrics (struct program *p)
 
   if (!p->opts.metrics)
     return true;
-  p->metrics = metrics_open (p->opts.metrics, &err);
+  struct listeners theirs = { .n = 0 };
+  int r = p->takeover ? takeover_metrics (p->takeover, &theirs, &err) : 0;
+  if (r < 0) {
+    listen_leave (&theirs);
+    listen_close (&theirs);
+  } else
+    p->metrics =
+        theirs.n > 0 ? metrics_adopt (&theirs, &err) : metrics_open (p->opts.metrics, &err);
   return complain (p->metrics ? 0 : -1, &err);
 }
 
@@ -350,10 +374,17 @@ leave_directory (const struct options *opts)
 /* ---- running --------------------------------------------------------------------------------- */
 
 static bool
-open_pid_file (const struct options *opts)
+open_pid_file (struct program *p)
 {
+  const char *path = p->opts.pid_file;
   struct q_error err = { "" };
-  return !opts->pid_file || complain (pid_file_open (opts->pid_file, &err), &err);
+  int r = 0;
+
+  if (path && p->takeover)
+    r = takeover_pid_file (p->takeover, path, &err);
+  if (path && r == 0)
+    r = pid_file_open (path, &err);
+  return complain (r, &err);
 }
 
 /* Whoever waits for the number to be there finds a server that has been started. */
@@ -373,7 +404,8 @@ drop_privileges (struct program *p)
   int r = 0;
 
   if (opts->user) {
-    r = identity_find (&p->identity, opts->user, opts->group, &err);
+    if (!p->takeover) /* else it has been found */
+      r = identity_find (&p->identity, opts->user, opts->group, &err);
     if (r == 0 && p->private_socket) {
       char *dir = strndup (p->private_socket,
                            (size_t)(strrchr (p->private_socket, '/') - p->private_socket));
@@ -464,8 +496,10 @@ on_ready (void *opaque)
   struct q_error err = { "" };
   int child = 0;
 
-  if (interrupted (p) || !connect_device (p) ||
-      (p->metrics && !complain (metrics_start (p->metrics, &p->exports, &err), &err)))
+  if (interrupted (p) || !connect_device (p))
+    return -1;
+  /* Clients that have been taken over are not given up for want of metrics. */
+  if (p->metrics && !complain (metrics_start (p->metrics, &p->exports, &err), &err) && !p->takeover)
     return -1;
   if (p->opts.run)
     child = run_begin (&p->run);
@@ -533,6 +567,60 @@ prepare_hooks (struct program *p)
   return complain (r, &err);
 }
 
+/* ---- takeover -------------------------------------------------------------------------------- */
+
+static bool
+begin_takeover (struct program *p)
+{
+  const struct options *opts = &p->opts;
+  struct q_error err = { "" };
+  int r = 0;
+
+  if (!opts->takeover)
+    return true;
+  if (opts->user)
+    r = identity_find (&p->identity, opts->user, opts->group, &err);
+  if (r == 0) {
+    p->takeover = takeover_begin (opts->takeover, opts->user ? p->identity.uid : geteuid (), &err);
+    r = p->takeover ? 0 : -1;
+  }
+  return complain_takeover (p, r, &err);
+}
+
+/* From here on the other server's clients wait. */
+static bool
+stop_the_other (struct program *p)
+{
+  struct q_error err = { "" };
+  return !p->takeover || complain_takeover (p, takeover_ready (p->takeover, &err), &err);
+}
+
+/* What is still the other server's stays where it is. */
+static void
+give_back (struct program *p)
+{
+  if (!p->takeover || takeover_is_done (p->takeover))
+    return;
+  listen_leave (&p->listeners);
+  if (p->metrics)
+    listen_leave (metrics_listeners (p->metrics));
+  control_leave (p->control);
+  pid_file_leave ();
+}
+
+static bool
+on_adopt (void *opaque, struct server *sv)
+{
+  struct program *p = opaque;
+  struct q_error err = { "" };
+  bool ok = complain_takeover (p, takeover_sessions (p->takeover, sv, &p->exports, &err), &err);
+
+  give_back (p);
+  if (ok)
+    (void)write_pid_file (); /* that it cannot be written is no reason not to go on */
+  return ok;
+}
+
 /* Everything that there is to have before clients are let in. */
 static bool
 prepare (struct program *p)
@@ -542,9 +630,10 @@ prepare (struct program *p)
   /* From here on there is something to remove again.  The pid file first: where it is another
    * server's, that one's socket stays. */
   signals_note ();
-  return open_pid_file (&p->opts) && listen_all (p) && open_control (p) && open_metrics (p) &&
-         drop_privileges (p) && prepare_hooks (p) && open_exports (p) && prepare_reload (p) &&
-         !interrupted (p) && write_pid_file ();
+  return begin_takeover (p) && open_pid_file (p) && listen_all (p) && open_control (p) &&
+         open_metrics (p) && drop_privileges (p) && prepare_hooks (p) && stop_the_other (p) &&
+         open_exports (p) && prepare_reload (p) && !interrupted (p) &&
+         (p->takeover || write_pid_file ());
 }
 
 static int
@@ -561,6 +650,7 @@ serve (struct program *p)
     .idle_limit = opts->idle_limit,
     .memory = opts->memory ? opts->memory : SERVER_MEMORY,
     .clients = &p->clients,
+    .tied = opts->device || opts->run,
     .confine = on_confine,
     .ready = on_ready,
     .opaque = p,
@@ -581,6 +671,8 @@ serve (struct program *p)
   if (prepare (p)) {
     so.attached = p->kernel;
     so.tls = p->tls;
+    so.metrics = p->metrics;
+    so.adopt = p->takeover ? on_adopt : NULL;
     so.reload = p->reload;
     so.control = p->control;
     forget_key (p);
@@ -592,6 +684,7 @@ serve (struct program *p)
       p->kernel = -1;
     }
   }
+  give_back (p);
   attach_end (&p->attach);
   run_cancel (&p->run);
   listen_close (&p->listeners);
@@ -605,6 +698,8 @@ serve (struct program *p)
   tls_free (p->tls);
   forget_key (p);
   pid_file_remove ();
+  /* By now the images are closed: the other server may open them again. */
+  takeover_end (p->takeover);
   if (p->kernel >= 0)
     close (p->kernel);
   return status < 0 ? EXIT_FAILURE : status;

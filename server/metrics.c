@@ -213,6 +213,26 @@ metrics_stop (struct metrics *m)
   }
 }
 
+struct metrics *
+metrics_adopt (struct listeners *ls, struct q_error *err)
+{
+  struct metrics *m = calloc (1, sizeof *m);
+
+  if (!m) {
+    snprintf (err->text, sizeof err->text, "--metrics: out of memory");
+    return NULL;
+  }
+  m->listeners = *ls;
+  ls->n = 0;
+  return m;
+}
+
+struct listeners *
+metrics_listeners (struct metrics *m)
+{
+  return m ? &m->listeners : NULL;
+}
+
 void
 metrics_close (struct metrics *m)
 {
@@ -255,6 +275,20 @@ void
 metrics_stop (struct metrics *m)
 {
   (void)m;
+}
+
+struct metrics *
+metrics_adopt (struct listeners *ls, struct q_error *err)
+{
+  (void)ls;
+  return metrics_open ("", err);
+}
+
+struct listeners *
+metrics_listeners (struct metrics *m)
+{
+  (void)m;
+  return NULL;
 }
 
 void

@@ -21,12 +21,17 @@
 #include <sys/types.h>
 
 #include "export.h"
+#include "listen.h"
 
 struct metrics;
 
 /* ADDRESS is PORT (of the loopback interface), HOST:PORT, [IPV6]:PORT, :PORT (all addresses) or
  * unix:PATH.  NULL on error. */
 struct metrics *metrics_open (const char *address, struct q_error *err);
+/* The same with sockets that another process has made; LS is empty afterwards. */
+struct metrics *metrics_adopt (struct listeners *ls, struct q_error *err);
+/* NULL if M is. */
+struct listeners *metrics_listeners (struct metrics *m);
 /* Socket files are to belong to that user, who the server is about to become. */
 void metrics_give (struct metrics *m, uid_t uid, gid_t gid);
 /* After the last fork.  EXPORTS stays until metrics_stop. */

@@ -45,6 +45,8 @@ options_check_serve (struct options *opts, const struct said *said)
                  opts->device);
   if (opts->key_file && opts->key_fd >= 0)
     option_fail ("--key-file and --key-fd cannot be used together");
+  if (opts->takeover && (opts->device || opts->run))
+    option_fail ("--takeover cannot be used with --connect or --run");
   if (opts->group && !opts->user)
     option_fail ("--group=%s needs --user", opts->group);
   if (said->untrusted && !said->backing)

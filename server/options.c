@@ -57,6 +57,7 @@ enum {
   OPT_WATERMARK_REPEAT,
   OPT_WATERMARK_EXEC,
   OPT_ON_ENOSPC,
+  OPT_TAKEOVER,
   OPT_LOG,
   OPT_LOG_LEVEL,
   OPT_USER,
@@ -129,6 +130,7 @@ static const struct option long_options[] = {
   { "watermark-repeat", required_argument, NULL, OPT_WATERMARK_REPEAT },
   { "watermark-exec", required_argument, NULL, OPT_WATERMARK_EXEC },
   { "on-enospc", required_argument, NULL, OPT_ON_ENOSPC },
+  { "takeover", required_argument, NULL, OPT_TAKEOVER },
   { "vsock", required_argument, NULL, OPT_VSOCK },
   { "log", required_argument, NULL, OPT_LOG },
   { "log-level", required_argument, NULL, OPT_LOG_LEVEL },
@@ -196,6 +198,9 @@ apply (struct options *opts, struct said *said, int c, const char *arg)
     break;
   case OPT_METRICS:
     opts->metrics = arg;
+    break;
+  case OPT_TAKEOVER:
+    opts->takeover = arg;
     break;
   case OPT_SELINUX_LABEL:
     opts->selinux_label = arg;

@@ -34,9 +34,10 @@ struct options {
   /* Where to listen: the unix socket, else TCP; vsock beside either. */
   const char *socket, *bind, *port;
   bool bind_given, port_given;
-  const char *vsock;   /* port; NULL if not wanted */
-  const char *control; /* path of the control socket; NULL: none */
-  const char *metrics; /* address to answer Prometheus at; NULL: none */
+  const char *vsock;    /* port; NULL if not wanted */
+  const char *control;  /* path of the control socket; NULL: none */
+  const char *metrics;  /* address to answer Prometheus at; NULL: none */
+  const char *takeover; /* the control socket of the server that is to be taken over; or NULL */
   const char *selinux_label;
   const char *device; /* of --connect and --disconnect */
 

@@ -511,6 +511,19 @@ reload_begin (struct reload *r)
   }
 }
 
+int
+reload_hold (struct reload *r)
+{
+  return r ? -pthread_mutex_trylock (&r->lock) : 0;
+}
+
+void
+reload_release (struct reload *r)
+{
+  if (r)
+    pthread_mutex_unlock (&r->lock);
+}
+
 struct reload *
 reload_new (const struct reload_context *context)
 {

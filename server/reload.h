@@ -56,6 +56,9 @@ struct reload *reload_new (const struct reload_context *context);
 int reload_config (struct reload *r, struct reload_summary *summary, struct q_error *err);
 /* Once more if it is being done already.  Tells the service manager. */
 void reload_begin (struct reload *r);
+/* From here to reload_release nothing is reloaded.  -EBUSY while something is.  R may be NULL. */
+int reload_hold (struct reload *r);
+void reload_release (struct reload *r);
 /* Waits for what was begun, while there are loops still: it may be waiting for them.  The main
  * thread, which begins nothing any more.  R may be NULL. */
 void reload_end (struct reload *r);

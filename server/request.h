@@ -55,6 +55,8 @@ void request_discard (struct request *rq);
 bool long_write_is (const struct session *s, uint64_t len);
 /* Takes in RQ, on the stack: false without memory. */
 bool long_write_begin (struct session *s, const struct request *rq);
+/* Goes on with WHOLE, of which whole->done bytes have been carried out. */
+void long_write_restore (struct session *s, struct request *whole);
 /* The rest of it will not come. */
 void long_write_abandon (struct session *s);
 /* A piece of WHOLE is done with. */

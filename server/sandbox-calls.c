@@ -21,6 +21,7 @@
 #include <netinet/tcp.h>
 #include <sched.h>
 #include <seccomp.h>
+#include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -523,6 +524,16 @@ make_sockets (struct filter *f, unsigned calls)
   }
 }
 
+/* Nobody is asked to do anything: a process is watched, and its end is. */
+static void
+end_processes (struct filter *f, unsigned calls)
+{
+  if (!(calls & SANDBOX_CALLS_KILL))
+    return;
+  allow (f, "pidfd_open");
+  allow_if (f, "pidfd_send_signal", 1, UINT32_MAX, SIGKILL);
+}
+
 int
 sandbox_load_filter (unsigned calls, struct q_error *err)
 {
@@ -547,6 +558,7 @@ sandbox_load_filter (unsigned calls, struct q_error *err)
     tune_sockets (&f);
     open_files (&f, calls);
     make_sockets (&f, calls);
+    end_processes (&f, calls);
     for (size_t i = 0; i < sizeof deadly / sizeof deadly[0]; i++)
       rule (&f, SCMP_ACT_KILL_PROCESS, deadly[i], 0, NULL);
   }

@@ -255,7 +255,8 @@ sandbox_restrict_files (const struct sandbox *sb, struct q_error *err)
   if (abi >= 4 && !(sb->calls & SANDBOX_CALLS_SOCKETS))
     attr.net = NET_BIND_TCP | NET_CONNECT_TCP;
   if (abi >= 6)
-    attr.scoped = SCOPE_SIGNAL | (sb->abstract ? 0 : SCOPE_ABSTRACT);
+    attr.scoped =
+        (sb->calls & SANDBOX_CALLS_KILL ? 0 : SCOPE_SIGNAL) | (sb->abstract ? 0 : SCOPE_ABSTRACT);
   struct grants g = { .handled = attr.fs };
   g.ruleset = (int)syscall (SYS_landlock_create_ruleset, &attr, sizeof attr, 0);
   if (g.ruleset < 0)

@@ -32,6 +32,7 @@ static const struct {
   [SANDBOX_TELL] = { 0, false, false, SANDBOX_CALLS_TELL },
   [SANDBOX_IMAGES] = { 0, false, true,
                        SANDBOX_CALLS_READ | SANDBOX_CALLS_WRITE | SANDBOX_CALLS_SOCKETS },
+  [SANDBOX_HANDOVER] = { 0, false, false, SANDBOX_CALLS_SOCKETS | SANDBOX_CALLS_KILL },
 };
 
 /* Capabilities that stay, where there are any: to work on files of other users, which the image may

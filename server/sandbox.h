@@ -35,6 +35,7 @@ enum sandbox_want {
   SANDBOX_READ,       /* read below that directory, or beside that file */
   SANDBOX_TELL,       /* talk to the service manager, the system's log or journal */
   SANDBOX_IMAGES,     /* open images and sockets that are not known yet */
+  SANDBOX_HANDOVER,   /* connect to the process that takes over, and end it if it fails */
 };
 
 /* What the filter lets through beside what every server needs. */
@@ -43,6 +44,7 @@ enum sandbox_calls {
   SANDBOX_CALLS_WRITE = 2,   /* ... for writing, make, rename and remove them */
   SANDBOX_CALLS_TELL = 4,    /* unix datagram sockets */
   SANDBOX_CALLS_SOCKETS = 8, /* unix and network sockets of any kind */
+  SANDBOX_CALLS_KILL = 16,   /* watch another process, and end it */
 };
 
 /* What may be done with files below a directory. */

@@ -12,6 +12,7 @@
 #include "control.h"
 #include "log.h"
 #include "loop.h"
+#include "metrics.h"
 #include "reload.h"
 #include "server.h"
 #include "room.h"
@@ -38,17 +39,21 @@ struct server {
 
   ev_io acceptor[MAX_LISTENERS];
   ev_timer pause;
-  bool pausing, ending;
+  bool pausing, holding, ending;
   ev_tstamp next_complaint;
   ev_signal sigterm, sigint, sighup;
   ev_timer watchdog;
   ev_child child;
   int status; /* what server_run returns */
+  bool left;  /* another process is the server now */
 
   unsigned clients; /* connected; the main thread's */
   ev_async news;    /* connections have ended: */
   pthread_mutex_t lock;
   unsigned closed, closed_negotiated;
+  struct server_call *calls;
+  bool deaf; /* calls are not run any more */
+  pthread_cond_t called;
 };
 
 /* ---- taking connections in ------------------------------------------------------------------- */
@@ -57,7 +62,7 @@ static void
 update_acceptors (struct server *sv)
 {
   unsigned max = sv->options.max_clients;
-  bool on = !sv->ending && !sv->pausing && (max == 0 || sv->clients < max);
+  bool on = !sv->ending && !sv->pausing && !sv->holding && (max == 0 || sv->clients < max);
 
   for (unsigned i = 0; i < sv->listeners->n; i++) {
     if (on)
@@ -152,7 +157,8 @@ end (struct server *sv, const char *why)
     return;
   log_info ("shutting down: %s", why);
   sv->ending = true;
-  service_stopping ();
+  if (!sv->left)
+    service_stopping ();
   update_acceptors (sv);
   ev_break (sv->ev, EVBREAK_ALL);
 }
@@ -218,6 +224,108 @@ on_closed (void *opaque, bool negotiated)
   ev_async_send (sv->ev, &sv->news);
 }
 
+/* ---- takeovers ------------------------------------------------------------------------------- */
+
+struct server_call {
+  struct server_call *next;
+  void (*fn) (struct server *sv, void *opaque);
+  void *opaque;
+  enum { CALL_WAITS, CALL_RUNS, CALL_DONE } state; /* under the lock */
+};
+
+bool
+server_call (struct server *sv, void (*fn) (struct server *sv, void *opaque), void *opaque)
+{
+  struct server_call call = { .fn = fn, .opaque = opaque };
+
+  pthread_mutex_lock (&sv->lock);
+  call.next = sv->calls;
+  sv->calls = &call;
+  ev_async_send (sv->ev, &sv->news);
+  while (call.state != CALL_DONE && !(call.state == CALL_WAITS && sv->deaf))
+    pthread_cond_wait (&sv->called, &sv->lock);
+  for (struct server_call **p = &sv->calls; *p; p = &(*p)->next)
+    if (*p == &call) {
+      *p = call.next;
+      break;
+    }
+  pthread_mutex_unlock (&sv->lock);
+  return call.state == CALL_DONE;
+}
+
+/* Under the lock, which is given up meanwhile. */
+static void
+run_calls (struct server *sv)
+{
+  while (sv->calls) {
+    struct server_call *call = sv->calls;
+    sv->calls = call->next;
+    call->state = CALL_RUNS;
+    pthread_mutex_unlock (&sv->lock);
+    call->fn (sv, call->opaque);
+    pthread_mutex_lock (&sv->lock);
+    call->state = CALL_DONE;
+    pthread_cond_broadcast (&sv->called);
+  }
+}
+
+/* The main loop has ended: whoever calls is told so. */
+static void
+be_deaf (struct server *sv)
+{
+  pthread_mutex_lock (&sv->lock);
+  sv->deaf = true;
+  pthread_cond_broadcast (&sv->called);
+  pthread_mutex_unlock (&sv->lock);
+}
+
+unsigned
+server_loops (struct server *sv, struct loop ***loops)
+{
+  *loops = sv->loops;
+  return sv->n_loops;
+}
+
+const struct listeners *
+server_listeners (const struct server *sv)
+{
+  return sv->listeners;
+}
+
+struct listeners *
+server_metrics (const struct server *sv)
+{
+  return metrics_listeners (sv->options.metrics);
+}
+
+void
+server_hold (struct server *sv, bool on)
+{
+  sv->holding = on;
+  update_acceptors (sv);
+}
+
+void
+server_leave (struct server *sv)
+{
+  listen_leave (sv->listeners);
+  if (server_metrics (sv))
+    listen_leave (server_metrics (sv));
+  sv->left = true;
+  end (sv, "another process goes on");
+}
+
+void
+server_adopt (struct server *sv, int fd, char *peer, struct saved_session *saved)
+{
+  if (!loop_add_saved (sv->loops[sv->next_loop], fd, peer, saved)) {
+    log_error ("a connection that was taken over is lost: out of memory");
+    return;
+  }
+  sv->next_loop = (sv->next_loop + 1) % sv->n_loops;
+  sv->clients++;
+}
+
 static void
 on_news (struct ev_loop *ev, ev_async *w, int revents)
 {
@@ -226,6 +334,7 @@ on_news (struct ev_loop *ev, ev_async *w, int revents)
   (void)ev;
   (void)revents;
   pthread_mutex_lock (&sv->lock);
+  run_calls (sv);
   unsigned closed = sv->closed, negotiated = sv->closed_negotiated;
   sv->closed = sv->closed_negotiated = 0;
   pthread_mutex_unlock (&sv->lock);
@@ -337,11 +446,22 @@ start_control (struct server *sv, struct exports *exports)
     .clients = sv->options.clients,
     .count_clients = count_clients,
     .reload = sv->options.reload,
+    .control = sv->options.control,
+    .server = sv->options.tied ? NULL : sv,
     .quit = on_quit,
     .opaque = sv,
   };
 
   return !sv->options.control || control_start (sv->options.control, sv->ev, &context);
+}
+
+/* Clients of another server's become ours, so all that may fail has been done.  Whatever they write
+ * may meet a full disk at once. */
+static bool
+adopt (struct server *sv)
+{
+  rooms_start (sv->ev, sv->pool);
+  return !sv->options.adopt || sv->options.adopt (sv->options.opaque, sv);
 }
 
 /* Returns when it is over. */
@@ -363,7 +483,6 @@ serve (struct server *sv)
   }
   start_watchdog (sv);
   watermarks_start (sv->ev);
-  rooms_start (sv->ev, sv->pool);
   ev_run (sv->ev, 0);
 }
 
@@ -378,6 +497,7 @@ server_run (const struct server_options *options, struct listeners *ls, struct e
     return -1;
   }
   pthread_mutex_init (&sv.lock, NULL);
+  pthread_cond_init (&sv.called, NULL);
   signal (SIGPIPE, SIG_IGN);
   watch_signal (&sv, &sv.sigterm, SIGTERM);
   watch_signal (&sv, &sv.sigint, SIGINT);
@@ -396,12 +516,13 @@ server_run (const struct server_options *options, struct listeners *ls, struct e
 
   exports_set_sweep (exports, sweep, &sv);
   if (start_threads (&sv, exports) && options->confine (options->opaque) &&
-      start_control (&sv, exports))
+      start_control (&sv, exports) && adopt (&sv))
     serve (&sv);
   else
     sv.status = -1;
   sv.ending = true;
-  /* A command, or a reload, may be waiting for the loops. */
+  /* A command, or a reload, may be waiting for the loops, or for us. */
+  be_deaf (&sv);
   control_stop (options->control);
   reload_end (options->reload);
   exports_set_sweep (exports, NULL, NULL);
@@ -411,6 +532,7 @@ server_run (const struct server_options *options, struct listeners *ls, struct e
   stop_threads (&sv);
   watermarks_stop ();
   ev_loop_destroy (sv.ev);
+  pthread_cond_destroy (&sv.called);
   pthread_mutex_destroy (&sv.lock);
   return sv.status;
 }

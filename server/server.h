@@ -19,6 +19,8 @@
 #define SERVER_MEMORY     ((size_t)512 << 20)
 #define SERVER_MIN_MEMORY (64u << 20)
 
+struct server;
+
 struct server_options {
   unsigned loops;          /* threads that serve clients, at most SERVER_MAX_LOOPS */
   unsigned workers;        /* threads, at most, for what blocks */
@@ -33,13 +35,18 @@ struct server_options {
   const struct export_options *defaults; /* of exports that it adds */
   struct clients *clients;               /* clients.h */
   struct reload *reload;                 /* reload.h; NULL: there is no configuration file */
-  int attached; /* a connected socket, the first client; -1 if there is none */
+  int attached;            /* a connected socket, the first client; -1 if there is none */
+  struct metrics *metrics; /* metrics.h; NULL: none */
+  bool tied;               /* to a device or a child: it cannot be taken over */
   /* All threads of the server are there, and no client is.  False: end at once, the reason has been
    * logged. */
   bool (*confine) (void *opaque);
   /* Clients are being taken in.  Returns the process number of a child to end with, 0 if there is
    * none, or -1: end at once, the reason has been logged. */
   int (*ready) (void *opaque);
+  /* Before clients are taken in: there may be some already.  False: end at once; the reason has
+   * been logged.  NULL: there are none. */
+  bool (*adopt) (void *opaque, struct server *sv);
   void *opaque;
 };
 
@@ -49,5 +56,24 @@ struct server_options {
  * + the signal that ended it), or -1 if it could not begin; the reason is logged. */
 int server_run (const struct server_options *options, struct listeners *ls,
                 struct exports *exports);
+
+/* ---- for takeovers --------------------------------------------------------------------------- */
+
+struct loop;
+struct saved_session;
+
+/* Runs FN on the main thread, and waits for it.  Any thread but the main one.  False: the server is
+ * ending, and FN is not run. */
+bool server_call (struct server *sv, void (*fn) (struct server *sv, void *opaque), void *opaque);
+unsigned server_loops (struct server *sv, struct loop ***loops);
+const struct listeners *server_listeners (const struct server *sv);
+struct listeners *server_metrics (const struct server *sv); /* NULL: none */
+/* The main thread: no connections are taken in; they wait in the backlog. */
+void server_hold (struct server *sv, bool on);
+/* The main thread (or, when it does not answer any more, any): the server ends, and its sockets
+ * stay where they are. */
+void server_leave (struct server *sv);
+/* The main thread, in options.adopt: a connection that goes on from SAVED.  Takes all over. */
+void server_adopt (struct server *sv, int fd, char *peer, struct saved_session *saved);
 
 #endif /* SERVER_H */

@@ -72,6 +72,15 @@ service_stopping (void)
 }
 
 void
+service_main_process (pid_t pid)
+{
+  char state[64];
+
+  snprintf (state, sizeof state, "MAINPID=%d", (int)pid);
+  notify (state);
+}
+
+void
 service_reloading (void)
 {
   struct timespec now;

@@ -8,6 +8,7 @@
 
 #include <stdbool.h>
 #include <sys/types.h>
+#include <sys/types.h>
 
 /* The process BEFORE, which the manager started, has forked this one, which serves in its place.
  * Before there are threads. */
@@ -17,6 +18,8 @@ void service_prepare (void);
 /* Clients can connect.  STATUS is a line for people. */
 void service_ready (const char *status);
 void service_stopping (void);
+/* The server's process is another one from now on. */
+void service_main_process (pid_t pid);
 /* The configuration is being read again, and has been. */
 void service_reloading (void);
 void service_reloaded (void);

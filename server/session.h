@@ -180,6 +180,8 @@ void session_send (struct session *s, const void *p, size_t n);
 
 /* handshake.c */
 void handshake_begin (struct session *s);
+/* The greeting is over. */
+void handshake_expect_option (struct session *s);
 /* request.c */
 void transmission_begin (struct session *s);
 

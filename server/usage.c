@@ -21,6 +21,7 @@ usage_print (void)
       "      --vsock=PORT          a vsock port, for virtual machines on this host\n"
       "      --control=PATH        a unix socket to watch and steer the server by (QMP)\n"
       "      --metrics=ADDRESS     metrics over HTTP (OpenMetrics): [HOST:]PORT or unix:PATH\n"
+      "      --takeover=PATH       go on in the place of the server with that control socket\n"
       "      --selinux-label=LABEL the SELinux label of the sockets\n"
       "  -c, --connect=DEVICE      connect FILE to this nbd device of the kernel\n"
       "  -d, --disconnect          disconnect the device that is named instead of FILE\n"

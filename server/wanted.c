@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "secret.h"
 #include "wanted.h"
 
 static void
@@ -20,6 +21,8 @@ free_one (struct wanted *w)
     free ((char *)o->bitmaps[i]);
   free (o->bitmaps);
   source_free (&o->source);
+  for (unsigned i = 0; i < sizeof w->keys / sizeof w->keys[0]; i++)
+    secret_free (w->keys[i]);
   free (w->settings);
   free (w);
 }
@@ -69,6 +72,35 @@ wanted_add (struct wanted **list, const struct export_options *opts, struct q_er
     list = &(*list)->next;
   *list = w;
   return 0;
+}
+
+/* *KEY is somebody else's: makes it a copy, which OWN keeps. */
+static bool
+own_key (const struct q_secret **key, struct q_secret **own, struct q_error *err)
+{
+  if (!*key)
+    return true;
+  *key = *own = secret_copy (*key, "takeover", err);
+  return *key;
+}
+
+int
+wanted_recipe (struct wanted **recipe, const struct export_options *opts, struct q_error *err)
+{
+  int r = wanted_add (recipe, opts, err);
+
+  if (r < 0)
+    return r;
+  struct wanted *w = *recipe;
+  struct source *s = &w->options.source;
+  bool ok = own_key (&s->open.secret, &w->keys[0], err);
+  for (unsigned i = 0; ok && i < s->open.n_layers; i++)
+    ok = own_key (&s->layers[i].secret, &w->keys[i + 1], err);
+  if (ok)
+    return 0;
+  wanted_free (w);
+  *recipe = NULL;
+  return -ENOMEM;
 }
 
 struct wanted *

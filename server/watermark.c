@@ -38,8 +38,8 @@ struct hook {
 
 struct watermark {
   struct watermark *next, **prev;
-  char *name, *exec; /* exec may be NULL */
-  struct q_image *img;
+  char *name, *exec;   /* exec may be NULL */
+  struct q_image *img; /* NULL: it is closed for a while */
   struct watermark_options options;
   atomic_bool look;         /* the main loop has to: something was passed, or is to be watched */
   struct room *room;        /* the export's; may be NULL */
@@ -104,8 +104,10 @@ static void
 rearm (struct watermark *w)
 {
   const struct watermark_options *o = &w->options;
-  uint64_t at = q_amount_bytes (w->img, &o->at), next;
 
+  if (!w->img)
+    return; /* watermark_attach sees to it */
+  uint64_t at = q_amount_bytes (w->img, &o->at), next;
   w->device = q_device_size (w->img);
   w->mark = NEVER;
   if (atomic_load (&w->armed) && at > 0)
@@ -166,7 +168,7 @@ hook_ended (struct hook *h, int status)
     atomic_fetch_add (&w->n_failed, 1);
   rearm (w); /* it will have grown the device */
   room_resume (w->room);
-  if (w->again)
+  if (w->again && w->img)
     run_hook (w);
 }
 
@@ -287,6 +289,8 @@ tell (struct watermark *w, uint64_t highest)
 static void
 look (struct watermark *w)
 {
+  if (!w->img)
+    return;
   uint64_t highest = q_highest_offset (w->img), asked = atomic_load (&w->asked);
 
   if (asked > 0 && highest > asked) {
@@ -296,7 +300,9 @@ look (struct watermark *w)
   }
   if (w->mark != NEVER && highest > w->mark)
     tell (w, highest);
-  rearm (w); /* and perhaps wakes us again */
+  else if (w->again && !w->hook)
+    run_hook (w); /* the image was closed when it was its turn */
+  rearm (w);      /* and perhaps wakes us again */
   if (depends_on_device (w) && !ev_is_active (&look_again))
     ev_timer_again (atomic_load (&loop), &look_again);
 }
@@ -331,7 +337,7 @@ on_look_again (struct ev_loop *ev, ev_timer *t, int revents)
     if (!depends_on_device (w))
       continue;
     any = true;
-    if (q_device_size (w->img) != w->device)
+    if (w->img && q_device_size (w->img) != w->device)
       rearm (w);
   }
   pthread_mutex_unlock (&lock);
@@ -412,12 +418,35 @@ watermark_failed (const struct watermark *w)
 }
 
 void
-watermark_free (struct watermark *w)
+watermark_detach (struct watermark *w)
 {
   if (!w)
     return;
   pthread_mutex_lock (&lock);
-  q_watch_highest (w->img, 0, NULL, NULL);
+  if (w->img)
+    q_watch_highest (w->img, 0, NULL, NULL);
+  w->img = NULL;
+  pthread_mutex_unlock (&lock);
+}
+
+void
+watermark_attach (struct watermark *w, struct q_image *img)
+{
+  if (!w)
+    return;
+  pthread_mutex_lock (&lock);
+  w->img = img;
+  pthread_mutex_unlock (&lock);
+  wake (w);
+}
+
+void
+watermark_free (struct watermark *w)
+{
+  if (!w)
+    return;
+  watermark_detach (w);
+  pthread_mutex_lock (&lock);
   if (w->hook)
     w->hook->w = NULL;
   *w->prev = w->next;

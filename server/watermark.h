@@ -2,11 +2,14 @@
  *
  * Watermarks: telling somebody in time that an image needs more room.
  *
- *     w = watermark_new (name, img, room, &options);   with the export; nothing is told yet
- *     watermark_arm (w);      from here on; at once, if it has been passed already
- *     watermark_free (w);     before the image is closed
- *     watermarks_start (ev);  the main loop, where all telling is done
- *     watermarks_stop ();     its thread, when nobody writes any more
+ *     w = watermark_new (name, img, room, &options);
+ *                               with the export; nothing is told yet
+ *     watermark_arm (w);        from here on; at once, if it has been passed already
+ *     watermark_detach (w);     before the image is closed for a while; nothing is forgotten
+ *     watermark_attach (w, img);   it is open again
+ *     watermark_free (w);       before the image is closed for good
+ *     watermarks_start (ev);    the main loop, where all telling is done
+ *     watermarks_stop ();       its thread, when nobody writes any more
  *
  * The engine tells where the highest allocated offset is raised (q_watch_highest), on whichever
  * thread allocates; this wakes the main loop, which logs a line, sends events to the control socket
@@ -48,6 +51,9 @@ struct watermark *watermark_new (const char *name, struct q_image *img, struct r
                                  const struct watermark_options *options);
 /* Any thread; waits for nobody. */
 void watermark_arm (struct watermark *w);
+/* Any thread; W may be NULL. */
+void watermark_detach (struct watermark *w);
+void watermark_attach (struct watermark *w, struct q_image *img);
 /* Any thread; W may be NULL. */
 void watermark_free (struct watermark *w);
 

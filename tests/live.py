@@ -2,6 +2,7 @@
 """What the live tests share: a server and its log, and clients under verified load (live_load.py)."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -115,6 +116,27 @@ def exports(socket):
     h.opt_list(lambda name, description: found.update({name: description}) or 0)
     h.opt_abort()
     return found
+
+
+def verify_dump(where, dump):
+    """Whether all that a client (DUMP=FILE) had been told is written is there: of what was under way,
+    each sector may be old or new."""
+    with open(dump, "rb") as f:
+        lanes = pickle.load(f)
+    h = nbd.NBD()
+    h.connect_uri(where)
+    for start, model, doubt in lanes:
+        found = b"".join(h.pread(min(1 << 20, len(model) - at), start + at)
+                         for at in range(0, len(model), 1 << 20))
+        for at in range(0, len(model), 512):
+            sector = found[at:at + 512]
+            if sector == model[at:at + 512]:
+                continue
+            if doubt and doubt[0] <= at < doubt[0] + len(doubt[1]) and \
+                    sector == doubt[1][at - doubt[0]:at - doubt[0] + 512]:
+                continue
+            sys.exit("%s: what was written at %d is lost" % (where, start + at))
+    h.shutdown()
 
 
 def stop(pid, sig=signal.SIGTERM):

@@ -5,7 +5,7 @@
     live_load.py URI BEGIN LENGTH        works on that range of the export, which nobody else writes to
 
 Several requests are in flight at any time, each in a lane of its own, whose bytes are known: reads,
-writes of 512 bytes to 1 MiB (LIVE_LARGE=1: to 8 MiB), zeroes, flushes, FUA; and block status.  Any
+writes of 512 bytes to 1 MiB (LIVE_LARGE=N: to N MiB), zeroes, flushes, FUA; and block status.  Any
 error, or a byte that is not what it must be, ends it with status 1 and one line.
 
 It is told what to do on stdin, a line each, and answers on stdout:
@@ -13,10 +13,13 @@ It is told what to do on stdin, a line each, and answers on stdout:
     mark NAME     "NAME N P50 P99 MAX": requests since the last mark, and their latencies in milliseconds
     end           reads all of the range once more; "end N", N the requests of the whole run
 
-MODE=simple negotiates no structured replies.  SEED.
+MODE=simple negotiates no structured replies; raw-simple, raw-structured and raw-extended are raw_nbd.py's.
+LANES=N.  With DUMP=FILE, an error is expected: what was written, and
+what was under way, goes to FILE (live.verify_dump reads it), and the status is 3.  SEED.
 """
 
 import os
+import pickle
 import random
 import select
 import sys
@@ -24,11 +27,16 @@ import time
 
 import nbd
 
+import raw_nbd
+
 uri, begin, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 seed = os.environ.get("SEED", "0")
 rng = random.Random("%s:%s:%d" % (seed, uri, begin))
-LANES = 4
-large = 8 << 20 if os.environ.get("LIVE_LARGE") == "1" else 1 << 20
+LANES = int(os.environ.get("LANES", "4"))
+LONGEST = 32 << 20  # of a write, and of a read in one piece
+large = int(os.environ.get("LIVE_LARGE", "1")) << 20
+mode = os.environ.get("MODE", "")
+lib = raw_nbd if mode.startswith("raw-") else nbd
 
 
 def die(text):
@@ -42,10 +50,12 @@ class Lane:
         self.start, self.size = start, size
         self.model = bytearray(size)
         self.cookie = None
+        self.doubt = None  # (at, what was there) while that is being changed
 
     def choose(self, h):
         unit = 512
-        most = rng.choice((4096, 4096, 65536, 65536, 262144, large))
+        most = rng.choice((4096, 4096, 65536, 65536, 262144,
+                           large if large <= 8 << 20 or rng.random() < 0.1 else 1 << 20))
         most = min(most, self.size)
         n = rng.randrange(1, most // unit + 1) * unit
         at = rng.randrange(0, (self.size - n) // unit + 1) * unit
@@ -54,12 +64,16 @@ class Lane:
     def begin(self, h):
         what = rng.random()
         at, n = self.choose(h)
+        if what < 0.48 or mode.endswith("simple"):
+            n = min(n, LONGEST)
         fua = nbd.CMD_FLAG_FUA if rng.random() < 0.02 else 0
         self.data = None
+        if what < 0.52:
+            self.doubt = at, bytes(self.model[at:at + n])
         if what < 0.48:
-            data = rng.randbytes(512) * (n // 512)
+            data = (rng.randbytes(4093) * (n // 4093 + 1))[:n]
             self.model[at:at + n] = data
-            self.buffer = nbd.Buffer.from_bytearray(bytearray(data))
+            self.buffer = lib.Buffer.from_bytearray(bytearray(data))
             self.cookie = h.aio_pwrite(self.buffer, self.start + at, flags=fua)
         elif what < 0.52:
             self.model[at:at + n] = bytes(n)
@@ -68,7 +82,7 @@ class Lane:
             self.cookie = h.aio_flush()
         else:
             self.data = at, n
-            self.buffer = nbd.Buffer(n)
+            self.buffer = lib.Buffer(n)
             self.cookie = h.aio_pread(self.buffer, self.start + at)
         self.since = time.monotonic()
 
@@ -76,7 +90,7 @@ class Lane:
         """Whether what was begun is done."""
         if not h.aio_command_completed(self.cookie):
             return False
-        self.cookie = None
+        self.cookie = self.doubt = None
         if self.data:
             at, n = self.data
             self.verify(at, self.buffer.to_bytearray()[:n])
@@ -91,21 +105,30 @@ class Lane:
             % (self.start + at + i, found[i], expected[i], len(found), self.start + at))
 
 
+def dump(lanes):
+    with open(os.environ["DUMP"], "wb") as f:
+        pickle.dump([(lane.start, bytes(lane.model), lane.doubt) for lane in lanes], f)
+    sys.exit(3)
+
+
 def report(name, times):
     times.sort()
     pick = lambda p: times[min(len(times) - 1, int(len(times) * p))] * 1000 if times else 0
     print("%s %d %.3f %.3f %.3f" % (name, len(times), pick(0.5), pick(0.99), pick(1.0)), flush=True)
 
 
-def main():
-    h = nbd.NBD()
-    if os.environ.get("MODE") == "simple":
-        h.set_request_structured_replies(False)
+def main(lanes):
+    if lib is raw_nbd:
+        h = raw_nbd.NBD(mode[4:], rng)
     else:
+        h = nbd.NBD()
+    if mode == "simple":
+        h.set_request_structured_replies(False)
+    elif lib is nbd:
         h.add_meta_context("base:allocation")
     h.connect_uri(uri)
     size = length // LANES // 4096 * 4096
-    lanes = [Lane(begin + i * size, size) for i in range(LANES)]
+    lanes += [Lane(begin + i * size, size) for i in range(LANES)]
     for lane in lanes:
         h.zero(lane.size, lane.start)
     total, times = 0, []
@@ -120,8 +143,8 @@ def main():
                 times.append(time.monotonic() - lane.since)
                 total += 1
         if h.aio_is_dead() or h.aio_is_closed():
-            die("disconnected")
-        if total % 64 == 0 and os.environ.get("MODE") != "simple":
+            raise nbd.Error("disconnected", 0)
+        if total % 64 == 0 and not mode.endswith("simple"):
             covered = []
             h.block_status(65536, lanes[0].start, lambda name, at, list, error: covered.extend(list) or 0)
             if not covered:
@@ -146,7 +169,10 @@ def main():
     print("end %d" % total, flush=True)
 
 
+lanes = []
 try:
-    main()
-except nbd.Error as e:
+    main(lanes)
+except (nbd.Error, raw_nbd.Error, ConnectionError) as e:
+    if lanes and "DUMP" in os.environ:
+        dump(lanes)
     die(str(e))

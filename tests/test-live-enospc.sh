@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 #
 # --on-enospc=wait: writes that meet a full disk wait for room, whoever makes it, and go on; what
-# needs none goes on meanwhile; and what waits ends well when its client, its time or the server does.
+# needs none goes on meanwhile, but no takeover begins; and what waits ends well when its client, its
+# time or the server does.
 
 . "${SRCDIR:-$(dirname "$0")}/functions.sh"
 FRONTEND=nbdcow
@@ -182,6 +183,9 @@ start_server small/disk.qcow2 arg=--on-enospc=wait "arg=--control=$tmp/control"
 start_client wait 0 200
 expect_client written
 wait_for 60 waits || fail "nothing waits: $(cat "$SERVER_LOG")"
+timeout 60 "$NBDCOW" --takeover "$tmp/control" -t small/disk.qcow2 2>taken.log &&
+  fail "taken over while writes wait"
+grep -q 'writes wait for space' taken.log || fail "a takeover while writes wait: $(cat taken.log)"
 echo go >&3
 expect_client alive
 # Told that there is room, when there is none: they wait on.

@@ -61,7 +61,7 @@ try EPERM fork
 try ENOSYS clone-newnet
 try EPERM mmap-exec
 try EPERM mprotect-exec
-for action in io_uring signal tgkill tiocsti fcntl-setown setrlimit prlimit-other prctl-dumpable prctl-keepcaps; do
+for action in io_uring signal tgkill end-other tiocsti fcntl-setown setrlimit prlimit-other prctl-dumpable prctl-keepcaps; do
   try ENOSYS $action
 done
 for action in socket-inet socket-unix socket-unix-datagram socket-packet socketpair-datagram setsockopt-filter \
@@ -154,6 +154,14 @@ if [ "$(id -u)" = 0 ] && command -v unshare >/dev/null 2>&1 && unshare -m true 2
     "$2" --want=images read-file "$1/rooms/room/file"' sh "$tmp" "$BUILDDIR/confined/sandbox" >rooms.log
   [ "$(tr '\n' ' ' <rooms.log)" = 'EACCES done ' ] || fail "a door elsewhere: $(cat rooms.log)"
 fi
+
+echo '== the process that takes over'
+try done --want=handover end-other
+try done --want=handover socket-unix
+try ENOSYS --want=handover stop-other
+try ENOSYS --want=handover signal
+try ENOSYS --want=handover tgkill
+try EACCES --want=handover read-shadow
 
 # ---- a server ------------------------------------------------------------------------------------
 

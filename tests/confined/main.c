@@ -134,6 +134,41 @@ signal_other (void)
   return kill (getppid (), 0);
 }
 
+/* A process that was there before, and goes when we do: of that it hears by a pipe, for Landlock
+ * keeps back the signals of parents that die, too. */
+static pid_t victim;
+
+static void
+make_victim (void)
+{
+  int end[2];
+  char byte;
+
+  if (pipe2 (end, O_CLOEXEC) < 0 || (victim = fork ()) != 0)
+    return;
+  close (end[1]);
+  _exit (read (end[0], &byte, 1) != 0);
+}
+
+static int
+signal_victim (int sig)
+{
+  int fd = (int)syscall (SYS_pidfd_open, victim, 0);
+  return fd < 0 ? -1 : (int)syscall (SYS_pidfd_send_signal, fd, sig, NULL, 0);
+}
+
+static int
+end_other (void)
+{
+  return signal_victim (SIGKILL);
+}
+
+static int
+stop_other (void)
+{
+  return signal_victim (SIGSTOP);
+}
+
 static int
 mount_something (void)
 {
@@ -546,6 +581,8 @@ static const struct {
   { "attach", trace },
   { "read-other", read_other },
   { "signal", signal_other },
+  { "end-other", end_other },
+  { "stop-other", stop_other },
   { "mount-tmpfs", mount_something },
   { "become-root", become_root },
   { "user-namespace", make_namespace },
@@ -622,7 +659,8 @@ act (void *unused)
 static void
 want (struct sandbox *sb, char *text)
 {
-  static const char *const names[] = { "remove", "remove-dir", "state", "read", "tell", "images" };
+  static const char *const names[] = { "remove", "remove-dir", "state",   "read",
+                                       "tell",   "images",     "handover" };
   char *path = strchr (text, ':');
 
   if (path)
@@ -661,6 +699,7 @@ main (int argc, char **argv)
     argument = argv[i + 1];
   file = open (".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
   tcp = socket (AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  make_victim ();
   sem_init (&confined, 0, 0);
   loop = ev_loop_new (EVFLAG_AUTO);
   ring_start (&ring, loop, ring_completed, NULL);
