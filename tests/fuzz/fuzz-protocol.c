@@ -3,9 +3,10 @@
  * A client's bytes, from the first one on, given to a session (session.h) in pieces, on one thread,
  * with an image in memory.
  *
- * The input begins with 16 bytes that choose the export and how the bytes are cut, both coming and
- * going.  Then come records, from which the client's bytes are put together: options and requests
- * that are well-formed but for what the record says, and bytes as they are.
+ * The input begins with 16 bytes that choose the export, how the bytes are cut, both coming and
+ * going, and how often another process goes on with the session.  Then come records, from which the
+ * client's bytes are put together: options and requests that are well-formed but for what the
+ * record says, and bytes as they are.
  *
  * The oracle: what comes back is an answer (judge.h); the session always goes on or ends; and no
  * memory is left when it has ended.
@@ -21,6 +22,7 @@
 #include "judge.h"
 #include "log.h"
 #include "nbd.h"
+#include "session-state.h"
 #include "session.h"
 #include "skeleton.h"
 
@@ -42,7 +44,8 @@ struct choice {
   uint8_t in, out; /* the longest piece: 1 << these */
   uint8_t detect;
   uint8_t limit; /* the disk is full */
-  uint8_t spare[7];
+  uint8_t spare[6];
+  uint8_t handover; /* not after so many turns on average, and then after one; 0: never */
 };
 
 enum choice_bits {
@@ -442,6 +445,50 @@ check_memory (const struct wire *w)
     broken ("%zu bytes of memory for one client", w->shard.cache.outstanding);
 }
 
+/* What has been received and not been carried out, as it is handed over, is what the client sent:
+ * but for a flag, that a client may have left out. */
+static void
+check_unread (const struct wire *w, const struct saved_session *saved)
+{
+  if (saved->unread > w->sent)
+    broken ("%zu bytes are handed over, of %zu", saved->unread, w->sent);
+  const uint8_t *sent = w->client->data + w->sent - saved->unread;
+  for (size_t i = 0; i < saved->unread; ++i)
+    if (sent[i] != saved->bytes[i] && (i != offsetof (struct nbd_extended_request, flags) + 1 ||
+                                       (sent[i] ^ saved->bytes[i]) != NBD_CMD_FLAG_PAYLOAD_LEN))
+      broken ("byte %zu of %zu that are handed over is not the client's", i, saved->unread);
+}
+
+/* Another process goes on (takeover.h): all that it knows is what is saved. */
+static void
+hand_over (struct wire *w)
+{
+  struct saved_session saved, taken;
+  struct q_error err = { "" };
+  size_t unsent = w->s.out.bytes;
+
+  if (w->s.dropped)
+    return;
+  if (session_save (&w->s, w->client->data + w->held_from, w->sent - w->held_from, &saved, &err) <
+      0)
+    broken ("a session cannot be saved: %s", err.text);
+  check_unread (w, &saved);
+  char *text = json_dumps (saved.state, JSON_COMPACT);
+  json_t *state = json_loads (text, 0, NULL);
+  session_destroy (&w->s);
+  if (saved_session_check (w->shard.exports, state, saved.bytes, saved.unread + saved.unsent,
+                           &taken, &err) < 0)
+    broken ("%s: %s", err.text, text);
+  saved.bytes = NULL;
+  if (session_restore (&w->s, &w->shard, notify, 0, &taken) < 0 || w->s.out.bytes != unsent)
+    broken ("a session cannot be restored: %s", text);
+  w->held_from = w->sent - taken.unread;
+  saved_session_free (&saved);
+  saved_session_free (&taken);
+  json_decref (state);
+  free (text);
+}
+
 /* Until the session has ended. */
 static void
 run (struct wire *w)
@@ -476,6 +523,8 @@ run (struct wire *w)
     shard_submit (&w->shard);
     shard_complete (&w->shard);
     check_memory (w);
+    if (w->c->handover > 0 && random_below (&w->random, w->c->handover + 1u) == 0)
+      hand_over (w);
     if ((w->c->bits & STOPPING) && turn == 3)
       w->shard.stopping = true;
     if (((w->c->bits & EOF_EARLY) && turn == 40) || w->moved > MAX_MOVED) {
@@ -549,9 +598,11 @@ fuzz_seeds (fuzz_emit emit, void *opaque)
   char name[64];
 
   for (unsigned start = 0; start < STARTS; ++start)
-    for (unsigned i = 0; i < N_IMAGES; ++i) {
+    for (unsigned k = 0; k < 2 * N_IMAGES; ++k) {
+      unsigned i = k % N_IMAGES;
       struct choice c = { .start = (uint8_t)start,
                           .image = (uint8_t)i,
+                          .handover = (uint8_t)(k / N_IMAGES),
                           .bits = (uint8_t)(i == 0   ? RESIZABLE
                                             : i == 2 ? COMPRESS
                                                      : 0),
@@ -563,23 +614,26 @@ fuzz_seeds (fuzz_emit emit, void *opaque)
 
       memcpy (input, &c, sizeof c);
       memcpy (input + sizeof c, p, n);
-      snprintf (name, sizeof name, "start%u-%s", start, image_names[i]);
+      snprintf (name, sizeof name, "start%u-%s%s", start, image_names[i],
+                c.handover ? "-handed" : "");
       emit (opaque, name, input, sizeof c + n);
     }
   /* A write of 6 MiB, which is taken in in pieces, and one that is compressed. */
-  for (unsigned i = 0; i < 4; ++i) {
+  for (unsigned k = 0; k < 8; ++k) {
+    unsigned i = k % 4;
     static const uint8_t writes[] = { 6, 1, 0, 7, 0, 1, 163, 6, 6, 0, 0, 0, 0, 1, 0, 8 };
     struct choice c = { .start = (uint8_t)(EXPORT_NAME + i % 3),
                         .image = i < 3 ? 5 : 2,
                         .bits = i < 3 ? 0 : COMPRESS,
                         .in = 17,
-                        .out = 17 };
+                        .out = 17,
+                        .handover = (uint8_t)(k / 4) };
 
     memcpy (input, &c, sizeof c);
     memcpy (input + sizeof c, writes, sizeof writes);
     if (i == 3)
       input[sizeof c + 6] = 3 | 15 << 3, input[sizeof c + 7] = 1; /* 32 KiB */
-    snprintf (name, sizeof name, "long%u", i);
+    snprintf (name, sizeof name, "long%u%s", i, c.handover ? "-handed" : "");
     emit (opaque, name, input, sizeof c + sizeof writes);
   }
 }
