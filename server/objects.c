@@ -218,7 +218,7 @@ objects_add (struct objects *set, const char *text, struct q_error *err)
 const struct object *
 objects_find (const struct objects *set, const char *id)
 {
-  const struct object *o = set->first;
+  const struct object *o = set ? set->first : NULL;
 
   while (o && strcmp (o->id, id) != 0)
     o = o->next;

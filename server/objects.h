@@ -70,6 +70,7 @@ struct objects {
 
 /* TEXT is the value of --object.  Returns 0 or -errno. */
 int objects_add (struct objects *set, const char *text, struct q_error *err);
+/* SET may be NULL. */
 const struct object *objects_find (const struct objects *set, const char *id);
 /* For SET, read from a configuration that is to take the place of the one that OLD, loaded, is
  * from: gives secrets of the same settings their values.  Everything else than secrets has to be

@@ -287,7 +287,10 @@ crypt_extent (struct q_file *f, uint64_t offset, uint64_t *end, bool *is_hole)
 static int
 crypt_prefetch (struct q_file *f, uint64_t offset, uint64_t len)
 {
-  return q_file_prefetch (crypt_of (f)->below, offset, len);
+  struct q_file *below = crypt_of (f)->below;
+
+  /* A data file may not have been opened. */
+  return below ? q_file_prefetch (below, offset, len) : -ENXIO;
 }
 
 static void

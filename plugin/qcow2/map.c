@@ -364,10 +364,9 @@ q_prefetch (struct q_image *img, uint64_t offset, uint64_t len)
     if (n < 0)
       r = n;
     for (int i = 0; i < n; ++i) {
-      if (e[i].kind == Q_DATA && e[i].file) /* a data file may not have been opened */
-        q_file_prefetch (e[i].file, e[i].host, e[i].len);
-      else if (e[i].kind == Q_COMPRESSED)
-        q_file_prefetch (e[i].file, e[i].host, e[i].csize);
+      /* A data file may not have been opened. */
+      if (e[i].file && (e[i].kind == Q_DATA || e[i].kind == Q_COMPRESSED))
+        q_file_prefetch (e[i].file, e[i].host, e[i].kind == Q_DATA ? e[i].len : e[i].csize);
       offset += e[i].len;
       len -= e[i].len;
     }
