@@ -9,8 +9,34 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "export.h"
+
+bool
+export_keep_chain (struct export *x, const struct export_options *opts)
+{
+  const struct source *s = &opts->source;
+
+  if (opts->base || opts->throw_away || (!s->data_file && s->open.n_layers == 0))
+    return true;
+  x->chain = malloc (sizeof *x->chain);
+  if (!x->chain || source_copy (x->chain, s) < 0) {
+    free (x->chain);
+    x->chain = NULL;
+    return false;
+  }
+  source_forget_keys (x->chain);
+  return true;
+}
+
+void
+export_forget_chain (struct export *x)
+{
+  if (x->chain)
+    source_free (x->chain);
+  free (x->chain);
+}
 
 int
 export_view (struct export_options *opts, struct q_error *err)
@@ -30,10 +56,9 @@ export_view (struct export_options *opts, struct q_error *err)
   /* Copied, like everything else, by whoever opens it. */
   s->filename = (char *)q_filename (base->img);
   s->slice = base->slice;
-  s->data_file = NULL;
+  source_borrow_chain (s, base->chain);
   s->write_through = s->compress = false;
   s->detect_zeroes = DETECT_ZEROES_OFF;
-  s->open.data_file = NULL;
   s->open.format = q_image_format (base->img);
   s->open.cache = base->direct ? Q_CACHE_DIRECT : Q_CACHE_BUFFERED;
   s->open.backing = base->backing;

@@ -28,6 +28,7 @@ export_free (struct export *x)
   if (!x)
     return;
   slice_free (x->slice);
+  export_forget_chain (x);
   stats_free (x->stats);
   free (x->name);
   free (x->description);
@@ -55,7 +56,8 @@ export_new (struct exports *set, const struct export_options *opts)
   x->name = strdup (opts->name);
   x->description = opts->description ? strdup (opts->description) : NULL;
   x->settings = export_settings (opts);
-  if (!x->stats || !x->name || (opts->description && !x->description) || !x->settings) {
+  if (!x->stats || !x->name || (opts->description && !x->description) || !x->settings ||
+      !export_keep_chain (x, opts)) {
     export_free (x);
     return NULL;
   }

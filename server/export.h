@@ -102,7 +102,8 @@ struct export
   struct watermark *watermark; /* watermark.h; NULL: nothing is allocated */
   struct room *room;           /* room.h; NULL: a full disk is an error */
 
-  struct slice *slice; /* what the image's file is opened through; may be NULL */
+  struct slice *slice;  /* what the image's file is opened through; may be NULL */
+  struct source *chain; /* export_keep_chain; NULL: nothing was said of its layers */
 
   /* Flushes that wait for the one under way to end: the next flush does for all of them. */
   pthread_mutex_t flush_lock;
@@ -231,6 +232,10 @@ int export_snapshot_delete (struct export *x, const char *name_or_id, struct q_e
 /* Views (export-view.c).  Of options with a base: what follows from that, and what is not for a
  * view is off. */
 int export_view (struct export_options *opts, struct q_error *err);
+/* What the user says of the layers of X's image, for views that open it again.  False: out of
+ * memory. */
+bool export_keep_chain (struct export *x, const struct export_options *opts);
+void export_forget_chain (struct export *x);
 /* Whether X's image is that of its base, and the export that has it open. */
 bool export_borrows (const struct export *x);
 const struct export *export_node (const struct export *x);

@@ -248,6 +248,29 @@ source_copy (struct source *to, const struct source *from)
   return -ENOMEM;
 }
 
+void
+source_forget_keys (struct source *s)
+{
+  s->open.secret = NULL;
+  s->objects = NULL;
+  for (unsigned i = 0; i < SOURCE_LAYERS; i++)
+    s->layers[i].secret = NULL;
+}
+
+void
+source_borrow_chain (struct source *s, const struct source *from)
+{
+  static const struct source nothing = { .filename = NULL };
+
+  from = from ? from : &nothing;
+  memcpy (s->layers, from->layers, sizeof s->layers);
+  memcpy (s->below, from->below, sizeof s->below);
+  s->open.layers = s->layers;
+  s->open.n_layers = from->open.n_layers;
+  s->data_file = from->data_file;
+  s->open.data_file = from->data_file;
+}
+
 int
 source_push (struct source *s, char *filename, enum q_format format)
 {

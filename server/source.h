@@ -83,6 +83,11 @@ bool source_names_layers (const struct source *s);
  * backing file.  -E2BIG. */
 int source_push (struct source *s, char *filename, enum q_format format);
 int source_copy (struct source *to, const struct source *from);
+/* Its keys, which are somebody else's, are not looked at any more. */
+void source_forget_keys (struct source *s);
+/* What is said of FROM's layers and its data file is said of those of S, which has the strings on
+ * loan; FROM may be NULL: nothing is. */
+void source_borrow_chain (struct source *s, const struct source *from);
 void source_free (struct source *s);
 
 #endif /* SOURCE_H */

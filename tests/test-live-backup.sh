@@ -19,6 +19,12 @@ export ROUNDS
 
 qemu-img create -q -f qcow2 a.qcow2 64M
 qemu-img create -q -f qcow2 other.qcow2 1M
+for i in 1 2; do
+  qemu-img create -q -f raw base$i.raw 1M
+  qemu-io -f raw -c "write -q -P $i 0 1M" base$i.raw
+done
+qemu-img create -q -f qcow2 -b base1.raw -F raw top.qcow2
+qemu-img snapshot -c s0 top.qcow2
 start_server a.qcow2 "arg=--control=$tmp/control" "arg=--export=name=other,file=other.qcow2"
 
 echo "== backups beside a writer"
@@ -147,6 +153,18 @@ assert "name that" in c.refuses("block-export-add", add, id="again", node_name="
 c.execute("block-export-add", add, id="old", load_snapshot="s0")
 assert "name that" in c.refuses("block-export-add", add, id="again", node_name="old")[1]
 c.execute("block-export-del", id="old")
+
+# Of an image with another backing file than it records, that one is below the snapshot as well.
+c.execute("block-export-add", type="nbd", id="top", file=
+          {"driver": "qcow2", "file": {"driver": "file", "filename": "top.qcow2"},
+           "backing": {"driver": "raw", "file": {"driver": "file", "filename": "base2.raw"}}})
+c.execute("block-export-add", add, id="old", node_name="top", load_snapshot="s0")
+for name in "top", "old":
+    h = connect(name)
+    assert h.pread(512, 0) == b"\2" * 512, name
+    h.shutdown()
+c.execute("block-export-del", id="top", mode="hard")
+assert {x["id"] for x in c.execute("query-block-exports")} == {"", "other", "view", "part"}
 x = {x["id"]: x for x in c.execute("query-block-exports")}
 assert x["view"]["node-name"] == "" and not x["view"]["writable"] and x["view"]["description"] == "seen", x
 assert set(n["node-name"] for n in c.execute("query-named-block-nodes")) == {"", "other"}
