@@ -27,6 +27,7 @@ struct descent {
   uint64_t file_offset, file_size; /* ... and, below the format, of the file */
   bool raw, qcow2;                 /* nodes of that kind were seen */
   bool unlocked;
+  bool data; /* the file is no image: it has no format */
   unsigned depth;
 };
 
@@ -152,7 +153,11 @@ take_data_file (struct descent *d, struct members *m, json_t *node)
 {
   struct source ignored = *d->source;
   struct descent f = {
-    .source = d->source, .settings = &ignored, .size = SOURCE_TO_END, .file_size = SOURCE_TO_END
+    .source = d->source,
+    .settings = &ignored,
+    .size = SOURCE_TO_END,
+    .file_size = SOURCE_TO_END,
+    .data = true,
   };
   struct q_error err = { "" };
 
@@ -163,7 +168,7 @@ take_data_file (struct descent *d, struct members *m, json_t *node)
   }
   if (take_node (&f, node, "data-file", &err) < 0)
     members_fail (m, "%s", err.text);
-  else if (f.qcow2 || is_part (f.offset, f.size))
+  else if (is_part (f.offset, f.size))
     members_fail (m, "data-file: the driver file or host_device is wanted, or raw without offset "
                      "and size");
   else if (f.unlocked)
@@ -280,7 +285,7 @@ take_node (struct descent *d, json_t *node, const char *what, struct q_error *er
   file = members_get (&m, "file");
   if (!driver) {
     /* The format is to be found out. */
-    if (!d->qcow2)
+    if (!d->qcow2 && !d->data)
       take_qcow2_settings (d, &m, what, err);
   } else if (strcmp (driver, "compress") == 0)
     d->settings->compress = true;
@@ -289,6 +294,8 @@ take_node (struct descent *d, json_t *node, const char *what, struct q_error *er
   else if (strcmp (driver, "qcow2") != 0)
     members_fail (&m, "driver=%.100s: one of qcow2, raw, compress, file and host_device is wanted",
                   driver);
+  else if (d->data)
+    members_fail (&m, "driver=qcow2: file, host_device or raw is wanted");
   else if (d->qcow2)
     members_fail (&m, "a qcow2 node over another one is not supported");
   else {

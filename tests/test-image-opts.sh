@@ -186,6 +186,16 @@ shows '0 0 0x44' --image-opts $top,backing=
 shows '0x77 0 0x44' --image-opts $top,backing.driver=file,backing.filename=other.raw
 shows '0 0x33 0x44' --image-opts $deep,backing.backing=
 
+# What is said of a data file is not said of the image; what is said of a file that there is not is not ignored.
+for bad in backing= driver=qcow2 l2-cache-size=1M data-file.filename=first.data; do
+  refuses --image-opts driver=qcow2,file.filename=ext.qcow2,data-file.file.filename=second.data,data-file.$bad
+  grep -q data-file bad.out || fail "data-file.$bad: $(cat bad.out)"
+done
+refuses --image-opts $lone,backing.backing.driver=raw,backing.backing.file.filename=other.raw
+grep -q other.raw bad.out || fail "backing.backing of an image without any: $(cat bad.out)"
+refuses --image-opts $top,backing.backing.driver=raw,backing.backing.file.filename=other.raw
+grep -q other.raw bad.out || fail "backing.backing of an image over a raw one: $(cat bad.out)"
+
 # The same of each export, and after a reload what was not changed goes on.
 refuses --export "name=a,file.driver=qcow2,file.file.filename=top.qcow2,file.backing=x"
 grep -q 'no named nodes' bad.out || fail "named nodes: $(cat bad.out)"

@@ -408,16 +408,20 @@ open_layer (struct q_image **layer, const char *filename, enum q_format format, 
 
 /* ---- the chain ------------------------------------------------------------------------------ */
 
-/* What is said of a backing file must be said of one. */
+/* What is said of a backing file, or of what is below that, must be said of one. */
 static int
 check_said (const struct q_image *img, unsigned depth, const struct q_open_options *opts,
             struct q_error *err)
 {
-  const struct q_layer *said = said_of (opts, depth + 1);
-  const char *name = said->filename ? said->filename : "one";
+  const struct q_layer *said = NULL;
 
-  if (!said->filename && said->format == Q_FORMAT_AUTO && !said->data_file)
+  for (unsigned i = depth + 1; i < opts->n_layers && !said; i++)
+    if (opts->layers[i].filename || opts->layers[i].format != Q_FORMAT_AUTO ||
+        opts->layers[i].data_file)
+      said = &opts->layers[i];
+  if (!said)
     return 0;
+  const char *name = said->filename ? said->filename : "one";
   if (img->format != Q_FORMAT_QCOW2)
     return q_fail (err, -EINVAL, "%s: is raw and has no backing file, but %s is described",
                    img->filename, name);
@@ -427,8 +431,8 @@ check_said (const struct q_image *img, unsigned depth, const struct q_open_optio
                    img->filename, name);
   if (!goes_on (img, depth, opts))
     return q_fail (err, -EINVAL,
-                   "%s: no backing file of it is opened, but one is described without a name",
-                   img->filename);
+                   "%s: no backing file of it is opened, but %s is described below it",
+                   img->filename, name);
   return 0;
 }
 
