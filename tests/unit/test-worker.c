@@ -284,14 +284,61 @@ test_edges (void **state)
   finish (p, &st, 0);
 }
 
+#define TURNS 1000
+
+struct turns {
+  struct job job;
+  struct pool *pool;
+  unsigned taken, depth, deepest;
+  struct mailbox home;
+};
+
+/* Goes to the end of the queue until it has had all its turns. */
+static void
+take_turn (struct job *j)
+{
+  struct turns *t = (struct turns *)j;
+  struct batch rest = { NULL };
+
+  if (++t->depth > t->deepest)
+    t->deepest = t->depth;
+  if (++t->taken < TURNS) {
+    batch_add (&rest, j);
+    pool_submit (t->pool, &rest);
+  }
+  t->depth--;
+}
+
+/* No thread can be had: whoever submits runs a job that takes turns without calling itself. */
+static void
+test_no_threads (void **state)
+{
+  struct turns t = { .job = { .run = take_turn }, .pool = pool_new (2) };
+  struct batch b = { NULL };
+  pthread_attr_t before, huge;
+
+  (void)state;
+  assert_int_equal (pthread_getattr_default_np (&before), 0);
+  assert_int_equal (pthread_getattr_default_np (&huge), 0);
+  assert_int_equal (pthread_attr_setstacksize (&huge, (size_t)1 << 47), 0);
+  assert_int_equal (pthread_setattr_default_np (&huge), 0);
+  batch_add (&b, &t.job);
+  pool_submit (t.pool, &b);
+  assert_int_equal (pthread_setattr_default_np (&before), 0);
+  assert_int_equal (t.taken, TURNS);
+  assert_int_equal (t.deepest, 1);
+  pthread_attr_destroy (&before);
+  pthread_attr_destroy (&huge);
+  pool_free (t.pool);
+}
+
 int
 main (void)
 {
   const struct CMUnitTest tests[] = {
-    cmocka_unit_test (test_alone),
-    cmocka_unit_test (test_left),
-    cmocka_unit_test (test_turns),
-    cmocka_unit_test (test_edges),
+    cmocka_unit_test (test_alone),      cmocka_unit_test (test_left),
+    cmocka_unit_test (test_turns),      cmocka_unit_test (test_edges),
+    cmocka_unit_test (test_no_threads),
   };
   return cmocka_run_group_tests (tests, NULL, NULL);
 }
