@@ -439,7 +439,7 @@ listener_uri (const struct listener *l, const char *export_name, bool tls)
 uint64_t
 peer_identity (int fd)
 {
-  enum { PROCESS = 1, MACHINE, IPV4 }; /* no IPv6 network begins like this */
+  enum { PROCESS = 1, MACHINE, IPV4, LINK = 0xfe }; /* no other IPv6 network begins like this */
   union address addr = { .storage = { 0 } };
   socklen_t len = sizeof addr;
   struct ucred cred = { 0 };
@@ -462,7 +462,7 @@ peer_identity (int fd)
       return (uint64_t)IPV4 << 56 | v6[3];
     /* On a link, and on this host, it is the other half that tells them apart. */
     if (IN6_IS_ADDR_LINKLOCAL (&addr.in6.sin6_addr) || IN6_IS_ADDR_LOOPBACK (&addr.in6.sin6_addr))
-      return (uint64_t)be32toh (v6[2]) << 32 | be32toh (v6[3]);
+      return (uint64_t)LINK << 56 | (uint64_t)(be32toh (v6[2]) & 0xffffff) << 32 | be32toh (v6[3]);
     return (uint64_t)be32toh (v6[0]) << 32 | be32toh (v6[1]);
   default:
     return 0;
