@@ -270,6 +270,24 @@ img_forget_secrets (void)
   key = NULL;
 }
 
+/* FILENAME (may be NULL) by NBD, if that is what it is. */
+static int
+open_by_nbd (const char *filename, const struct slice *slice, const struct q_file_opener **opener,
+             struct q_error *err)
+{
+  if (!filename || !img_is_nbd (filename))
+    return 0;
+  if (slice) {
+    snprintf (err->text, sizeof err->text,
+              "%s: offset and size below a format are for local files: let the server export the "
+              "part",
+              filename);
+    return -ENOTSUP;
+  }
+  *opener = &img_nbd_opener;
+  return 0;
+}
+
 /* The image's name, in whatever way it was written by the user; what an image says is a path. */
 static bool
 find_file (const struct img_spec *spec, struct source *s)
@@ -291,11 +309,10 @@ find_file (const struct img_spec *spec, struct source *s)
     r = tree ? source_from_tree (s, tree, "--image-opts", &err) : -EINVAL;
     json_decref (tree);
   }
-  if (r == 0 && img_is_nbd (s->filename))
-    s->open.opener = &img_nbd_opener;
+  if (r == 0)
+    r = open_by_nbd (s->filename, s->slice, &s->open.opener, &err);
   for (unsigned i = 1; r == 0 && i < s->open.n_layers; i++)
-    if (s->below[i].filename && img_is_nbd (s->below[i].filename))
-      s->layers[i].opener = &img_nbd_opener;
+    r = open_by_nbd (s->below[i].filename, s->below[i].slice, &s->layers[i].opener, &err);
   if (r < 0)
     img_error ("%s", err.text);
   return r == 0 && take_part (s, spec->name);
