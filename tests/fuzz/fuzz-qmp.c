@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * The control socket: up to three clients that send whatever they like to the real thing
- * (server/control.c) on an event loop of this thread, about exports of images in memory.
+ * (server/control/control.c) on an event loop of this thread, about exports of images in memory.
  *
  * The input begins with 8 bytes that choose the image, how bytes are cut, and whether what follows
  * is what a client sends as it is (PLAIN), or records: commands (qmp-words.h), bytes as they are,

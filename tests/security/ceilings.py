@@ -315,7 +315,7 @@ def luks():
     return None
 
 
-# struct q_state_header (plugin/qcow2/state.h), of which these are named.
+# struct q_state_header (plugin/qcow2/state/state.h), of which these are named.
 STATE_CLUSTER_BITS, STATE_SLOTS, STATE_BYTES = (12, "<I"), (20, "<I"), (56, "<Q")
 
 

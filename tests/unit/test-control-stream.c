@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Finding JSON values in a stream (server/control-stream.h): whatever the pieces it comes in, what
- * is found is the same; what is broken is said once, and what follows is understood.
+ * Finding JSON values in a stream (server/control/control-stream.h): whatever the pieces it comes
+ * in, what is found is the same; what is broken is said once, and what follows is understood.
  */
 
 #include "unit.h"

@@ -6,7 +6,7 @@
 #include "unit.h"
 
 /* Its times are its own. */
-#include "../../server/room.c"
+#include "../../server/export/room.c"
 
 #define SECOND (1000 * MS)
 
