@@ -158,6 +158,7 @@ ROWS = {
     "convert-qcow2-qcow2": Row(["convert", "-f", "qcow2", "-O", "qcow2", "@plain", "@out"], plain_source, ways=WAYS, target="out"),
     "convert-raw-qcow2": Row(["convert", "-f", "raw", "-O", "qcow2", "@raw", "@out"], raw_source, ways=WAYS, target="out"),
     "convert-qcow2-raw": Row(["convert", "-f", "qcow2", "-O", "raw", "@plain", "@out"], plain_source, ways=WAYS, target="out"),
+    "convert-raw-raw": Row(["convert", "-f", "raw", "-O", "raw", "@raw", "@out"], raw_source, ways=WAYS, target="out"),
     "convert-zlib": Row(["convert", "-c", "-f", "raw", "-O", "qcow2", "@text", "@out"], lambda c: words("text", 256 << 20),
                         ways=WAYS, wanted=1.5, target="out"),
     "convert-zstd": Row(["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd", "@text", "@out"],
