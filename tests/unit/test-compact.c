@@ -328,6 +328,38 @@ test_faults (void **state)
   fail_each (MEM_SYNC, -EIO);
 }
 
+/* No room for a few calls, whichever: it ends well, or says that there was none.  What it may not
+ * do is to try again what it has done, and take that for somebody else's. */
+static void
+test_room_again (void **state)
+{
+  (void)state;
+  for (unsigned times = 1; times <= 6; times++) {
+    bool failed = true;
+
+    for (unsigned n = 0; failed; n++) {
+      struct fixture f;
+      struct q_compact_result result;
+      int r;
+
+      unit_init (&f);
+      make_fragmented (&f, 9);
+      f.fail_kind = MEM_WRITE;
+      f.fail_after = n;
+      f.fail_times = times;
+      f.fail_with = -ENOSPC;
+      r = compact (&f, &result);
+      failed = f.fail_with == 0;
+      f.fail_with = 0;
+      assert_int_equal (r < 0 ? r : -ENOSPC, -ENOSPC);
+      no_corruption (&f);
+      expect_contents (&f, 512);
+      unit_done (&f);
+      assert_true (n < 2000);
+    }
+  }
+}
+
 static void
 test_refused (void **state)
 {
@@ -441,10 +473,10 @@ int
 main (void)
 {
   const struct CMUnitTest tests[] = {
-    cmocka_unit_test (test_gain),          cmocka_unit_test (test_crash),
-    cmocka_unit_test (test_power_cuts),    cmocka_unit_test (test_faults),
-    cmocka_unit_test (test_refused),       cmocka_unit_test (test_odd_names),
-    cmocka_unit_test (test_longest_piece),
+    cmocka_unit_test (test_gain),       cmocka_unit_test (test_crash),
+    cmocka_unit_test (test_power_cuts), cmocka_unit_test (test_faults),
+    cmocka_unit_test (test_room_again), cmocka_unit_test (test_refused),
+    cmocka_unit_test (test_odd_names),  cmocka_unit_test (test_longest_piece),
   };
 
   return cmocka_run_group_tests (tests, NULL, NULL);

@@ -54,6 +54,7 @@ before (void *opaque, const struct mem_call *call, uint64_t *partial)
 {
   struct fixture *f = opaque;
   bool grows = call->kind == MEM_WRITE || call->kind == MEM_ALLOCATE;
+  int error;
 
   (void)partial;
   atomic_fetch_add (&f->calls[call->kind], 1);
@@ -65,7 +66,10 @@ before (void *opaque, const struct mem_call *call, uint64_t *partial)
     --f->fail_after;
     return 0;
   }
-  return f->fail_with;
+  error = f->fail_with;
+  if (f->fail_times > 0 && --f->fail_times == 0)
+    f->fail_with = 0;
+  return error;
 }
 
 void

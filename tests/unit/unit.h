@@ -30,10 +30,11 @@ struct fixture {
   struct mem_store store;
   struct mem_tap tap; /* of every file made with unit_create and unit_raw */
   _Atomic unsigned calls[MEM_KINDS];
-  /* Faults: the calls of FAIL_KIND from the (FAIL_AFTER + 1)st on answer FAIL_WITH. */
+  /* Faults: the calls of FAIL_KIND from the (FAIL_AFTER + 1)st on answer FAIL_WITH; FAIL_TIMES of
+   * them, or if that is 0 all, and then FAIL_WITH is 0 again. */
   enum mem_kind fail_kind;
   int fail_with;
-  unsigned fail_after;
+  unsigned fail_after, fail_times;
   uint64_t full_at; /* writing and allocating past this answers -ENOSPC; 0: never */
   struct q_open_options opts;
   struct q_error err;

@@ -278,6 +278,8 @@ q_compact_vacate (struct compaction *k, uint64_t cluster, uint64_t count)
 bool
 q_compact_tighten (struct compaction *k)
 {
+  if (k->torn) /* some words of the batch may have followed: it cannot be planned again */
+    return false;
   if (k->tight) {
     k->batch /= 2;
     return k->batch >> k->c.img->cluster_bits > 0;
@@ -391,11 +393,16 @@ perform (struct compaction *k)
     r = redirect_all (k, &k->move[redirected++], redirect);
   if (r == 0)
     r = q_file_sync (f);
-  if (r < 0)
+  if (r < 0) {
     go_back (k, redirected);
-  for (size_t i = 0; r == 0 && i < k->n_moves; i++) {
+    k->n_moves = 0;
+  }
+  for (size_t i = 0; i < k->n_moves; i++) {
     q_compact_release (k, k->move[i].from, 1, k->move[i].n);
-    r = q_compact_settle (k, k->move[i].from, 1);
+
+    int r2 = q_compact_settle (k, k->move[i].from, 1);
+
+    r = r == 0 ? r2 : r;
     k->res->moved++;
   }
   if (r == 0 && k->tight)
