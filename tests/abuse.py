@@ -8,95 +8,17 @@
 # The server has the exports "disk" (the good client's), "many" (fragmented), "deep" (a long chain) and
 # "wipe" (to be zeroed), offers TLS, and bounds handshakes.
 
-import multiprocessing, os, random, resource, select, socket, struct, sys, time
+import multiprocessing, os, random, resource, socket, struct, sys, time
 
 import nbd
+
+import rawnbd
+from rawnbd import *
 
 SOCKET, PID, SECONDS = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 SEED = int(os.environ.get("SEED", "1"))
 
-READ, WRITE, DISC, FLUSH, TRIM, CACHE, ZEROES, STATUS = range(8)
-OPT_EXPORT_NAME, OPT_LIST, OPT_STARTTLS, OPT_GO, OPT_STRUCTURED, OPT_SET_META = 1, 3, 5, 7, 8, 10
-
-
-# ---- raw clients ----------------------------------------------------------------------------------
-
-def connect():
-    s = socket.socket(socket.AF_UNIX)
-    s.settimeout(30)
-    s.connect(SOCKET)
-    return s
-
-
-def exactly(s, n):
-    data = b""
-    while len(data) < n:
-        more = s.recv(n - len(data))
-        if not more:
-            raise ConnectionError("the server has hung up")
-        data += more
-    return data
-
-
-def greeted():
-    s = connect()
-    exactly(s, 18)
-    s.sendall(struct.pack(">I", 3))
-    return s
-
-
-def option(s, number, data=b""):
-    s.sendall(struct.pack(">8sII", b"IHAVEOPT", number, len(data)) + data)
-
-
-def answer(s):
-    while True:
-        _, _, kind, length = struct.unpack(">QIII", exactly(s, 20))
-        exactly(s, length)
-        if kind == 1 or kind & 0x80000000:
-            return kind
-
-
-def name(text):
-    return struct.pack(">I", len(text)) + text
-
-
-def in_transmission(export, status=False):
-    s = greeted()
-    if status:
-        option(s, OPT_STRUCTURED)
-        answer(s)
-        option(s, OPT_SET_META, name(export) + struct.pack(">I", 1) + name(b"base:allocation"))
-        answer(s)
-    option(s, OPT_GO, name(export) + struct.pack(">H", 0))
-    if answer(s) != 1:
-        raise ConnectionError("no export " + export.decode())
-    return s
-
-
-def request(kind, offset, length, flags=0):
-    return struct.pack(">IHHQQI", 0x25609513, flags, kind, random.getrandbits(64), offset, length)
-
-
-def stuff(s, data):
-    """Sends what the socket takes."""
-    s.setblocking(False)
-    try:
-        s.send(data)
-    except (BlockingIOError, BrokenPipeError, ConnectionResetError):
-        pass
-
-
-def drain(socks):
-    ready = select.select(socks, [], [], 0.01)[0] if socks else []
-    for s in ready:
-        try:
-            if not s.recv(1 << 20):
-                socks.remove(s)
-        except BlockingIOError:
-            pass
-        except OSError:
-            socks.remove(s)
+rawnbd.SOCKET = SOCKET
 
 
 def hold(socks, until):
@@ -177,7 +99,7 @@ def half_of_tls(until):
     hold(socks, until)
 
 
-def pipelined(export, make, until, clients, depth, status=False):
+def pipelined(export, make, until, clients, depth, status=None):
     socks = [in_transmission(export, status) for _ in range(clients)]
     while time.monotonic() < until and socks:
         for s in socks:
@@ -188,7 +110,7 @@ def pipelined(export, make, until, clients, depth, status=False):
 
 
 def block_status(until):
-    pipelined(b"many", lambda: request(STATUS, 0, 64 << 20), until, 4, 64, status=True)
+    pipelined(b"many", lambda: request(STATUS, 0, 64 << 20), until, 4, 64, status=OPT_STRUCTURED)
 
 
 def zeroing(until):
