@@ -242,14 +242,14 @@ on_idle (struct ev_loop *ev, ev_timer *w, int revents)
   ev_timer_start (ev, w);
 }
 
-/* Requests that wait for space on the disk may do so for long, and while there are many nothing is
- * read: so it is looked whether the client is still there. */
+/* Requests may take long, or wait for space on the disk for long, and while there are many nothing
+ * is read: so it is looked whether the client is still there. */
 static void
 look_for_hangup (struct conn *c)
 {
   const struct session *s = &c->session;
 
-  if (!s->export || !s->export->room || s->ending || ev_is_active (&c->hangup))
+  if (!s->export || s->ending || ev_is_active (&c->hangup))
     return;
   ev_timer_set (&c->hangup, HANGUP_LOOK, 0.);
   ev_timer_start (c->loop->ev, &c->hangup);
@@ -265,8 +265,11 @@ on_hangup_look (struct ev_loop *ev, ev_timer *w, int revents)
   (void)revents;
   if (c->frozen || session_state (&c->session) != SESSION_WAIT)
     return;
-  if (room_waiting (c->session.export->room) > 0 && poll (&p, 1, 0) > 0)
-    session_eof (&c->session);
+  if (poll (&p, 1, 0) > 0) {
+    session_hang_up (&c->session);
+    if (c->session.export->room && room_waiting (c->session.export->room) > 0)
+      session_eof (&c->session);
+  }
   conn_step (c);
 }
 
@@ -518,9 +521,10 @@ receive (struct conn *c)
   c->held = NULL;
   c->active = ev_now (l->ev);
   begin_turn (c);
-  if (n == 0)
+  if (n == 0) {
+    session_hang_up (s);
     session_eof (s);
-  else {
+  } else {
     size_t got = (size_t)n;
     if (got < direct)
       direct = got;

@@ -148,6 +148,13 @@ image_offset (const struct request *rq)
   return rq->export->offset + rq->offset;
 }
 
+/* Whether RQ's answer would be sent to nobody. */
+static bool
+is_unwanted (const struct request *rq)
+{
+  return atomic_load_explicit (&rq->session->dropped, memory_order_relaxed);
+}
+
 static void
 run_read (struct job *job)
 {
@@ -155,6 +162,10 @@ run_read (struct job *job)
   struct buf *b = rq->out;
   uint64_t len = rq->piece;
 
+  if (is_unwanted (rq)) {
+    finish (rq, -ECANCELED);
+    return;
+  }
   /* The header goes before the payload area, so that data lie on a page boundary. */
   b->start = b->data - read_header_size (rq->mode);
   ssize_t n = read_reply (rq, rq->offset + rq->done, len, rq->done + len == rq->len, false,
@@ -201,7 +212,8 @@ run_detected (struct job *job)
 }
 
 /* Long ones do not keep a worker from others: when the time is up, what is left goes to the end of
- * the queue.  Pieces end where clusters do. */
+ * the queue.  And they are not done for a client that has hung up, but for their next piece: all
+ * that is not long is done by then.  Pieces end where clusters do. */
 static void
 run_in_turns (struct request *rq, int (*work) (const struct request *, uint64_t at, uint64_t len))
 {
@@ -219,6 +231,9 @@ run_in_turns (struct request *rq, int (*work) (const struct request *, uint64_t 
       rq->done += len;
     if (piece < TURN_PIECE_MAX)
       piece *= 2;
+    if (r == 0 && rq->done < rq->len &&
+        atomic_load_explicit (&rq->session->hung_up, memory_order_relaxed))
+      r = -ECANCELED;
   }
   if (r == 0 && rq->done < rq->len) {
     batch_add (&rest, &rq->job);
@@ -284,7 +299,7 @@ static void
 run_status (struct job *job)
 {
   struct request *rq = (struct request *)job;
-  finish (rq, status_answer (rq));
+  finish (rq, is_unwanted (rq) ? -ECANCELED : status_answer (rq));
 }
 
 static void

@@ -238,6 +238,7 @@ dispatch (struct session *s, struct request *rq, uint64_t payload, const uint8_t
   bool filter = payload > 0 && rq->type == NBD_CMD_BLOCK_STATUS;
 
   if (rq->type == NBD_CMD_DISC) {
+    s->farewell = true;
     session_eof (s);
     return 0;
   }

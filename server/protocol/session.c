@@ -395,6 +395,13 @@ session_eof (struct session *s)
 }
 
 void
+session_hang_up (struct session *s)
+{
+  if (!s->farewell)
+    atomic_store_explicit (&s->hung_up, true, memory_order_relaxed);
+}
+
+void
 session_stop (struct session *s)
 {
   s->stopping = true;
@@ -407,6 +414,7 @@ session_drop (struct session *s)
   struct shard *shard = s->shard;
 
   s->dropped = true;
+  session_hang_up (s);
   stop_waiting (s);
   outq_clear (&s->out, &shard->cache);
   abandon_payload (s);

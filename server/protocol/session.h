@@ -30,6 +30,7 @@
 #ifndef SESSION_H
 #define SESSION_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -108,8 +109,12 @@ struct session {
   uint64_t payload_left, skip_left;
   bool starved;  /* the last session_input stopped for want of bytes */
   bool ending;   /* no further input is looked at */
-  bool dropped;  /* the client broke the protocol, or is gone: nothing more is sent */
+  bool farewell; /* NBD_CMD_DISC has come: what came before it is done to its end */
   bool stopping; /* requests that come from here on are refused */
+
+  /* Set by the shard's thread, and read by workers as well, between pieces of what takes long. */
+  atomic_bool dropped; /* the client broke the protocol, or is gone: nothing more is sent */
+  atomic_bool hung_up; /* the client has left without a farewell, or is dropped so */
 
   /* Handshake. */
   bool transmission; /* the handshake is over */
@@ -152,12 +157,17 @@ size_t session_payload (struct session *s, uint8_t **p);
 void session_payload_received (struct session *s, size_t n);
 void session_resume (struct session *s);
 enum session_state session_state (const struct session *s);
-/* The client is gone, or is to be: drops what is queued.  Requests in flight run to their end. */
+/* The client is gone, or is to be: drops what is queued.  Of requests in flight, reads do no more,
+ * and the rest is done; but see session_hang_up. */
 void session_drop (struct session *s);
 /* Requests that have not been taken in yet are refused from here on. */
 void session_stop (struct session *s);
-/* The client has closed its side: what is in flight is answered, then it is over. */
+/* No more will come from the client: what is in flight is answered, then it is over. */
 void session_eof (struct session *s);
+/* It has closed its side.  Unless it said that it would (NBD_CMD_DISC), zeroing, discarding and
+ * caching in flight end after their next piece: that is not the protocol's way to leave, and what
+ * was not answered then is done or not. */
+void session_hang_up (struct session *s);
 void session_destroy (struct session *s);
 /* What comes in from here on has come through TLS. */
 void session_secured (struct session *s, struct tls_session *tls);
