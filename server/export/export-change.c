@@ -12,6 +12,21 @@
 #include "export.h"
 #include "log.h"
 
+/* X's snapshots, and views that are for the same clients, are for no others than X from now on; a
+ * view, for which that may have been said, never for more than it was. */
+static void
+admit_to_parts (struct export *x, const struct export_changes *changes)
+{
+  for (struct export *y = x->set->first; y; y = y->next) {
+    if (y->parent != x->id)
+      continue;
+    if (!y->base || (y->tls_only == x->tls_only && changes->tls_only))
+      y->tls_only = changes->tls_only;
+    if (!y->base || (y->authz == x->authz && changes->authz))
+      y->authz = changes->authz;
+  }
+}
+
 int
 export_change (struct export *x, const struct export_changes *changes)
 {
@@ -22,6 +37,7 @@ export_change (struct export *x, const struct export_changes *changes)
   pthread_mutex_lock (&x->set->lock);
   free (x->description);
   x->description = description;
+  admit_to_parts (x, changes);
   x->max_connections = changes->max_connections;
   x->tls_only = changes->tls_only;
   x->authz = changes->authz;

@@ -221,7 +221,8 @@ struct export_changes {
   bool tls_only;
   struct authz *authz;
 };
-/* For those who connect from now on, but the rate, which holds at once.  -ENOMEM. */
+/* For those who connect from now on, but the rate, which holds at once; its snapshots and views are
+ * for nobody that X is not for any more.  -ENOMEM. */
 int export_change (struct export *x, const struct export_changes *changes);
 
 /* Deletes an internal snapshot of X's image, as q_snapshot_delete has it; one that an export shows

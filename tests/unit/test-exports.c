@@ -391,6 +391,62 @@ everybody_at_once (void **state)
   assert_int_equal (exports_close (&set), 0);
 }
 
+/* ---- who they are for ------------------------------------------------------------------------ */
+
+static void
+assert_tls_only (struct exports *set, const char *name, bool expected)
+{
+  struct export *x = must_get (set, name);
+  struct authz *authz;
+  bool tls_only;
+
+  export_admission (x, &tls_only, &authz);
+  export_put (x);
+  if (tls_only != expected)
+    fail_msg ("\"%s\" is for clients %s", name, tls_only ? "with TLS" : "in plain text");
+}
+
+/* What is made of an export is for nobody that the export itself is not for any more. */
+static void
+parts_are_for_the_same_clients (void **state)
+{
+  struct export_changes changes = { .tls_only = true };
+  struct exports set;
+  struct q_error err = { "" };
+  char path[256], id[Q_SNAPSHOT_ID_SIZE];
+
+  (void)state;
+  exports_init (&set);
+  make_image ("t", path);
+  struct export_options o = options ("t", path);
+  must_add (&set, &o);
+  struct export *x = must_get (&set, "t");
+  assert_int_equal (q_snapshot_create (x->img, "one", id, &err), 0);
+  export_put (x);
+  assert_int_equal (exports_remove (&set, "t", false, &err), 0);
+  o.snapshots = true;
+  must_add (&set, &o);
+  x = must_get (&set, "t");
+  struct export_options view = options ("view", NULL), strict = options ("strict", NULL);
+  view.base = strict.base = x;
+  strict.tls_only = true;
+  must_add (&set, &view);
+  must_add (&set, &strict);
+
+  assert_tls_only (&set, "t@one", false);
+  assert_tls_only (&set, "view", false);
+  assert_int_equal (export_change (x, &changes), 0);
+  assert_tls_only (&set, "t@one", true);
+  assert_tls_only (&set, "view", true);
+  changes.tls_only = false;
+  assert_int_equal (export_change (x, &changes), 0);
+  assert_tls_only (&set, "t", false);
+  assert_tls_only (&set, "t@one", false);
+  assert_tls_only (&set, "strict", true);
+  export_put (x);
+  assert_int_equal (exports_close (&set), 0);
+}
+
 int
 main (void)
 {
@@ -398,7 +454,7 @@ main (void)
     cmocka_unit_test (adds_and_removes),   cmocka_unit_test (prepared_is_not_seen),
     cmocka_unit_test (changes_in_place),   cmocka_unit_test (hard_waits_for_clients),
     cmocka_unit_test (snapshots_go_along), cmocka_unit_test (parent_and_snapshot_at_once),
-    cmocka_unit_test (everybody_at_once),
+    cmocka_unit_test (everybody_at_once),  cmocka_unit_test (parts_are_for_the_same_clients),
   };
   char command[300];
 
