@@ -58,7 +58,8 @@ confine_list (const struct confine_context *c, struct sandbox *sb)
   const char *notify = getenv ("NOTIFY_SOCKET");
   const char *state_dir = opts->state_dir;
   char path[PATH_MAX];
-  bool writable = false;
+  bool images = opts->control || json_array_size (opts->configs) > 0;
+  bool writable = images;
 
   for (unsigned i = 0; i < c->listeners->n; i++)
     if (c->listeners->l[i].unix_path)
@@ -76,6 +77,7 @@ confine_list (const struct confine_context *c, struct sandbox *sb)
   }
   for (const struct export *x = c->exports->first; x; x = x->next)
     writable = writable || !x->read_only;
+  /* Made now if it is not there: what is made beside it later may be out of reach. */
   if (state_dir && writable &&
       q_state_directory (*state_dir ? state_dir : NULL, path, sizeof path) == 0)
     sandbox_want (sb, SANDBOX_STATE, path);
@@ -83,7 +85,7 @@ confine_list (const struct confine_context *c, struct sandbox *sb)
     sandbox_want (sb, SANDBOX_TELL, notify);
   for (const struct object *o = c->tls ? opts->objects.first : NULL; o; o = o->next)
     want_credentials (sb, o);
-  if (opts->control || json_array_size (opts->configs) > 0)
+  if (images)
     sandbox_want (sb, SANDBOX_IMAGES, NULL);
   if (opts->control && !opts->device && !opts->run)
     sandbox_want (sb, SANDBOX_HANDOVER, NULL);
