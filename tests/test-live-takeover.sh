@@ -26,3 +26,22 @@ head -c 65536 /dev/urandom >broken.qcow2
 for image in a b c; do
   "$NBDCOW_IMG" check -q $image.qcow2 || fail "$image.qcow2 is not sound"
 done
+
+# Servers that became another user after they had made their sockets.
+if [ -z "${TAKEOVER_ROUNDS:-}" ] && [ "$(id -u)" = 0 ] && id nobody >/dev/null 2>&1; then
+  chown nobody b.qcow2 "$STATE_DIR"
+  chmod a+x "$tmp"
+  rm -f old.pid new.pid
+  set -- -t --user nobody -k "$tmp/sock" --control "$tmp/control" --state-dir "$STATE_DIR" b.qcow2
+  "$NBDCOW" --pid-file "$tmp/old.pid" "$@" &
+  old=$!
+  track $old
+  wait_for 30 test -s old.pid || fail 'no server of user nobody'
+  "$NBDCOW" --takeover "$tmp/control" --pid-file "$tmp/new.pid" "$@" &
+  new=$!
+  track $new
+  wait $old || fail 'the old server of user nobody has failed'
+  wait_for 30 test -s new.pid || fail 'no new server of user nobody'
+  kill $new
+  wait $new || fail 'the new server of user nobody has failed'
+fi

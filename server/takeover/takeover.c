@@ -66,13 +66,13 @@ connect_control (struct takeover *t, const char *path, struct q_error *err)
 }
 
 /* A socket of our own beside the control socket, for the other to connect to; both belong to the
- * same user. */
+ * same user: who has made the control socket may have become another one since, and has given it
+ * to that one. */
 static int
 listen_beside (struct takeover *t, const char *control_path, struct q_error *err)
 {
   struct sockaddr_un addr = { .sun_family = AF_UNIX };
-  struct ucred cred;
-  socklen_t len = sizeof cred;
+  struct stat theirs;
   char *absolute = path_absolute (control_path);
 
   if (!absolute || asprintf (&t->path, "%s.%d", absolute, (int)getpid ()) < 0)
@@ -94,8 +94,8 @@ listen_beside (struct takeover *t, const char *control_path, struct q_error *err
     snprintf (err->text, sizeof err->text, "cannot listen on '%s': %s", t->path, strerror (-r));
     return r;
   }
-  if (geteuid () == 0 && getsockopt (t->control, SOL_SOCKET, SO_PEERCRED, &cred, &len) == 0 &&
-      cred.uid != 0 && lchown (t->path, cred.uid, cred.gid) < 0)
+  if (geteuid () == 0 && stat (control_path, &theirs) == 0 && theirs.st_uid != 0 &&
+      lchown (t->path, theirs.st_uid, theirs.st_gid) < 0)
     return fail (err, -errno, "the running server cannot be let in");
   return 0;
 }
