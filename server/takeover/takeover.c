@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -21,6 +22,8 @@
 
 /* How long each message of the other may take: it waits for requests under way, and flushes. */
 #define MESSAGE_LIMIT_MS 60000
+/* From the end of its connection to its own, when it dies; less than it waits for us to go. */
+#define DYING_LIMIT_MS 2000
 
 struct takeover {
   int control; /* connection */
@@ -29,6 +32,7 @@ struct takeover {
   int listener;
   struct wire wire;
   struct wire_message offer;
+  int other; /* pidfd of the running server; -1: it cannot be watched */
   bool done;
 };
 
@@ -185,7 +189,7 @@ takeover_begin (const char *control_path, uid_t user, struct q_error *err)
     fail (err, -ENOMEM, "out of memory");
     return NULL;
   }
-  *t = (struct takeover){ .control = -1, .listener = -1 };
+  *t = (struct takeover){ .control = -1, .listener = -1, .other = -1 };
   t->wire = (struct wire){ .fd = -1, .timeout_ms = MESSAGE_LIMIT_MS };
   int r = connect_control (t, control_path, err);
   if (r == 0)
@@ -198,6 +202,8 @@ takeover_begin (const char *control_path, uid_t user, struct q_error *err)
     r = wait_for_it (t, err);
   if (r == 0)
     r = wire_check_peer (t->wire.fd, user, &pid, err);
+  if (r == 0)
+    t->other = (int)syscall (SYS_pidfd_open, pid, 0); /* without it, is_dead knows nothing */
   if (r == 0)
     r = wire_receive (&t->wire, "offer", &t->offer, err);
   close_fd (&t->listener);
@@ -416,6 +422,14 @@ take_sessions (struct takeover *t, struct exports *exports, struct taken **list,
   }
 }
 
+/* A connection that was closed is no proof: the other may have let go of us for want of memory. */
+static bool
+is_dead (const struct takeover *t)
+{
+  struct pollfd p = { .fd = t->other, .events = POLLIN };
+  return t->other >= 0 && poll (&p, 1, DYING_LIMIT_MS) > 0;
+}
+
 int
 takeover_sessions (struct takeover *t, struct server *sv, struct exports *exports,
                    struct q_error *err)
@@ -433,8 +447,8 @@ takeover_sessions (struct takeover *t, struct server *sv, struct exports *export
     r = say (t, "taken", err);
   if (r == 0) {
     r = wire_receive (&t->wire, "go", &m, err);
-    /* It is dead, so that nobody else serves what has been handed over. */
-    if (r == -EPIPE)
+    /* If it is dead, nobody else serves what has been handed over. */
+    if (r == -EPIPE && is_dead (t))
       r = 0;
   }
   wire_free (&m);
@@ -471,6 +485,7 @@ takeover_end (struct takeover *t)
   close_fd (&t->wire.fd);
   close_fd (&t->listener);
   close_fd (&t->control);
+  close_fd (&t->other);
   stream_destroy (&t->stream);
   free (t->path);
   free (t);
