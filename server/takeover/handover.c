@@ -381,12 +381,14 @@ finish (struct handover *h)
       (int)h->pid, h->n_sessions, (now () - h->frozen_at) * 1000);
   service_main_process (h->pid);
   exports_leave (h->context->exports);
+  /* If it is ending for another reason, it must not remove what is not its own any more either.
+   * Before the connections go: a server that ends with its last client would tell the service
+   * manager that the service ends. */
+  if (!server_call (h->context->server, leave, h))
+    leave (h->context->server, h);
   on_all_loops (h, release, NULL);
   for (unsigned i = 0; i < h->n_guards; i++)
     close (h->guards[i]);
-  /* If it is ending for another reason, it must not remove what is not its own any more either. */
-  if (!server_call (h->context->server, leave, h))
-    leave (h->context->server, h);
 }
 
 /* Everything as it was. */
