@@ -263,8 +263,9 @@ good_request (const json_t *o, const struct export *x, unsigned type)
 {
   return number (o, "type", type, type) && number (o, "flags", 0, UINT16_MAX) &&
          json_is_integer (json_object_get (o, "cookie")) && number (o, "offset", 0, INT64_MAX) &&
-         number (o, "length", 1, INT64_MAX) && number (o, "done", 0, value (o, "length")) &&
-         number (o, "error", -4095, 0) && (uint64_t)value (o, "offset") <= x->size &&
+         number (o, "length", 1, INT64_MAX) && number (o, "done", 0, value (o, "length") - 1) &&
+         number (o, "error", -4095, 0) && !(type == NBD_CMD_WRITE && x->read_only) &&
+         (uint64_t)value (o, "offset") <= x->size &&
          (uint64_t)value (o, "length") <= x->size - (uint64_t)value (o, "offset");
 }
 
