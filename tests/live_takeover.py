@@ -160,8 +160,8 @@ class Fake:
             pass
 
 
-def fake(stage, victim=0):
-    """In a process of its own: goes as far as STAGE, and dies there; or kills VICTIM first."""
+def fake(stage, victim=0, last=None):
+    """In a process of its own: goes as far as STAGE, and dies there; or kills VICTIM, or does LAST, first."""
     pid = os.fork()
     if pid:
         _, status = os.waitpid(pid, 0)
@@ -198,6 +198,8 @@ def fake(stage, victim=0):
                 f.until("go")
         if victim:
             os.kill(victim, signal.SIGKILL)
+        if last:
+            last()
     except BaseException as e:
         print("fake:", repr(e), file=sys.stderr)
         os._exit(1)
@@ -285,6 +287,39 @@ def kept(old):
         assert f.read() == told
     with open("server.log") as f:
         assert f.read().count("past the watermark") == lines
+
+
+def replaced():
+    """An image that has become another file cannot be opened again: its export goes, the others stay, and
+    its name can be used anew."""
+    def replace():
+        shutil.copyfile("a.qcow2", "copy.qcow2")
+        os.rename("copy.qcow2", "a.qcow2")
+
+    server = start()
+    try:
+        wait_until("the server", server_pid)
+        clients = {name: nbd.NBD() for name in "ab"}
+        for name in clients:
+            clients[name].connect_uri(uri(sock, name))
+        fake("guards", last=replace)
+        clients["b"].pread(512, 0)
+        try:
+            clients["a"].pread(512, 0)
+            assert False, "export a has another image than its client knows"
+        except nbd.Error:
+            pass
+        assert set(exports(sock)) == set("bc")
+        call = qmp(control)
+        assert "return" in call("block-export-del", id="a"), "the export that has no image stays"
+        assert "error" in call("block-export-del", id="a")
+        clients.clear()
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(120) == 0
+    finally:
+        if server.poll() is None:
+            server.kill()
+            server.wait()
 
 
 def kill_new_ones():
@@ -629,6 +664,7 @@ main()
 if rounds:
     sys.exit()
 tls_clients()
+replaced()
 kill_new_ones()
 for moment in ["offer", "ready", "guards", "opened", "sessions", "taken", "go"] + ["some moment"] * 4:
     kill_the_old_one(moment)

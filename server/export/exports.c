@@ -363,7 +363,8 @@ exports_remove (struct exports *set, const char *name, bool hard, struct q_error
   pthread_mutex_lock (&set->removing);
   pthread_mutex_lock (&set->lock);
   struct export *x = is_open (set) ? find (set->first, name, strlen (name)) : NULL;
-  if (!x || x->state != EXPORT_SERVED) {
+  /* One that could not be opened again (exports_resume) has no image, and is removed like any. */
+  if (!x || (x->state != EXPORT_SERVED && x->img)) {
     snprintf (err->text, sizeof err->text, "there is no export \"%s\"", name);
     r = -ENOENT;
   } else if (hard || (r = check_idle (x, err)) == 0) {

@@ -170,6 +170,21 @@ resume_one (struct export *x, struct q_error *err)
   return r;
 }
 
+/* The image stays locked meanwhile, but whoever tries to open it, and is kept out by that, holds
+ * locks that keep us out for a moment: it is no reason to lose the export. */
+static int
+reopen (struct export *x, struct q_error *err)
+{
+  const struct timespec moment = { .tv_nsec = 20000000 };
+  int r = resume_one (x, err);
+
+  for (unsigned tries = 0; r == -EAGAIN && tries < 50; tries++) {
+    nanosleep (&moment, NULL);
+    r = resume_one (x, err);
+  }
+  return r;
+}
+
 static void
 close_guards (const int *guards, unsigned n)
 {
@@ -234,7 +249,7 @@ exports_resume (struct exports *set, const int *guards, unsigned n)
     if (q_lock_adopt (guards[i]) < 0)
       log_warning ("a lock was lost: out of memory");
   for (struct export *x = set->first; x; x = x->next) {
-    if (resume_one (x, &err) < 0) {
+    if (reopen (x, &err) < 0) {
       log_error ("export \"%s\" cannot be opened again: %s", x->name, err.text);
       give_up (set, x);
     }

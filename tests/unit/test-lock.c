@@ -221,6 +221,13 @@ test_guard (void **state)
   assert_int_equal (try_open (&opts, true, &img, &err), -EAGAIN);
   int copy = dup (guard);
   assert_int_equal (q_lock_adopt (copy), 0);
+  /* Somebody who only tries holds locks for a moment; after that, the guard is as good as before.
+   */
+  struct flock moment = { .l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = 201, .l_len = 1 };
+  int other = open (path, O_RDONLY);
+  assert_int_equal (fcntl (other, F_OFD_SETLK, &moment), 0);
+  assert_int_equal (try_open (&opts, false, &img, &err), -EAGAIN);
+  close (other);
   img = must_open (&opts, false);
   assert_int_equal (try_open (&opts, false, &second, &err), -EAGAIN);
   q_lock_disown ();

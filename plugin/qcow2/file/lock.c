@@ -128,6 +128,17 @@ claim_guard (int fd)
   return found;
 }
 
+/* Whoever claimed it could not use it. */
+static void
+return_guard (int guard)
+{
+  pthread_mutex_lock (&guards_lock);
+  for (struct guard *g = guards; g; g = g->next)
+    if (g->fd == guard)
+      g->used = false;
+  pthread_mutex_unlock (&guards_lock);
+}
+
 /* ---- locking --------------------------------------------------------------------------------- */
 
 /* Whether somebody else than the holder of FD, or those who had its locks before, is in the way. */
@@ -143,15 +154,16 @@ contradicted (int fd, const int *uses, size_t n_uses, const int *refused, size_t
   return r;
 }
 
-int
-q_lock_take (int fd, bool write, const char *name, struct q_error *err)
+/* GUARD: of the same file, or -1. */
+static int
+lock_file (int fd, bool write, int guard, const char *name, struct q_error *err)
 {
   static const int readers[] = { PERM_READ };
   static const int writers[] = { PERM_READ, PERM_WRITE, PERM_RESIZE };
   static const int refused[] = { PERM_WRITE, PERM_RESIZE }; /* by readers and writers alike */
   const int *uses = write ? writers : readers;
   size_t n_uses = write ? 3 : 1, i;
-  int guard = claim_guard (fd), seen = 0, r = 0;
+  int seen = 0, r = 0;
 
   /* Seen from the guard, its own locks are not in the way; and as long as it holds them, nobody
    * comes who was not there before. */
@@ -179,4 +191,15 @@ q_lock_take (int fd, bool write, const char *name, struct q_error *err)
                  write ? "a read-only open shares it with readers"
                        : "to look at it all the same, switch locking off (its contents may change "
                          "under you)");
+}
+
+int
+q_lock_take (int fd, bool write, const char *name, struct q_error *err)
+{
+  int guard = claim_guard (fd);
+  int r = lock_file (fd, write, guard, name, err);
+
+  if (r < 0 && guard >= 0)
+    return_guard (guard);
+  return r;
 }

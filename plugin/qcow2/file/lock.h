@@ -24,7 +24,7 @@ int q_lock_take (int fd, bool write, const char *name, struct q_error *err);
  *     fd = q_lock_guard (name, dev, ino, &err)     beside one's own locks
  *     ... close the image ...                      the guard's locks stay
  *     q_lock_adopt (fd)                            in whichever process is to open it: the next one
- * who locks that file, once, is not kept out by the guard
+ * who locks that file, once, is not kept out by the guard (who fails may try again)
  *     ... open the image ...
  *     q_lock_disown ()
  *
