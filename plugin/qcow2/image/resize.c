@@ -7,11 +7,12 @@
  * of it durable; last the size in the header.  A crash before that leaves the old size with
  * harmless zeros behind it.
  *
- * Smaller: the rest of what will be the last cluster is zeroed; then, with the gate closed, one
- * write to the header makes a shorter L1 table and the new size the disk's.  A crash before that
- * leaves the old size, with at most that rest changed.  What the new table does not refer to is
- * given back when no pin is left under which it may still be read; a crash meanwhile leaves counts
- * that are too high, for which the dirty bit is set (version 3).
+ * Smaller: when nothing is left that may refuse it (bitmaps, room for a table), the rest of what
+ * will be the last cluster is zeroed; then, with the gate closed, one write to the header makes a
+ * shorter L1 table and the new size the disk's.  A crash before that leaves the old size, with at
+ * most that rest changed.  What the new table does not refer to is given back when no pin is left
+ * under which it may still be read; a crash meanwhile leaves counts that are too high, for which
+ * the dirty bit is set (version 3).
  */
 
 #include <errno.h>
@@ -199,9 +200,8 @@ shrink_qcow2 (struct q_image *img, uint64_t size, struct q_error *err)
   int unseen = edge_is_unseen (img, size);
   int r = unseen < 0 ? unseen : q_snapshots_record_sizes (img, err);
 
-  /* Where it is the backing file's, nothing is there to be zeroed. */
-  if (r == 0 && rest > 0 && !unseen)
-    r = q_zero (img, size, rest, 0);
+  if (r == 0)
+    r = q_bitmaps_resize_prepare (img, size, &bitmaps, err);
   if (r < 0)
     return r;
   s.entries = (uint32_t)q_div_up (size, 1ull << shift);
@@ -211,23 +211,26 @@ shrink_qcow2 (struct q_image *img, uint64_t size, struct q_error *err)
   if (r == 0)
     r = q_alloc_table (img, clusters, &s.cluster);
   if (r < 0) {
+    q_bitmaps_resize_abort (bitmaps);
     q_tree_settle (img); /* or the dirty bit stays */
     return r;
   }
-  r = q_flush (img);
+  /* Where it is the backing file's, nothing is there to be zeroed. */
+  if (rest > 0 && !unseen)
+    r = q_zero (img, size, rest, 0);
   if (r == 0)
-    r = q_bitmaps_resize_prepare (img, size, &bitmaps, err);
+    r = q_flush (img);
   if (r == 0) {
     q_flush_hold (img);
     q_gate_close (img);
     r = cut_l1 (&s);
     q_gate_open (img);
     q_flush_let_go (img);
-    if (r == 0)
-      q_bitmaps_resize_commit (bitmaps);
-    else
-      q_bitmaps_resize_abort (bitmaps);
   }
+  if (r == 0)
+    q_bitmaps_resize_commit (bitmaps);
+  else
+    q_bitmaps_resize_abort (bitmaps);
   if (r == 0)
     give_back (&s);
   else if (q_writable (img) == 0)
