@@ -223,8 +223,8 @@ mismatch (struct q_check *c, uint64_t cluster, uint64_t recorded, uint64_t refer
   }
 }
 
-/* The count is right, but what is counted cannot be: metadata that something else also claims.
- * A count that is wrong was reported as such. */
+/* Whatever the count, what is counted cannot be right: metadata that something else also claims.
+ * A count that is too low is a corruption itself; one that is too high would pass for a leak. */
 static void
 check_overlap (struct q_check *c, uint64_t cluster)
 {
@@ -255,7 +255,8 @@ compare_block (struct q_check *c, uint64_t first, uint64_t n, bool have)
       mismatch (c, cluster, recorded, references);
       if (!have)
         c->rebuild = true; /* there is no block to put the count into */
-    } else if (references > 1)
+    }
+    if (references > 1 && recorded >= references)
       check_overlap (c, cluster);
   }
 }
