@@ -155,6 +155,29 @@ if [ "$(id -u)" = 0 ] && command -v unshare >/dev/null 2>&1 && unshare -m true 2
   [ "$(tr '\n' ' ' <rooms.log)" = 'EACCES done ' ] || fail "a door elsewhere: $(cat rooms.log)"
 fi
 
+ctl=$(dirname "$NBDCOW")/nbdcow-ctl
+# Below /run, where one of these file systems is mounted: the state directory is there in time.
+if [ "$(id -u)" = 0 ] && [ -x "$ctl" ] && [ -z "${PLUGIN_PRELOAD:-}" ] && unshare -m true 2>/dev/null; then
+  echo '== a state directory beside a door'
+  qemu-img create -q -f qcow2 ro.qcow2 1M
+  qemu-img create -q -f qcow2 rw.qcow2 1M
+  timeout 60 unshare -m sh -eu -c '
+    mount --make-rprivate /
+    mount -t tmpfs tmpfs /run
+    mkdir /run/door
+    mount -t proc proc /run/door
+    "$1" -t -e 0 -r -k "$PWD/s" --control "$PWD/c" --log-level=info ro.qcow2 2>state.log & pid=$!
+    trap "kill $pid" EXIT
+    until "$2" --control="$PWD/c" show "" >/dev/null 2>&1; do sleep 0.1; done
+    "$2" --control="$PWD/c" export add name=rw,file="$PWD/rw.qcow2",read-only=off
+    ls /run/nbdcow >state.ls
+    trap - EXIT
+    kill $pid
+    wait $pid' sh "$NBDCOW" "$ctl" || fail "a state directory beside a door: $(cat state.log)"
+  grep -q '[.]state$' state.ls || fail "no state file: $(cat state.log)"
+  if grep -q 'no state directory' state.log; then fail "no state directory: $(cat state.log)"; fi
+fi
+
 echo '== the process that takes over'
 try done --want=handover end-other
 try done --want=handover socket-unix
