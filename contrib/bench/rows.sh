@@ -322,7 +322,10 @@ row_convert_zstd ()
 
 sync_image ()
 {
-    sync "$work/$1".qcow2 "$work/$1".raw
+    # Not every image has a raw twin.
+    for f in "$work/$1".qcow2 "$work/$1".raw; do
+        [ ! -e "$f" ] || sync "$f"
+    done
 }
 
 remove ()
