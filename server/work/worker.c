@@ -352,8 +352,7 @@ pool_submit (struct pool *p, struct batch *b)
   if (was_empty && p->root.first)
     wake_one (p);
   publish (p);
-  /* Not from inside of a job, which may have submitted itself again: whoever runs it goes on. */
-  if (p->started == 0 && p->root.running == 0)
+  if (p->started == 0)
     while (p->root.first)
       run_next (p);
   pthread_mutex_unlock (&p->lock);
