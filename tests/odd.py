@@ -70,7 +70,11 @@ class Builder:
                 for i in range(n):
                     self.count[at + i] = 1
                 return at
-        raise RuntimeError("no room")
+        at = self.pool  # nothing that long is left between the others
+        self.pool += n
+        for i in range(n):
+            self.count[at + i] = 1
+        return at
 
     def put(self, offset, data):
         while data:
@@ -282,6 +286,7 @@ class Builder:
 
     def write_counts(self):
         per_block = self.cluster * 8 >> self.order
+        self.pool += self.pool // (per_block // 2) + 16  # for the blocks and their table
         blocks = (self.pool + per_block - 1) // per_block
         longer = self.rng.randrange(3)
         clusters = (blocks * 8 + self.cluster - 1) // self.cluster + longer

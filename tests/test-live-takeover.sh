@@ -40,7 +40,8 @@ if [ -z "${TAKEOVER_ROUNDS:-}" ] && [ "$(id -u)" = 0 ] && id nobody >/dev/null 2
   "$NBDCOW" --takeover "$tmp/control" --pid-file "$tmp/new.pid" "$@" &
   new=$!
   track $new
-  wait $old || fail 'the old server of user nobody has failed'
+  wait_server_exit $old
+  [ "$SERVER_STATUS" = 0 ] || fail "the old server of user nobody has failed"
   wait_for 30 test -s new.pid || fail 'no new server of user nobody'
   kill $new
   wait $new || fail 'the new server of user nobody has failed'
