@@ -50,14 +50,6 @@ export_view (struct export_options *opts, struct q_error *err)
               opts->name, base->name);
     return -EINVAL;
   }
-  /* It is opened by its name, which says nothing of that. */
-  if (opts->snapshot && base->own_chain) {
-    snprintf (err->text, sizeof err->text,
-              "export \"%.400s\": \"%.400s\" has backing files that its images do not name: only "
-              "its own snapshots=on shows what those hold",
-              opts->name, base->name);
-    return -ENOTSUP;
-  }
   opts->throw_away = opts->snapshots = opts->resizable = false;
   opts->watermark = (struct watermark_options){ .exec = NULL };
   opts->on_enospc = (struct room_options){ .wait = false };

@@ -188,7 +188,6 @@ describe (struct export *x, const struct export_options *opts, const struct sour
   }
   x->backing = s->open.backing;
   x->data_file_policy = s->open.data_file_policy;
-  x->own_chain = source_names_chain (s);
   x->read_only = s->open.read_only;
   x->multi_conn = opts->multi_conn;
   x->direct = s->open.cache == Q_CACHE_DIRECT;

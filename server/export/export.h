@@ -72,7 +72,6 @@ struct export
   char *snapshot;         /* the id of the internal snapshot that it shows; NULL: none */
   enum q_backing backing; /* what the image was allowed to name */
   enum q_data_file_policy data_file_policy;
-  bool own_chain;        /* its layers, or where their data is, are not as the images say */
   uint64_t dev, ino;     /* of the image's file; 0 if they are not known */
   uint64_t offset;       /* the part of the image's disk that clients see: where it begins */
   _Atomic uint64_t size; /* ... and how long it is; grows by export_resize */

@@ -175,15 +175,6 @@ source_names_layers (const struct source *s)
   return false;
 }
 
-bool
-source_names_chain (const struct source *s)
-{
-  for (unsigned i = 1; i < s->open.n_layers; i++)
-    if (s->layers[i].data_file || s->below[i].slice)
-      return true;
-  return source_names_layers (s);
-}
-
 int
 source_set_key (struct source *s, unsigned layer, const char *option, const char *id,
                 struct q_error *err)

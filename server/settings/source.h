@@ -79,8 +79,6 @@ bool source_set_layer_data_file (struct source *s, unsigned layer, const char *n
 struct q_layer *source_layer (struct source *s, unsigned layer);
 /* Whether the chain is another one than the images record. */
 bool source_names_layers (const struct source *s);
-/* The same, or where the data of a layer below the top is. */
-bool source_names_chain (const struct source *s);
 /* The image FILENAME (taken over), which is qcow2, comes on top: what S was, of that FORMAT, is its
  * backing file.  -E2BIG. */
 int source_push (struct source *s, char *filename, enum q_format format);
