@@ -73,7 +73,7 @@ class Lane:
         if what < 0.48:
             data = (rng.randbytes(4093) * (n // 4093 + 1))[:n]
             self.model[at:at + n] = data
-            self.buffer = lib.Buffer.from_bytearray(bytearray(data))
+            self.buffer = bytearray(data)  # libnbd 1.14 never frees an nbd.Buffer
             self.cookie = h.aio_pwrite(self.buffer, self.start + at, flags=fua)
         elif what < 0.52:
             self.model[at:at + n] = bytes(n)
@@ -82,7 +82,7 @@ class Lane:
             self.cookie = h.aio_flush()
         else:
             self.data = at, n
-            self.buffer = lib.Buffer(n)
+            self.buffer = bytearray(n)
             self.cookie = h.aio_pread(self.buffer, self.start + at)
         self.since = time.monotonic()
 
@@ -93,7 +93,7 @@ class Lane:
         self.cookie = self.doubt = None
         if self.data:
             at, n = self.data
-            self.verify(at, self.buffer.to_bytearray()[:n])
+            self.verify(at, self.buffer)
         return True
 
     def verify(self, at, found):

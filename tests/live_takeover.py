@@ -483,13 +483,13 @@ def slow_readers():
     s.connect_uri(uri(sock, "c"))
     for at in range(0, SLOW[1], 8 * MIB):
         s.pwrite(expected[at:at + 8 * MIB], begin + at)
-    buffer = raw_nbd.Buffer(n)
+    buffer = bytearray(n)
     cookie = s.aio_pread(buffer, begin)
     while s.out:
         s.poll(1000)
     p = raw_nbd.NBD("extended", rng)
     p.connect_uri(uri(sock, "c"))
-    parked = raw_nbd.Buffer(SLOW[1])
+    parked = bytearray(SLOW[1])
     parked_cookie = p.aio_pread(parked, begin)
     while p.out:
         p.poll(1000)
@@ -512,7 +512,7 @@ def slow_readers():
         s.s.setblocking(False)
         s.wait(cookie)
         p.wait(parked_cookie)
-        assert buffer.data == expected[:n] and parked.data == expected[:SLOW[1]]
+        assert buffer == expected[:n] and parked == expected[:SLOW[1]]
         s.shutdown()
         p.shutdown()
     return finish
@@ -523,7 +523,7 @@ def sent_once():
     s = raw_nbd.NBD("simple", rng)
     s.connect_uri(uri(sock, "c"))
     n = 32 * MIB
-    buffer = raw_nbd.Buffer(n)
+    buffer = bytearray(n)
     cookie = s.aio_pread(buffer, SLOW[0])
     while s.out:
         s.s.send(s.out)
@@ -561,7 +561,7 @@ def sent_once():
     s.wait(cookie)
     again = raw_nbd.NBD("simple", rng)
     again.connect_uri(uri(sock, "c"))
-    assert buffer.data == again.pread(n, SLOW[0])
+    assert buffer == again.pread(n, SLOW[0])
     s.shutdown()
     again.shutdown()
 

@@ -21,20 +21,6 @@ class Error(Exception):
     pass
 
 
-class Buffer:
-    def __init__(self, n):
-        self.data = bytearray(n)
-
-    @classmethod
-    def from_bytearray(cls, data):
-        b = cls(0)
-        b.data = data
-        return b
-
-    def to_bytearray(self):
-        return self.data
-
-
 class Command:
     def __init__(self, kind, offset, length, buffer=None, extents=None):
         self.kind, self.offset, self.length = kind, offset, length
@@ -97,10 +83,10 @@ class NBD:
         return cookie
 
     def aio_pread(self, buffer, offset):
-        return self.begin(Command(READ, offset, len(buffer.data), buffer))
+        return self.begin(Command(READ, offset, len(buffer), buffer))
 
     def aio_pwrite(self, buffer, offset, flags=0):
-        return self.begin(Command(WRITE, offset, len(buffer.data)), flags, buffer.data)
+        return self.begin(Command(WRITE, offset, len(buffer)), flags, buffer)
 
     def aio_zero(self, n, offset, flags=0):
         return self.begin(Command(ZEROES, offset, n), flags)
@@ -123,12 +109,12 @@ class NBD:
             self.poll(1000)
 
     def pread(self, n, offset):
-        buffer = Buffer(n)
+        buffer = bytearray(n)
         self.wait(self.aio_pread(buffer, offset))
-        return bytes(buffer.data)
+        return bytes(buffer)
 
     def pwrite(self, data, offset):
-        self.wait(self.aio_pwrite(Buffer.from_bytearray(data), offset))
+        self.wait(self.aio_pwrite(data, offset))
 
     def zero(self, n, offset):
         self.wait(self.aio_zero(n, offset))
@@ -190,7 +176,7 @@ class NBD:
         if len(self.inp) < 16 + n:
             return False
         if n:
-            command.buffer.data[:] = self.inp[16:16 + n]
+            command.buffer[:] = self.inp[16:16 + n]
             command.covered = n
         del self.inp[:16 + n]
         command.error, command.done = error, True
@@ -222,7 +208,7 @@ class NBD:
             at = offset - command.offset
             if at != command.covered or at + n > command.length:  # our server sends them in their order
                 raise Error("bytes %d+%d of a read of %d after %d" % (at, n, command.length, command.covered))
-            command.buffer.data[at:at + n] = payload[8:] if kind == 1 else bytes(n)
+            command.buffer[at:at + n] = payload[8:] if kind == 1 else bytes(n)
             command.covered += n
         elif kind == (6 if self.mode == "extended" else 5) and command.kind == STATUS:
             form, skip = (">QQ", 8) if kind == 6 else (">II", 4)
