@@ -98,7 +98,7 @@ static void
 submit (struct pool *p, struct stage *st, struct lane *lane, struct task *tasks, unsigned n,
         int whose)
 {
-  struct batch b = { NULL };
+  struct batch b = { 0 };
 
   for (unsigned i = 0; i < n; i++) {
     tasks[i] = (struct task){ .job = { .run = perform, .home = &st->home, .lane = lane },
@@ -298,7 +298,7 @@ static void
 take_turn (struct job *j)
 {
   struct turns *t = (struct turns *)j;
-  struct batch rest = { NULL };
+  struct batch rest = { 0 };
 
   if (++t->depth > t->deepest)
     t->deepest = t->depth;
@@ -315,7 +315,7 @@ static void
 test_no_threads (void **state)
 {
   struct turns t = { .job = { .run = take_turn }, .pool = pool_new (2) };
-  struct batch b = { NULL };
+  struct batch b = { 0 };
   pthread_attr_t before, huge;
 
   (void)state;
