@@ -273,10 +273,10 @@ make_room (struct q_image *img)
   struct qcow2_bitmaps_extension x = { .nb_bitmaps = put32 (0) };
   int r = 0;
 
-  if (q_extension_find (img, Q_EXT_BITMAPS))
-    return 0;
+  /* The flusher may be adding one of its own (highest.c). */
   q_flush_hold (img);
-  r = q_header_append_extension (img, Q_EXT_BITMAPS, &x, sizeof x);
+  if (!q_extension_find (img, Q_EXT_BITMAPS))
+    r = q_header_append_extension (img, Q_EXT_BITMAPS, &x, sizeof x);
   q_flush_let_go (img);
   return r;
 }
