@@ -398,6 +398,12 @@ same_contents ()
   }
 }
 
+# derive COMMAND...: a tool of QEMU's that makes a key from a password; see the script.
+derive ()
+{
+  sh "$SRCDIR/derive" "$@"
+}
+
 # unchanged SUM FILE: FILE still has the sha256 that digest gave.
 digest ()
 {

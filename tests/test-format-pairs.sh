@@ -44,14 +44,8 @@ qemu_img ()
 {
   _command=$1
   shift
-  # Where processors are busy, QEMU may fail to find out how fast they hash.
-  for _try in 1 2 3 4 5; do
-    # shellcheck disable=SC2086 # two words
-    ! qemu-img "$_command" $object "$@" 2>qemu-img.log || return 0
-    grep -q 'accurate CPU usage' qemu-img.log || break
-  done
-  cat qemu-img.log >&2
-  return 1
+  # shellcheck disable=SC2086 # two words
+  derive qemu-img "$_command" $object "$@"
 }
 
 # sound: QEMU and we find nothing wrong.

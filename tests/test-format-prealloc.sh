@@ -45,14 +45,7 @@ tool ()
   _name=$1 _command=$2
   shift 2
   [ "$_name" = theirs ] || { "$NBDCOW_IMG" "$_command" "$@"; return; }
-  # Where processors are busy, QEMU may fail to find out how fast they hash.
-  for _try in 1 2 3 4 5; do
-    _s=0
-    qemu-img "$_command" "$@" 2>tool.log || _s=$?
-    [ $_s != 0 ] && grep -q 'accurate CPU usage' tool.log || break
-  done
-  cat tool.log >&2
-  return $_s
+  derive qemu-img "$_command" "$@"
 }
 
 # allocated NAME: clusters, as QEMU counts them.

@@ -230,7 +230,7 @@ echo "== what is encrypted stays so, in snapshots too"
 printf one >key
 secret=secret,id=s,file=key
 image=driver=qcow2,encrypt.key-secret=s,file.filename=e.qcow2
-qemu-img create -q -f qcow2 --object $secret -b base.qcow2 -F qcow2 \
+derive qemu-img create -q -f qcow2 --object $secret -b base.qcow2 -F qcow2 \
   -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 e.qcow2 1M
 qemu-io --object $secret --image-opts -c "write -P 3 0 300k" -c "write -z 512k 256k" $image >/dev/null
 qemu-img snapshot --object $secret -c a --image-opts $image

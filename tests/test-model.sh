@@ -67,15 +67,10 @@ choose_options ()
   [ "$cluster" -ge 4096 ] || size=$((size / 2048 * 512 + 1536))
 }
 
-# QEMU measures the processor for encryption, and gives up when others are using it.
 create ()
 {
-  for _try in 1 2 3 4 5 6; do
-    # shellcheck disable=SC2086
-    qemu-img create -q $secret -f qcow2 "$@" 2>create.log && return
-  done
-  cat create.log >&2
-  fail "qemu-img create $*"
+  # shellcheck disable=SC2086
+  derive qemu-img create -q $secret -f qcow2 "$@" || fail "qemu-img create $*"
 }
 
 # make_image: disk.qcow2 with contents of some kind, and what it stands on.
