@@ -42,7 +42,7 @@ STATE_DIR=$(mktemp -d "/dev/shm/nbdcow-$test_name.XXXXXX" 2>/dev/null || { mkdir
 
 # ---- ending ----------------------------------------------------------------------------------
 
-tracked=       # processes to kill
+tracked=       # processes to kill: PID:START
 cleanups=      # commands to run, last registered first
 
 # at_exit COMMAND: to be run, in the temporary directory, when the test ends in whatever way.
@@ -52,10 +52,19 @@ at_exit ()
 $cleanups"
 }
 
-# track PID: to be killed when the test ends.
+# start_of PID: when the process began, in ticks: with this a number that somebody else has now is not taken for it.
+start_of ()
+{
+  read -r _stat <"/proc/$1/stat" || return 0
+  # shellcheck disable=SC2086 # fields, of which the name, in parentheses, may have any number
+  set -- ${_stat##*) }
+  echo "${20}"
+} 2>/dev/null
+
+# track PID: to be killed when the test ends, if it still runs then.
 track ()
 {
-  tracked="$tracked $1"
+  tracked="$tracked $1:$(start_of "$1")"
 }
 
 ended=
@@ -74,7 +83,7 @@ end_test ()
     done
   fi
   for _pid in $tracked; do
-    kill -KILL "$_pid" 2>/dev/null
+    [ "$(start_of "${_pid%:*}")" != "${_pid#*:}" ] || kill -KILL "${_pid%:*}" 2>/dev/null
   done
   # The shell would wait for a child that is stuck in the kernel; only what died is reaped.
   cd "$tmp" || exit "$_status"
@@ -211,6 +220,13 @@ wait_for ()
     [ "$_tries" -gt 0 ] || return 1
     sleep 0.02
   done
+}
+
+# listens PATH: somebody accepts connections on the unix socket that was bound to PATH; that there is a file does
+# not say so yet.
+listens ()
+{
+  awk -v path="$1" '$4 == "00010000" && $8 == path { found = 1 } END { exit !found }' /proc/net/unix
 }
 
 server_ready_or_dead ()

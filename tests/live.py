@@ -107,6 +107,12 @@ def uri(socket, export=""):
     return "nbd+unix:///%s?socket=%s" % (export, os.path.abspath(socket))
 
 
+def listens(socket):
+    """Whether somebody accepts connections there: that there is a file does not say so yet."""
+    with open("/proc/net/unix") as f:
+        return any(len(x) == 8 and x[3] == "00010000" and x[7] == socket for x in map(str.split, f))
+
+
 def exports(socket):
     """Names and descriptions of what a server offers."""
     found = {}

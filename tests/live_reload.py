@@ -18,7 +18,7 @@ import time
 
 import nbd
 
-from live import Load, Log, exports, stop, uri, wait_until
+from live import Load, Log, exports, listens, stop, uri, wait_until
 
 nbdcow, socket = sys.argv[1:3]
 seed = os.environ.get("SEED", "0")
@@ -126,7 +126,7 @@ def main():
                                os.path.abspath("server.log")])
     loads = []
     try:
-        wait_until("the server's socket", lambda: os.path.exists(socket) or server.poll() is not None)
+        wait_until("the server's socket", lambda: listens(socket) or server.poll() is not None)
         loads = [Load(uri(socket, "a"), 0, 24 * MIB), Load(uri(socket, "a"), 24 * MIB, 24 * MIB),
                  Load(uri(socket, "b"), 0, 24 * MIB, MODE="simple")]
         time.sleep(1)

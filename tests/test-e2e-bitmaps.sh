@@ -23,7 +23,7 @@ qemu_serves ()
   qemu-nbd -k "$tmp/qemu.sock" -t -e 8 "$@" "$_image" >qemu.log 2>&1 </dev/null &
   qemu_pid=$!
   track "$qemu_pid"
-  wait_for 20 test -S qemu.sock || { cat qemu.log >&2; fail "qemu-nbd does not serve $_image"; }
+  wait_for 20 listens "$tmp/qemu.sock" || { cat qemu.log >&2; fail "qemu-nbd does not serve $_image"; }
   QEMU_URI="nbd+unix:///?socket=$tmp/qemu.sock"
 }
 

@@ -108,7 +108,7 @@ mkdir overlay
 TMPDIR=$tmp/overlay "$NBDCOW" -s -k "$tmp/sock2" --state-dir=off --key-file one base.qcow2 >log 2>&1 &
 SERVER_PID=$!
 track $SERVER_PID
-wait_for 30 test -S sock2 || { cat log; fail "no server with --snapshot"; }
+wait_for 30 listens "$tmp/sock2" || { cat log; fail "no server with --snapshot"; }
 "$PYTHON" - "nbd+unix://?socket=$tmp/sock2" "$SERVER_PID" <<'END'
 import nbd, os, sys
 h = nbd.NBD()

@@ -379,7 +379,7 @@ if [ -e "${NBDCOW:-}" ] && "$PYTHON" -c 'import nbd' 2>/dev/null; then
   qemu-nbd -t -f qcow2 --discard=unmap -k "$tmp/lazy.sock" lazy.qcow2 &
   server=$!
   track $server
-  wait_for 30 test -S "$tmp/lazy.sock" || fail "qemu-nbd does not start"
+  wait_for 30 listens "$tmp/lazy.sock" || fail "qemu-nbd does not start"
   "$PYTHON" churn.py "nbd+unix:///?socket=$tmp/lazy.sock" "${SEED:-1}" 2 &
   writer=$!
   track $writer

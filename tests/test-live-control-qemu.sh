@@ -35,7 +35,7 @@ track "$SERVER_PID"
 qsd=$!
 track "$qsd"
 wait_for 30 server_ready_or_dead || fail 'nbdcow was not ready after 30 seconds'
-wait_for 30 test -S theirs.control || fail 'qemu-storage-daemon was not ready after 30 seconds'
+wait_for 30 listens "$tmp/theirs.control" || fail 'qemu-storage-daemon was not ready after 30 seconds'
 
 "$PYTHON" - "$tmp" <<'END'
 import json, nbd, qmp, sys

@@ -137,7 +137,7 @@ bits_are_right ()
   qemu-nbd -r -k "$tmp/qemu.sock" -B "$1" $secret --image-opts $spec >qemu.log 2>&1 </dev/null &
   qemu=$!
   track $qemu
-  wait_for 30 test -S qemu.sock || { cat qemu.log >&2; fail "$what: qemu-nbd does not serve bitmap $1"; }
+  wait_for 30 listens "$tmp/qemu.sock" || { cat qemu.log >&2; fail "$what: qemu-nbd does not serve bitmap $1"; }
   "$PYTHON" "$SRCDIR/bitmaps.py" between "nbd+unix:///?socket=$tmp/qemu.sock" "$1" "$2" "model.d/$1.bits" ||
     fail "$what: QEMU sees another bitmap $1"
   wait $qemu || fail "$what: qemu-nbd: status $?"
@@ -201,7 +201,7 @@ turn ()
   shift
   status=0 wanted=0
   [ -z "$killed" ] || wanted=137
-  timeout 120 "$BUILDDIR/model/model" -s $((seed * 4 + number)) ${killed:+-K} -e model.d "$@" disk.qcow2 \
+  timeout 400 "$BUILDDIR/model/model" -s $((seed * 4 + number)) ${killed:+-K} -e model.d "$@" disk.qcow2 \
     >log 2>&1 || status=$?
   if [ $status != $wanted ]; then
     tail -n 20 log >&2

@@ -28,7 +28,7 @@ requires_file "$SUITE" "the protocol suite"
 suite ()
 {
   s=0
-  "$SUITE" --server "$SERVER" --timeout "${ANSWER_SECONDS:-10}" ${ONLY:+--only "$ONLY"} "$@" || s=$?
+  "$SUITE" --server "$SERVER" --timeout "${ANSWER_SECONDS:-40}" ${ONLY:+--only "$ONLY"} "$@" || s=$?
   [ "$s" -le 1 ] || fail "the server cannot be tested: status $s"
   [ "$s" = 0 ] || status=1
 }
@@ -50,7 +50,7 @@ create_image ()
 
 listening ()
 {
-  [ -S "$SOCK" ] || ! process_alive "$SERVER_PID"
+  listens "$SOCK" || ! process_alive "$SERVER_PID"
 }
 
 # start_peer COMMAND...: a server that is not ours, which is to listen on $SOCK.
