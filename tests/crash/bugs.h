@@ -94,8 +94,11 @@ struct failing {
 };
 
 void start_other (struct other *o, struct guest *g, void (*fn) (struct guest *g));
-/* Long enough for it to have come back if nothing keeps it. */
+/* Long enough for it to have come back if nothing keeps it, on most machines: for a look that it
+ * has not. */
 void give_time (const struct other *o);
+/* Whether it comes back, on any machine: within a minute. */
+bool comes_back (const struct other *o);
 
 void gate_close (struct gate *g, struct run *run, unsigned kind);
 /* Until somebody waits at it. */

@@ -109,12 +109,19 @@ start_other (struct other *o, struct guest *g, void (*fn) (struct guest *g))
     die ("cannot start a thread");
 }
 
-/* Long enough for it to have come back if nothing keeps it. */
 void
 give_time (const struct other *o)
 {
   for (int i = 0; i < 50 && !atomic_load (&o->back); ++i)
     usleep (1000);
+}
+
+bool
+comes_back (const struct other *o)
+{
+  for (int i = 0; i < 60000 && !atomic_load (&o->back); ++i)
+    usleep (1000);
+  return atomic_load (&o->back);
 }
 
 static int

@@ -165,7 +165,7 @@ main (void)
   };
   int failed;
 
-  alarm (60);
+  alarm (240);
   assert_non_null (mkdtemp (state_dir));
   failed = cmocka_run_group_tests (tests, NULL, NULL);
   rmdir (state_dir);

@@ -260,6 +260,17 @@ flush_it (void *opaque)
   return NULL;
 }
 
+/* Until N flushes have been asked for in all. */
+static void
+await_requests (struct q_image *img, uint64_t n)
+{
+  for (uint64_t now = 0; now < n; usleep (1000)) {
+    pthread_mutex_lock (&img->flush_lock);
+    now = img->flush_requested;
+    pthread_mutex_unlock (&img->flush_lock);
+  }
+}
+
 /* A flush that comes while one is under way is not answered by it: what was written in between may
  * not have been part of it. */
 static void
@@ -268,6 +279,7 @@ test_late_flush (void **state)
   struct slow s;
   struct q_image *img;
   struct flusher a, b[3];
+  uint64_t before;
 
   (void)state;
   slow_init (&s);
@@ -282,11 +294,12 @@ test_late_flush (void **state)
   pthread_create (&a.id, NULL, flush_it, &a);
   sem_wait (&s.syncing); /* A is in its sync */
   unit_writes (img, 0, K, 3);
+  before = img->flush_requested;
   for (size_t i = 0; i < lengthof (b); ++i) {
     b[i] = (struct flusher){ .img = img };
     pthread_create (&b[i].id, NULL, flush_it, &b[i]);
   }
-  usleep (50000);
+  await_requests (img, before + lengthof (b));
   s.f.calls[MEM_SYNC] = 0;
   sem_post (&s.go);
   pthread_join (a.id, NULL);
@@ -434,6 +447,6 @@ main (void)
     cmocka_unit_test (test_listed_means_on_the_list),
   };
 
-  alarm (60);
+  alarm (240);
   return cmocka_run_group_tests (tests, NULL, NULL);
 }

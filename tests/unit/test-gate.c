@@ -266,6 +266,6 @@ main (void)
     cmocka_unit_test (test_threads),       cmocka_unit_test (test_image),
   };
 
-  alarm (60);
+  alarm (240);
   return cmocka_run_group_tests (tests, NULL, NULL);
 }

@@ -579,6 +579,6 @@ main (void)
     cmocka_unit_test (test_not_remembered),
   };
 
-  alarm (60);
+  alarm (240);
   return cmocka_run_group_tests (tests, NULL, NULL);
 }

@@ -683,6 +683,6 @@ main (void)
     cmocka_unit_test (test_raw),
   };
 
-  alarm (60); /* Q_NOWAIT that waits is a failure, not a hang */
+  alarm (240); /* Q_NOWAIT that waits is a failure, not a hang */
   return cmocka_run_group_tests (tests, NULL, NULL);
 }
