@@ -25,9 +25,10 @@
  * is a write of zeros) unless another write of that sector was sent after W's reply; from what was
  * there before the round if no write of the sector was acknowledged; and it may be zero if a
  * discard touched the sector that no later write superseded.  A request without a proper reply
- * (hang-up, ENOSPC) may or may not have happened: it may be found, and it supersedes nothing.  On
- * sectors that it alone writes, a client knows exactly what is there, and reads them while the
- * others write.
+ * (hang-up, ENOSPC) may or may not have happened: it may be found, and it supersedes nothing. After
+ * a hang-up it may also happen later, in the next rounds.  On sectors that it alone writes, and
+ * where no such request may come in between, a client knows exactly what is there, and reads them
+ * while the others write.
  */
 
 #include <errno.h>
@@ -52,16 +53,18 @@
 #define MAX_CLIENTS 64
 #define MAX_DEPTH   64
 #define MAX_REQUEST (128 * 1024)
+#define LATE_ROUNDS 3 /* in which a request of before a hang-up may happen */
 #define NEVER       UINT64_MAX
 
 enum op { OP_WRITE, OP_ZERO, OP_TRIM, OP_READ, OP_FLUSH };
 
-/* One write, zero or discard of the current round. */
+/* One write, zero or discard of the current round, or without an answer of one before. */
 struct record {
   uint64_t id;           /* what its words are made from; 0 writes zeros */
   uint64_t sent, done;   /* clock; done is NEVER if nobody knows */
   uint32_t first, count; /* sectors */
   bool acknowledged;
+  unsigned rounds; /* that it has seen */
   enum op op;
 };
 
@@ -101,10 +104,12 @@ static volatile bool finished; /* changes only while all are at the barrier */
 static bool can_trim, can_fua;
 
 /* What the disk held when the round began, then what private writers did to their sectors since.
- * certain[] says for which sectors that is exact; both belong to the owner of the sector while
- * a round goes on, and to the main thread between rounds. */
+ * certain[] says for which sectors that is exact, doubtful[] where a request of before a hang-up
+ * may still come; all belong to the owner of the sector while a round goes on, and to the main
+ * thread between rounds. */
 static uint8_t *model;
 static uint8_t *certain;
+static uint8_t *doubtful;
 
 static void __attribute__ ((format (printf, 1, 2), noreturn)) die (const char *fmt, ...)
 {
@@ -225,7 +230,18 @@ learn (struct slot *s, const struct record *r, bool acknowledged)
   }
   fill (model + (uint64_t)s->first * SECTOR, r->id, (uint64_t)s->first * SECTOR,
         (uint64_t)s->count * SECTOR);
-  memset (certain + s->first, 1, s->count);
+  for (uint32_t i = s->first; i < s->first + s->count; i++)
+    certain[i] = !doubtful[i];
+}
+
+/* R has no answer, and its server may not have begun with it. */
+static void
+doubt (const struct record *r)
+{
+  if (owner_of (r->first) == -1)
+    return;
+  memset (certain + r->first, 0, r->count);
+  memset (doubtful + r->first, 1, r->count);
 }
 
 static int
@@ -261,6 +277,8 @@ completed (void *opaque, int *error)
     c->enospc++;
   } else if (!hangups && !disconnect) {
     die ("a request failed: %s", strerror (*error));
+  } else {
+    doubt (r);
   }
   learn (s, r, r->acknowledged);
   return 1;
@@ -421,6 +439,20 @@ struct allowed {
   struct allowed *next;
 };
 
+/* Keeps what C asked for before a hang-up, for a while. */
+static void
+forget_answered (struct client *c)
+{
+  size_t kept = 0;
+
+  for (size_t i = 0; i < c->n_records; i++)
+    if (c->records[i].done == NEVER && ++c->records[i].rounds < LATE_ROUNDS) {
+      c->records[kept] = c->records[i];
+      doubt (&c->records[kept++]);
+    }
+  c->n_records = kept;
+}
+
 static void
 verify (struct nbd_handle *h)
 {
@@ -486,8 +518,9 @@ verify (struct nbd_handle *h)
     }
   memcpy (model, disk, area);
   memset (certain, 1, sectors);
+  memset (doubtful, 0, sectors);
   for (unsigned c = 0; c < n_clients; c++)
-    clients[c].n_records = 0;
+    forget_answered (&clients[c]);
   free (pool);
   free (lists);
   free (last_sent);
@@ -570,7 +603,8 @@ main (int argc, char **argv)
     die ("the server does not say that many connections see one disk");
   model = calloc (1, area);
   certain = calloc (1, area / SECTOR);
-  if (!model || !certain)
+  doubtful = calloc (1, area / SECTOR);
+  if (!model || !certain || !doubtful)
     die ("out of memory");
   for (uint64_t at = 0; at < area; at += 1 << 20)
     if (nbd_pread (main_nbd, model + at, area - at < 1 << 20 ? area - at : 1 << 20, at, 0) == -1)
@@ -609,8 +643,6 @@ main (int argc, char **argv)
     rounds++;
     if (disconnect)
       break;
-    if (hangups)
-      usleep (300000); /* what a client left in flight may still be on its way */
     verify (main_nbd);
   } while (time (NULL) < end);
 
@@ -650,5 +682,6 @@ main (int argc, char **argv)
     die ("nothing was done");
   free (model);
   free (certain);
+  free (doubtful);
   return 0;
 }

@@ -9,7 +9,7 @@
 . "${SRCDIR:-$(dirname "$0")}/functions.sh"
 requires_frontend
 requires_file "$BUILDDIR/stress" "the program stress"
-requires qemu-img qemu-io
+requires qemu-img qemu-io nbdinfo
 requires_python_nbd
 use_seed
 
@@ -110,6 +110,8 @@ fi
 echo "== clients that hang up with requests in flight, the others are verified meanwhile"
 start_server disk.qcow2 discard=unmap
 timeout 120 "$BUILDDIR/stress" --hangups --seconds=6 --seed="$SEED" "$URI"
+stop_server
+start_server disk.qcow2 discard=unmap
 
 echo "== clients that are killed"
 n=0
@@ -120,7 +122,10 @@ while [ $n -lt 5 ]; do
   sleep 0.$((n * 2 + 1))
   kill -KILL $victim || { cat victim.log; fail "the client ended by itself"; }
   wait $victim 2>/dev/null || :
-  sleep 0.5 # what it had sent may still be under way
+  # What it had sent may still be under way: the next one verifies what is there when that is over.
+  timeout 60 nbdinfo --size "$URI" >/dev/null || fail "the server is not well"
+  stop_server
+  start_server disk.qcow2 discard=unmap
   n=$((n + 1))
 done
 timeout 60 "$BUILDDIR/stress" --seconds=2 --seed="$SEED" "$URI"
