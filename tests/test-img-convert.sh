@@ -213,7 +213,8 @@ rm -f i.qcow2
 $IMG convert -r 4M -f raw -O qcow2 long.raw i.qcow2 &
 pid=$!
 track $pid
-sleep 1.5
+begun () { [ "$(stat -c %b i.qcow2 2>/dev/null || echo 0)" -ge 4096 ]; }
+wait_for 60 begun || fail "convert does not begin"
 kill -TERM $pid # a shell has its background jobs ignore SIGINT
 status=0
 wait $pid || status=$?

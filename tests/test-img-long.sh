@@ -86,6 +86,19 @@ def sound(command, names):
             if p.returncode not in (0, 3):
                 fail(command, name, p.stdout)
 
+def until(what, condition):
+    end = time.monotonic() + 60
+    while not condition():
+        if time.monotonic() > end:
+            fail("waited in vain for", what)
+        time.sleep(0.01)
+
+def catches(p, *signals):
+    """Whether the process has handlers for them."""
+    with open("/proc/%d/status" % p.pid) as f:
+        caught = int(next(l for l in f if l.startswith("SigCgt:")).split()[1], 16)
+    return all(caught >> (s - 1) & 1 for s in signals)
+
 make()
 for command, (words, files, limit, has_progress, check) in COMMANDS.items():
     fresh(files)
@@ -111,9 +124,11 @@ for command, (words, files, limit, has_progress, check) in COMMANDS.items():
     for sig in signal.SIGINT, signal.SIGTERM:
         fresh(files)
         p = subprocess.Popen([*limited[:2], "-q", *limited[2:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        time.sleep(0.4)
+        until("it to listen to signals", lambda: catches(p, signal.SIGUSR1, sig))
+        time.sleep(0.2)
         p.send_signal(signal.SIGUSR1)
-        time.sleep(0.6)
+        if not select.select([p.stderr], [], [], 60)[0]:
+            fail(command, "does not answer SIGUSR1")
         start = time.monotonic()
         p.send_signal(sig)
         out, err = p.communicate(timeout=60)
