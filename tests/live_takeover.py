@@ -82,6 +82,14 @@ def qmp(path):
     return call
 
 
+def answers():
+    """Whether there is somebody at the control socket, who may just be going."""
+    try:
+        return "return" in qmp(control)("query-status")
+    except (OSError, ValueError):
+        return False
+
+
 def succeed(old, *more, kill=False):
     """One takeover that works; returns the new server.  KILL: the old one is killed as soon as it may be."""
     new = takeover(*more)
@@ -337,8 +345,7 @@ def kill_new_ones():
             time.sleep(rng.random() ** 2 * 0.06)
             new.kill()
             new.wait()
-            wait_until("the old one to end, or to answer", lambda: old.poll() is not None or
-                       "return" in qmp(control)("query-status"))
+            wait_until("the old one to end, or to answer", lambda: old.poll() is not None or answers())
             if old.poll() is not None:
                 break
             survives(old, loads, "kill -9")

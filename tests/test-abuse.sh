@@ -31,7 +31,7 @@ while [ $layer -lt 60 ]; do
 done
 
 # shellcheck disable=SC2086 # several words
-start_nbdcow disk.qcow2 arg=--export-name=disk arg=--handshake-limit=3 arg=--memory=64M $tls \
+start_nbdcow disk.qcow2 arg=--export-name=disk arg=--handshake-limit=10 arg=--memory=64M $tls \
   arg=--export=name=many,file=many.qcow2 arg=--export=name=wipe,file=wipe.qcow2,discard=unmap \
   arg=--export=name=deep,file=deep60.qcow2
 "$PYTHON" -c '

@@ -29,7 +29,7 @@ job ()
 job 64M cluster_size=65536 --rw=randwrite --bs=4k --iodepth=32 --fsync=100
 job 64M cluster_size=65536 --rw=write --bs=1M --iodepth=8
 job 32M cluster_size=4096 --rw=randrw --bsrange=512-64k --bs_unaligned=0 --iodepth=16 \
-  --io_size=64M --norandommap=0
+  --io_size=64M --norandommap=0 --serialize_overlap=1
 job 16M cluster_size=512 --rw=randwrite --bs=1k --iodepth=16 --io_size=16M
 job 64M cluster_size=2097152,compat=0.10 --rw=randwrite --bs=8k --iodepth=32
 job 64M cluster_size=65536,lazy_refcounts=on --rw=randwrite --bs=4k --iodepth=32 --fsync=16

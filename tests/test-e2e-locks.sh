@@ -124,7 +124,7 @@ cp disk.qcow2 spare.qcow2
 (
   echo 'write -q -P 3 0 512'
   touch opened
-  while [ ! -e done ]; do sleep 0.05; done
+  while [ -e opened ] && [ ! -e done ]; do sleep 0.05; done
   echo quit
 ) | qemu-io -f qcow2 base.qcow2 >io.log 2>&1 &
 track $!

