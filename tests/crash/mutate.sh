@@ -345,7 +345,7 @@ without mark-of-the-session state/state.c \
 without number-of-the-flush state/state.c \
   's/(q_state_write_sequence \(struct q_image \*img\)\s*\{)/$1 if (img) return 0;/'
 without sign-of-life file/file.c \
-  's/(sign \(struct q_file \*f\)\s*\{\s*struct timespec now;\s*int64_t ns;)/$1\n  if (f) return;/'
+  's/(sign \(struct q_file \*f\)\s*\{\s*struct timespec now;\s*int64_t before, ns;)/$1\n  if (f) return;/'
 without sign-of-life-in-recovery state/recover.c \
   's/img->file->alive = &p\.h->alive;//'
 without proof-of-the-session state/recover.c \

@@ -524,15 +524,18 @@ static void
 sign (struct q_file *f)
 {
   struct timespec now;
-  int64_t ns;
+  int64_t before, ns;
 
   if (!f->alive)
     return;
-  clock_gettime (CLOCK_REALTIME_COARSE, &now);
-  ns = now.tv_sec * 1000000000ll + now.tv_nsec;
-  /* Look before writing: the line stays shared. */
-  if (atomic_load_explicit (f->alive, memory_order_relaxed) != ns)
-    atomic_store_explicit (f->alive, ns, memory_order_relaxed);
+  /* Look before writing: the line stays shared.  And whoever was stopped in between does not take
+   * back what others have written since. */
+  do {
+    before = atomic_load_explicit (f->alive, memory_order_relaxed);
+    clock_gettime (CLOCK_REALTIME_COARSE, &now);
+    ns = now.tv_sec * 1000000000ll + now.tv_nsec;
+  } while (before != ns && !atomic_compare_exchange_weak_explicit (
+                               f->alive, &before, ns, memory_order_relaxed, memory_order_relaxed));
 }
 
 int
