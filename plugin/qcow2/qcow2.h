@@ -180,7 +180,8 @@ struct q_open_options {
   bool metadata_only;     /* no backing files and no data file: for info and check.  Data in a data
                            * file can be mapped, but not read (-ENXIO) */
   uint64_t l2_cache_size; /* bytes, for the whole chain; 0 means 128 MiB: 1 TiB at 64 KiB
-                           * clusters stays mapped, however fragmented */
+                           * clusters stays mapped, however fragmented.  While an internal
+                           * snapshot is made, at most as much again */
   uint64_t refcount_cache_size; /* bytes; 0 means 32 MiB */
   int compression_level; /* of q_write_compressed: 1 to q_compression_max_level, 0 for the default
                           */

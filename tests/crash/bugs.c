@@ -47,6 +47,7 @@ static const struct {
   { "bitmaps-follow-the-disk", test_bitmaps_follow_the_disk },
   { "bitmaps-that-cannot-be-saved", test_bitmaps_that_cannot_be_saved },
   { "bitmaps-when-closing-fails", test_bitmaps_when_closing_fails },
+  { "snapshot-outrun", test_snapshot_outrun },
   { "soak", test_soak },
 };
 #define N_TESTS (sizeof tests / sizeof tests[0])

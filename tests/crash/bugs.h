@@ -43,6 +43,7 @@ void test_data_is_not_copied (void);
 void test_bitmaps_follow_the_disk (void);
 void test_bitmaps_that_cannot_be_saved (void);
 void test_bitmaps_when_closing_fails (void);
+void test_snapshot_outrun (void);
 void test_soak (void);
 void test_flushes_do_not_grow (void);
 

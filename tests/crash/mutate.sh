@@ -4,26 +4,27 @@
 # Takes the engine's ordering rules out, one at a time, in a copy of the sources, and demands that
 # some test notices.  Prints a table: the rule, the test that failed, and after how many seconds.
 #
-#     mutate.sh [-s SECONDS] [-w DIRECTORY] [NAME...]
+#     mutate.sh [-s SECONDS] [-w DIRECTORY] [-q] [NAME...]
 #     mutate.sh -n [NAME...]
 #     mutate.sh -l
 #
 # -s: how long each test may look for it (default 20).  -w: the copy is made, and built, in DIRECTORY and
-# stays there, for the next time.  NAME: only these.  -n: only sees that each still applies to the
+# stays there, for the next time.  -q: takes it that without a mutation all tests pass.  NAME: only these.  -n: only sees that each still applies to the
 # sources, and that the compiler takes what comes of it: seconds.  -l: lists them.
 # Exits with 1 if a mutation went unnoticed or no longer applies to the sources: then the mutation
 # here has to follow the code.
 
-# perl's variables are not the shell's, and look calls run_model by way of a variable:
-# shellcheck disable=SC2016,SC2317
+# perl's variables are not the shell's, and a test's arguments are several words:
+# shellcheck disable=SC2016,SC2086
 
 set -eu
 
-seconds=20 keep='' mode=look
-while getopts s:w:nl option; do
+seconds=20 keep='' mode=look sound=''
+while getopts s:w:qnl option; do
   case $option in
   s) seconds=$OPTARG ;;
   w) keep=$OPTARG ;;
+  q) sound=yes ;;
   n) mode=apply ;;
   l) mode=list ;;
   *) exit 2 ;;
@@ -101,20 +102,45 @@ run_model ()
   done
 }
 
+# first TEST...: what is looked at first for the mutations that follow: where such a bug shows soonest.
+first='' newline='
+'
+first ()
+{
+  first=
+  for test; do
+    first=$first$test$newline
+  done
+}
+
+# run_test TEST
+run_test ()
+{
+  case $1 in
+  model) run_model "$seconds" ;;
+  bugs*) timeout $((seconds + 180)) "$tests/crash/bugs" -n 1000 ${1#bugs} ;;
+  *) timeout $((seconds + 180)) "$tests/crash/${1%% *}" -d "$seconds" ${1#"${1%% *}"} ;;
+  esac
+}
+
 # look: runs one test after the other; NOTICED is the one that failed, or empty.
 look ()
 {
   NOTICED=
-  for test in "bugs -n 1000" "crash -d $seconds" "faults -d $seconds" "deaths -d $seconds" "tools -d $seconds" "model"; do
+  IFS=$newline
+  for test in $first bugs crash faults deaths tools model; do
+    unset IFS
+    status=0
+    run_test "$test" >"$work/test.log" 2>&1 || status=$?
+    [ $status != 0 ] || continue
     case $test in
-    model) command="run_model $seconds" ;;
-    *) command="timeout $((seconds * 3 + 300)) $tests/crash/$test" ;;
+    bugs) NOTICED="bugs $(grep '^[a-z0-9-]*$' "$work/test.log" | tail -n 1)" ;;
+    *) NOTICED=${test%% *}$(sed -n 's/.*FAILED:\(\( -[tw] [^ :]*\)*\).*/\1/p' "$work/test.log" | head -n 1) ;;
     esac
-    $command >"$work/test.log" 2>&1 || {
-      NOTICED=${test%% *}
-      return
-    }
+    [ $status != 124 ] || NOTICED="$NOTICED, which does not end"
+    return
   done
+  unset IFS
 }
 
 # report RULE RESULT
@@ -141,7 +167,9 @@ look_at_all ()
 }
 
 failed=0 applied=0
-[ $mode != look ] || look_at_all
+if [ $mode$sound = look ]; then
+  look_at_all
+fi
 
 # without NAME FILE PROGRAM: PROGRAM is perl, on the whole file as $_; it must change it.
 without ()
@@ -189,6 +217,8 @@ without ()
 }
 
 # ---- the syncs of a round ------------------------------------------------------------------------
+
+first bugs "crash -w fresh" "crash -w overlay" "crash -w growth"
 
 without sync-before-counts disk/flush.c \
   's/(write_phase \(img, round, PHASE_UNREFERENCED\);)\s*if \(r == 0\)\s*r = sync_file \(img, round\);/$1/'
@@ -246,6 +276,8 @@ without eviction-spares-the-dirty table/l2.c \
 
 # ---- compressed data -------------------------------------------------------------------------------
 
+first "crash -w pack" "crash -w pack-threads" "crash -w pack-snapshot" "faults -w pack"
+
 without packed-counts-raised compress/pack.c \
   's/0, \+\+count\)/0, count ? count : ++count)/'
 without spanned-counts-raised compress/pack.c \
@@ -262,6 +294,8 @@ without replaced-data-in-limbo compress/write-compressed.c \
   's/q_limbo_add \(&img->limbo, p->lost, p->n_lost\);/{ --img->limbo.reserved; for (uint64_t k = 0; k < p->n_lost; ++k) { uint64_t now = 1; q_refcount_get (img, p->lost + k, 0, &now); q_refcount_set (img, p->lost + k, 0, now - 1); } if (p->lost < img->free_hint) img->free_hint = p->lost; }/'
 
 # ---- extended L2 entries --------------------------------------------------------------------------
+
+first "bugs halves-of-an-entry data-is-not-copied" "crash -w extended-overlay" "crash -w extended-threads" "deaths -w extended"
 
 without entries-are-read-whole table/entry.c \
   's/== finished\)/>= finished)/'
@@ -282,14 +316,32 @@ without data-in-place-is-not-copied disk/write.c \
 
 # ---- internal snapshots ---------------------------------------------------------------------------
 
+first "bugs snapshot-outrun" "crash -w snapshots" "crash -w snapshots-threads" "faults -w snapshots"
+
 without snapshot-counts-what-it-shares snapshot/snapshot-make.c \
   's/(count_table \(.*?)r = q_tree_raise \(m->img, m->l2\);/$1r = 0;/s'
 without snapshot-counts-tables snapshot/snapshot-make.c \
   's/r = q_tree_raise_cluster \(m->img, entry & Q_OFFSET_MASK\);/r = 0;/'
 without snapshot-clears-flags snapshot/snapshot-make.c \
-  's/clear_copied \(m->img, t\);\s*m->c->counted/m->c->counted/'
+  's/if \(own\)\s*clear_copied \(m->img, t\);//'
+without snapshot-clears-flags-between-writes snapshot/snapshot-make.c \
+  's/q_gate_close \(m->img\);(\s*if \(own\)\s*clear_copied \(m->img, t\);)\s*q_gate_open \(m->img\);/$1/'
+without snapshot-counts-under-a-claim snapshot/snapshot-make.c \
+  's/q_tree_claim \(img, index, &claim\);/q_tree_claim (img, index + m->c->entries, &claim);/'
 without snapshot-counts-changes snapshot/snapshot-make.c \
   's/(q_counting_save \([^)]*\)\s*\{)/$1 if (t) return 0;/'
+without snapshot-recounts-what-is-new snapshot/snapshot-make.c \
+  's/(q_tree_difference \(m->img, m->other, m->l2\);)\s*r = q_tree_raise \(m->img, m->l2\);/$1/'
+without snapshot-recounts-what-has-gone snapshot/snapshot-make.c \
+  's/q_tree_lower \(m->img, m->other\);(\s*\}\s*q_l2_release)/$1/'
+without snapshot-recounts-once snapshot/snapshot-make.c \
+  's/m->c->before\[index\] = NULL;/m->c->before[index] = memcpy (malloc (t->bytes), m->other, t->bytes);/'
+without snapshot-saves-so-much snapshot/snapshot-make.c \
+  's/\+ bytes <= c->most/+ bytes <= UINT64_MAX/'
+without snapshot-takes-back-what-it-counted snapshot/snapshot-make.c \
+  's/q_tree_lower \(img, copy\);//'
+without snapshot-sets-flags-of-what-it-took-back snapshot/snapshot-make.c \
+  's/else if \(m->stopped \|\| m->c->state\[i\] == TAKEN_BACK\)/else if (m->stopped)/'
 without snapshot-is-of-one-moment snapshot/snapshot-make.c \
   's/r = q_flush_round \(m->img\);/r = 0;/'
 without snapshot-table-before-header snapshot/snapshot.c \
@@ -304,6 +356,8 @@ without closed-gate-waits image/gate.c \
   's/while \(!is_empty \(g\)\)/while (false)/'
 
 # ---- dirty bitmaps ---------------------------------------------------------------------------------
+
+first bugs "crash -w bitmaps" "crash -w bitmaps-sizes" "crash -w bitmaps-alone" "deaths -w bitmaps" "deaths -w bitmaps-sizes" "faults -w bitmaps"
 
 without writes-marked disk/write.c \
   's/q_bitmaps_mark \(img, plan->offset, plan->len\);/;/'
@@ -338,6 +392,8 @@ without tables-forgotten-before-bitmaps state/recover.c \
 
 # ---- what a killed process leaves ---------------------------------------------------------------
 
+first bugs deaths
+
 without data-before-changed table/table.c \
   's/if \(t->slot\)\s*atomic_fetch_add \(&t->slot->changed, 1\);//'
 without mark-of-the-session state/state.c \
@@ -352,6 +408,8 @@ without proof-of-the-session state/recover.c \
   's/memcmp \(session\.session, h->session, sizeof h->session\) != 0/false/'
 
 # ---- images at rest --------------------------------------------------------------------------------
+
+first tools "crash -w shrink" "crash -w header"
 
 without compact-copies-first offline/compact.c \
   's/(r = copy_clusters \(k, k->move\[i\]\.from[^;]*;\s*\})\s*if \(r == 0\)\s*r = q_file_sync \(f\);/$1/'
@@ -371,6 +429,8 @@ without zeros-written-before-old-version offline/expand.c \
   's/r = q_flush \(img\); (\/\* counts and zeros)/; $1/'
 
 # ---- errors ----------------------------------------------------------------------------------------
+
+first faults
 
 without sticky-errors image/error.c \
   's/if \(atomic_compare_exchange_strong \(&img->sticky, &expected, sticky\)\)/if (expected == 0)/'

@@ -536,8 +536,9 @@ int q_snapshot_stop (struct q_making *m, struct q_error *err);
 int q_snapshot_write (struct q_making *m, struct q_error *err);
 void q_snapshot_end (struct q_making *m, bool keep);
 
-/* T is about to be changed: if it has been counted for a snapshot, what was counted is kept. */
-int q_counting_save (struct q_image *img, const struct q_table *t);
+/* T is about to be changed, and its stripe is held: if it has been counted for a snapshot, what was
+ * counted is kept, or taken back.  -EAGAIN with Q_NOWAIT if that may take long. */
+int q_counting_save (struct q_image *img, const struct q_table *t, unsigned flags);
 
 /* ---- snapshot-drop.c --------------------------------------------------------------------------
  */

@@ -7,14 +7,15 @@
  *
  * Most of the work is done while the disk is in use.  Table by table, under the claim on its range
  * (invariant 4), the counts of the data clusters are raised and the flags cleared.  Whoever changes
- * a table after that saves what was counted first (q_counting_save); such tables are counted again
- * while the disk is in use, until few are left.  Then the gate is closed, and what is left is what
- * changed since: tables that differ from what was counted are counted again, L2 tables themselves
- * are counted, all of it is flushed, and the L1 table is copied.  How long that takes depends on
- * how many tables were written in the time of one such pass, not on the size of the disk but for
- * one count an L2 table, and on how long the storage takes to sync what was written since the
- * flush before.  That is the moment of the snapshot, between two writes; the gate opens.  Last the
- * copy and a new snapshot table are written, and one write to the header makes the snapshot.
+ * a table after that saves what was counted first (q_counting_save), or, where as much is saved as
+ * may be, takes the counting back; such tables are counted again while the disk is in use, until
+ * few are left.  Then the gate is closed, and what is left is what changed since: tables that
+ * differ from what was counted are counted again, L2 tables themselves are counted, all of it is
+ * flushed, and the L1 table is copied.  How long that takes depends on how many tables were written
+ * in the time of one such pass, not on the size of the disk but for one count an L2 table, and on
+ * how long the storage takes to sync what was written since the flush before.  That is the moment
+ * of the snapshot, between two writes; the gate opens.  Last the copy and a new snapshot table are
+ * written, and one write to the header makes the snapshot.
  *
  * Until that write the disk has what it had, with counts that are too high and some flags missing.
  * Such counts are leaks; a missing flag costs a copy; a flag that is still there beside a count of
@@ -43,10 +44,10 @@
 /* As many as QEMU can name. */
 #define MAX_NAME 255u
 
-/* With more saved of what was counted, what has changed is counted again before more is, but not
- * after fewer than so many tables. */
-#define MAX_SAVED (64ull << 20)
-#define MIN_STEP  64u
+/* What is saved of what was counted takes no more memory than the tables themselves may.  When half
+ * of that is there, what has changed is counted again before more is, but not after fewer than so
+ * many tables. */
+#define MIN_STEP 64u
 
 /* What has changed in the end is counted so often, until no more than this is left for the moment
  * when the disk stands still.  Once at least: each time the clusters that were written meanwhile
@@ -54,11 +55,19 @@
 #define MAX_PASSES 3u
 #define ENOUGH     (4ull << 20)
 
+enum {
+  UNCOUNTED,
+  COUNTED,
+  TAKEN_BACK, /* it was, and then changed when there was no room to save it: its flags are gone */
+};
+
 struct q_counting {
-  uint32_t entries; /* of the L1 table */
-  bool *counted;    /* by L1 index: what the table refers to has been counted ... */
-  uint8_t **before; /* ... and was this, if it has been changed since */
-  _Atomic uint64_t saved;
+  uint32_t entries;       /* of the L1 table */
+  uint8_t *state;         /* by L1 index: whether what the table refers to has been counted ... */
+  uint8_t **before;       /* ... and was this, if it has been changed since */
+  uint64_t most;          /* bytes that may be saved in BEFORE ... */
+  _Atomic uint64_t saved; /* ... and are */
+  _Atomic uint64_t taken_back; /* bytes of such tables */
 };
 
 struct q_making {
@@ -86,42 +95,71 @@ counting_free (struct q_counting *c)
   for (uint32_t i = 0; c->before && i < c->entries; ++i)
     free (c->before[i]);
   free (c->before);
-  free (c->counted);
+  free (c->state);
   free (c);
 }
 
 static struct q_counting *
-counting_new (uint32_t entries)
+counting_new (const struct q_image *img, uint32_t entries)
 {
   struct q_counting *c = calloc (1, sizeof *c);
 
   if (!c)
     return NULL;
   c->entries = entries;
-  c->counted = calloc (entries + 1ul, sizeof *c->counted);
+  c->most = img->l2_cache->max_bytes;
+  c->state = calloc (entries + 1ul, sizeof *c->state);
   c->before = calloc (entries + 1ul, sizeof (uint8_t *));
-  if (!c->counted || !c->before) {
+  if (!c->state || !c->before) {
     counting_free (c);
     return NULL;
   }
   return c;
 }
 
-/* The holder of T has the claim on what it will change, so nobody is counting it. */
+/* What is left to be counted while the disk is in use, bytes of tables. */
+static uint64_t
+changed (struct q_counting *c)
+{
+  return atomic_load (&c->saved) + atomic_load (&c->taken_back);
+}
+
+/* Whether BYTES more may be saved; then they are counted. */
+static bool
+may_save (struct q_counting *c, uint64_t bytes)
+{
+  if (atomic_fetch_add (&c->saved, bytes) + bytes <= c->most)
+    return true;
+  atomic_fetch_sub (&c->saved, bytes);
+  return false;
+}
+
+/* The holder of T has the claim on what it will change, so nobody is counting it; and its stripe,
+ * so nobody else is here with it.  It is still what was counted. */
 int
-q_counting_save (struct q_image *img, const struct q_table *t)
+q_counting_save (struct q_image *img, const struct q_table *t, unsigned flags)
 {
   struct q_counting *c = atomic_load_explicit (&img->counting, memory_order_acquire);
   uint8_t *copy;
 
-  if (!c || t->index >= c->entries || !c->counted[t->index] || c->before[t->index])
+  if (!c || t->index >= c->entries || c->state[t->index] != COUNTED || c->before[t->index])
     return 0;
+  if (flags & Q_NOWAIT)
+    return -EAGAIN; /* refcounts may have to be read */
   copy = malloc (t->bytes);
   if (!copy)
     return -ENOMEM;
   q_entries_copy (t, 0, t->bytes, copy);
-  c->before[t->index] = copy;
-  atomic_fetch_add (&c->saved, t->bytes);
+  if (may_save (c, t->bytes)) {
+    c->before[t->index] = copy;
+    return 0;
+  }
+  /* The disk has each of these references as well: nothing becomes free. */
+  Q_PROBE ("what was counted is taken back");
+  c->state[t->index] = TAKEN_BACK;
+  atomic_fetch_add (&c->taken_back, t->bytes);
+  q_tree_lower (img, copy);
+  free (copy);
   return 0;
 }
 
@@ -162,7 +200,7 @@ hold (struct q_making *m, uint32_t index, struct q_table **t)
   return q_l2_hold (m->img, index, 0, t);
 }
 
-/* Counts what the table of L1 entry INDEX refers to for the first time.  Claimed, or stopped: only
+/* Counts all that the table of L1 entry INDEX refers to.  Claimed, or stopped: only
  * then may the flags go as well. */
 static int
 count_table (struct q_making *m, uint32_t index, bool stopped)
@@ -177,7 +215,9 @@ count_table (struct q_making *m, uint32_t index, bool stopped)
       Q_PROBE ("counts raised, flags not cleared");
       if (stopped)
         clear_copied (m->img, t);
-      m->c->counted[index] = true;
+      if (m->c->state[index] == TAKEN_BACK)
+        atomic_fetch_sub (&m->c->taken_back, t->bytes);
+      m->c->state[index] = COUNTED;
     }
     q_l2_release (t);
   }
@@ -240,19 +280,19 @@ count_in_use (struct q_making *m, uint32_t index)
 {
   struct q_image *img = m->img;
   struct q_plan_claim claim;
-  bool fresh, changed;
+  bool whole, change;
   int r = q_tree_claim (img, index, &claim);
 
   if (r < 0)
     return r;
-  fresh = !m->c->counted[index];
-  changed = m->c->before[index];
-  if (fresh)
+  whole = m->c->state[index] != COUNTED;
+  change = m->c->before[index];
+  if (whole)
     r = count_table (m, index, false);
-  else if (changed)
+  else if (change)
     r = count_change (m, index, false);
   q_tree_release (img, &claim);
-  if (r == 0 && (fresh || changed))
+  if (r == 0 && (whole || change))
     r = clear_flags (m, index);
   return r < 0 ? r : q_flush_throttle (img);
 }
@@ -273,7 +313,7 @@ count_first (struct q_making *m, uint32_t n, bool again)
     if (empty)
       continue;
     r = count_in_use (m, i);
-    if (r == 0 && !again && ++since >= MIN_STEP && atomic_load (&m->c->saved) >= MAX_SAVED) {
+    if (r == 0 && !again && ++since >= MIN_STEP && changed (m->c) >= m->c->most / 2) {
       r = count_first (m, i + 1, true);
       since = 0;
     }
@@ -290,8 +330,7 @@ count_all (struct q_making *m)
    * changed while the counts were made durable, most of which took long, is counted as well. */
   if (r == 0)
     r = q_flush (m->img);
-  for (unsigned n = 0; r == 0 && n < MAX_PASSES && atomic_load (&m->c->saved) > (n ? ENOUGH : 0);
-       ++n)
+  for (unsigned n = 0; r == 0 && n < MAX_PASSES && changed (m->c) > (n ? ENOUGH : 0); ++n)
     r = count_first (m, m->c->entries, true);
   if (r == 0)
     r = q_flush (m->img);
@@ -341,7 +380,7 @@ stand_still (struct q_making *m)
   int r = 0;
 
   for (uint32_t i = 0; r == 0 && i < m->c->entries; ++i)
-    if (!m->c->counted[i])
+    if (m->c->state[i] != COUNTED)
       r = count_table (m, i, true);
     else if (m->c->before[i])
       r = count_change (m, i, true);
@@ -375,7 +414,7 @@ uncount (struct q_making *m, uint32_t index)
     q_tree_lower (m->img, m->other);
     q_tree_set_copied (m->img, index);
   }
-  m->c->counted[index] = false;
+  m->c->state[index] = UNCOUNTED;
   q_unpin (pin);
 }
 
@@ -390,14 +429,12 @@ undo (struct q_making *m)
   for (uint32_t i = 0; i < m->c->entries; ++i) {
     struct q_plan_claim claim;
 
-    if (m->stopped ? (m->l1[i] & Q_OFFSET_MASK) == 0 : !m->c->counted[i])
+    if ((m->stopped && (m->l1[i] & Q_OFFSET_MASK) == 0) || q_tree_claim (img, i, &claim) < 0)
       continue;
-    if (q_tree_claim (img, i, &claim) < 0)
-      continue;
-    if (m->stopped)
-      q_tree_set_copied (img, i);
-    else
+    if (!m->stopped && m->c->state[i] == COUNTED)
       uncount (m, i);
+    else if (m->stopped || m->c->state[i] == TAKEN_BACK)
+      q_tree_set_copied (img, i);
     q_tree_release (img, &claim);
   }
   /* Nobody is inside any more who could look at it. */
@@ -512,7 +549,7 @@ prepare (struct q_making *m, struct q_error *err)
   struct q_image *img = m->img;
   uint32_t entries = img->l1_size;
 
-  m->c = counting_new (entries);
+  m->c = counting_new (img, entries);
   m->l2 = malloc (q_cluster_bytes (img));
   m->other = malloc (q_cluster_bytes (img));
   m->l1 = calloc (entries + 1ul, sizeof *m->l1);

@@ -359,7 +359,7 @@ q_l2_hold (struct q_image *img, uint64_t index, unsigned flags, struct q_table *
   if (r == 0 && (*t)->runs > 0)
     r = flags & Q_NOWAIT ? -EAGAIN : make_whole (img, l1, t);
   if (r == 0)
-    r = q_counting_save (img, *t);
+    r = q_counting_save (img, *t, flags);
   if (r == 0 && !(entry & Q_COPIED))
     r = move (img, l1, *t, flags);
   if (r == 0)

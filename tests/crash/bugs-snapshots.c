@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Our own bugs: snapshots of a disk that is written faster than it can be counted.
+ *
+ * What was counted is saved when it changes, and once the memory for that is full it is taken back.
+ * Here there is memory for a few tables alone, and while the one that makes the snapshot waits for
+ * the storage another thread writes to all of them.
+ */
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bugs.h"
+#include "image.h"
+#include "schedule.h"
+
+/* 32 L2 tables. */
+static const struct workload image = { .name = "outrun",
+                                       .version = 3,
+                                       .cluster_bits = 9,
+                                       .refcount_bits = 16,
+                                       .clusters = 2000,
+                                       .threads = 1,
+                                       .operations = 100 };
+#define TABLE_BYTES (64u * 512)
+#define SAVED       4u /* tables, at most */
+
+struct outrun {
+  struct mem_tap tap;
+  struct run *run;
+  pthread_mutex_t lock;
+  pthread_cond_t changed;
+  unsigned syncs, at; /* while the disk is counted; it is outrun at the first, and at number AT */
+  bool waiting, back;
+  atomic_bool away;        /* it has been outrun */
+  uint64_t changes, fails; /* from then on; the one for which there is no room, from 1 */
+  int result;
+};
+
+static struct outrun *outrun;
+static _Thread_local bool making;
+static atomic_uint taken_back;
+
+static void
+count_taken_back (const char *place)
+{
+  if (strcmp (place, "what was counted is taken back") == 0)
+    atomic_fetch_add (&taken_back, 1);
+}
+
+static void
+wait_there (struct outrun *o)
+{
+  pthread_mutex_lock (&o->lock);
+  o->waiting = true;
+  pthread_cond_broadcast (&o->changed);
+  while (o->waiting)
+    pthread_cond_wait (&o->changed, &o->lock);
+  pthread_mutex_unlock (&o->lock);
+}
+
+static int
+before (void *opaque, const struct mem_call *call, uint64_t *partial)
+{
+  const unsigned changes =
+      1u << MEM_WRITE | 1u << MEM_ZERO | 1u << MEM_TRUNCATE | 1u << MEM_ALLOCATE;
+  struct outrun *o = opaque;
+  struct q_image *img = o->run->img;
+
+  (void)partial;
+  if (!making)
+    return 0;
+  /* Not when the disk stands still, and those who write wait for us. */
+  if (call->kind == MEM_SYNC && atomic_load (&img->counting) && !atomic_load (&img->gate.closed) &&
+      (++o->syncs == 1 || o->syncs == o->at))
+    wait_there (o);
+  return atomic_load (&o->away) && (changes >> call->kind & 1) && ++o->changes == o->fails ? -ENOSPC
+                                                                                           : 0;
+}
+
+static void
+make_snapshot (struct guest *g)
+{
+  struct outrun *o = outrun;
+  char id[Q_SNAPSHOT_ID_SIZE];
+  struct q_error err;
+
+  making = true;
+  o->result = q_snapshot_create (g->run->img, "outrun", id, &err);
+  pthread_mutex_lock (&o->lock);
+  o->back = true;
+  pthread_cond_broadcast (&o->changed);
+  pthread_mutex_unlock (&o->lock);
+}
+
+/* Writes to each table. */
+static void
+write_everywhere (struct guest *g)
+{
+  for (uint64_t at = 0; at < g->run->size; at += TABLE_BYTES)
+    guest_write (g, at + 512, 700);
+}
+
+static void
+run_away (struct outrun *o, struct guest *g)
+{
+  struct other other;
+
+  outrun = o;
+  pthread_mutex_init (&o->lock, NULL);
+  pthread_cond_init (&o->changed, NULL);
+  o->tap = (struct mem_tap){ .before = before, .opaque = o };
+  mem_put_tap (o->run->top, &o->tap);
+  atomic_store (&taken_back, 0);
+  schedule_watch (count_taken_back);
+  start_other (&other, g, make_snapshot);
+  pthread_mutex_lock (&o->lock);
+  while (!o->back) {
+    if (!o->waiting) {
+      pthread_cond_wait (&o->changed, &o->lock);
+      continue;
+    }
+    pthread_mutex_unlock (&o->lock);
+    write_everywhere (g);
+    atomic_store (&o->away, true);
+    pthread_mutex_lock (&o->lock);
+    o->waiting = false;
+    pthread_cond_broadcast (&o->changed);
+  }
+  pthread_mutex_unlock (&o->lock);
+  pthread_join (other.id, NULL);
+  schedule_watch (NULL);
+  mem_put_tap (o->run->top, NULL);
+  pthread_cond_destroy (&o->changed);
+  pthread_mutex_destroy (&o->lock);
+}
+
+/* What OPTS open shows the disk as it is; not a cluster is lost or wrongly counted. */
+static void
+look (struct run *run, const struct q_open_options *opts, const char *when)
+{
+  struct q_check_result result;
+  struct q_error err;
+  uint64_t bad;
+  uint8_t byte;
+
+  check (q_open (&run->img, "top", opts, &err) == 0, "%s: %s", when, err.text);
+  check (workload_compare (run->img, &run->live, &bad, &byte), "%s: byte %llu is %#x", when,
+         (unsigned long long)bad, byte);
+  check (q_check (run->img, 0, &result, NULL, NULL, &err) == 0, "%s: %s", when, err.text);
+  check (result.corruptions == 0 && result.leaks == 0, "%s: %llu corruptions, %llu clusters leaked",
+         when, (unsigned long long)result.corruptions, (unsigned long long)result.leaks);
+  q_close (&run->img, NULL);
+}
+
+/* The snapshot is the disk as it was when it was made: THEN. */
+static void
+look_at_snapshot (struct run *run, const struct q_open_options *opts, const uint8_t *then,
+                  const char *when)
+{
+  struct q_open_options show = *opts;
+  uint8_t *data = xalloc (run->size);
+  struct q_error err;
+
+  show.snapshot = "outrun";
+  check (q_open (&run->img, "top", &show, &err) == 0, "%s: %s", when, err.text);
+  check (q_pread (run->img, data, 0, run->size) == 0 && memcmp (data, then, run->size) == 0,
+         "%s: the snapshot is not what the disk was", when);
+  q_close (&run->img, NULL);
+  free (data);
+}
+
+/* Outrun at sync AT, and no room for change FAILS after that; false if it does not come to that. */
+static bool
+outrun_at (unsigned at, uint64_t fails)
+{
+  struct outrun o = { .at = at, .fails = fails };
+  struct q_open_options show;
+  struct q_error err;
+  struct guest g;
+  struct run run;
+  char when[80];
+  uint8_t *then;
+
+  snprintf (when, sizeof when, "outrun at sync %u, then no room for change %llu", at,
+            (unsigned long long)fails);
+  check (workload_prepare (&run, &image, bugs_seed), "cannot make an image");
+  run.opts.l2_cache_size = SAVED * 512;
+  run.opts.refcount_cache_size = 0;
+  run.opts.state_dir = NULL;
+  check (workload_open (&run, &err) == 0, "%s", err.text);
+  run.img->dirty_max = UINT64_MAX; /* the writer does not wait for a flush, which waits for it */
+  guest_init (&g, &run, 0, 0, run.size);
+  guest_write (&g, 0, run.size);
+  flush (&run);
+  o.run = &run;
+  run_away (&o, &g);
+  check (!run.failure[0], "%s: %s", when, run.failure);
+  check (!schedule_has_probes () || atomic_load (&taken_back) >= 32 - SAVED,
+         "%s: of 32 tables %u are not saved, there is room for %u", when, atomic_load (&taken_back),
+         SAVED);
+  check (o.result == 0 || (fails && o.result == -ENOSPC), "%s: %s", when, strerror (-o.result));
+  check (!q_read_only (run.img), "%s: and the image is read-only", when);
+  then = xalloc (run.size);
+  check (q_pread (run.img, then, 0, run.size) == 0, "%s: cannot read", when);
+  guest_write (&g, 5000, 5000);
+  guest_read (&g, 0, run.size);
+  check (!run.failure[0], "%s: %s", when, run.failure);
+  check (q_close (&run.img, &err) == 0, "%s: %s", when, err.text);
+
+  show = run.opts;
+  show.read_only = true;
+  look (&run, &show, when);
+  if (o.result == 0)
+    look_at_snapshot (&run, &show, then, when);
+  free (then);
+  guest_free (&g);
+  workload_free (&run);
+  return fails ? o.changes >= fails : o.syncs >= at;
+}
+
+void
+test_snapshot_outrun (void)
+{
+  unsigned at = 1;
+  uint64_t fails = 1;
+
+  while (outrun_at (at, 0))
+    ++at;
+  check (at > 3, "the disk is outrun at %u places, should be at 3 or more", at - 1);
+  while (outrun_at (1, fails))
+    ++fails;
+  check (fails > 3, "there is no room at %llu places, should be at 3 or more",
+         (unsigned long long)fails - 1);
+}
