@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "bugs.h"
+#include "image.h"
 #include "statefile.h"
 
 static void
@@ -139,6 +140,158 @@ test_bitmaps_follow_the_disk (void)
   go_back_from (100 << 10, 256 << 10);
 }
 
+/* ---- one that takes another one's place, and a kill ---------------------------------------------
+ *
+ * Killed when a bitmap was one of another granularity than the one of its name that the directory
+ * on disk still had, its bits were saved there as if they were that one's. */
+
+struct found {
+  uint64_t granularity, dirty; /* so much from the beginning, nothing behind that */
+};
+
+static struct found
+find (struct run *run, const char *name)
+{
+  const uint64_t size = q_size (run->img);
+  struct found found = { 0 };
+  struct q_bitmap_info *list;
+  struct q_bitmap *b;
+  struct q_error err;
+  uint64_t end;
+  bool dirty;
+  int n = q_get_bitmaps (run->img, &list, &err);
+
+  for (int i = 0; i < n; ++i)
+    if (strcmp (list[i].name, name) == 0)
+      found.granularity = list[i].granularity;
+  free (list);
+  check (q_bitmap_hold (run->img, name, &b, &err) == 0, "%s", err.text);
+  q_bitmap_next (b, 0, size, &dirty, &end);
+  if (dirty) {
+    found.dirty = end;
+    if (end < size)
+      q_bitmap_next (b, end, size, &dirty, &end);
+  }
+  check (end == size, "bitmap '%s' is dirty in places", name);
+  q_bitmap_release (b);
+  return found;
+}
+
+/* What a process that was killed then leaves. */
+static void
+open_instant (struct run *run, const struct instant *i)
+{
+  struct q_error err;
+
+  mem_set (mem_add (&run->store, "cut"), i->image, i->size);
+  state_restore (&i->state);
+  check (q_open (&run->img, "cut", &run->opts, &err) == 0, "%s", err.text);
+}
+
+void
+test_bitmaps_replaced (void)
+{
+  static const struct workload image = { .name = "replaced", SMALL_IMAGE };
+  const struct q_bitmap_action add[] = {
+    { .op = Q_BITMAP_ADD, .name = "one", .granularity = 4096 },
+    { .op = Q_BITMAP_ADD, .name = "two", .granularity = 4096 },
+  };
+  const struct q_bitmap_action replace[] = {
+    { .op = Q_BITMAP_REMOVE, .name = "one" },
+    { .op = Q_BITMAP_ADD, .name = "one", .granularity = 16384 },
+    { .op = Q_BITMAP_MERGE, .name = "one", .source = "two" },
+  };
+  struct instants *all = xalloc (sizeof *all);
+  unsigned before = 0, after = 0;
+  struct q_error err;
+  struct guest g;
+  struct run run;
+
+  check (workload_prepare (&run, &image, bugs_seed), "cannot make an image");
+  workload_keep_state (&run);
+  check (workload_open (&run, &err) == 0, "%s", err.text);
+  guest_init (&g, &run, 0, 0, run.size);
+  change (&run, add, 2);
+  guest_write (&g, 0, 128 << 10);
+  all->tap = (struct mem_tap){ .before = take_instant, .opaque = all };
+  all->file = run.top;
+  mem_put_tap (run.top, &all->tap);
+  change (&run, replace, 3);
+  mem_put_tap (run.top, NULL);
+  check (q_close (&run.img, &err) == 0, "%s", err.text);
+  for (unsigned i = 0; i < all->n; ++i) {
+    struct found then, later;
+
+    open_instant (&run, &all->at[i]);
+    then = find (&run, "one");
+    check (q_close (&run.img, &err) == 0, "%s", err.text);
+    check (q_open (&run.img, "cut", &run.opts, &err) == 0, "%s", err.text);
+    later = find (&run, "one");
+    check_image (&run);
+    check (q_close (&run.img, &err) == 0, "%s", err.text);
+    check (then.dirty == 128 << 10 && later.dirty == then.dirty &&
+               later.granularity == then.granularity,
+           "killed at call %u of replacing a bitmap: %llu bytes in granules of %llu are dirty, and "
+           "when it is opened again %llu in granules of %llu",
+           i, (unsigned long long)then.dirty, (unsigned long long)then.granularity,
+           (unsigned long long)later.dirty, (unsigned long long)later.granularity);
+    before += then.granularity == 4096;
+    after += then.granularity == 16384;
+    state_free (&all->at[i].state);
+    free (all->at[i].image);
+  }
+  check (before > 0 && after > 0 && before + after == all->n,
+         "killed at %u instants: at %u the bitmap was the old one, at %u the new one", all->n,
+         before, after);
+  guest_free (&g);
+  free (all);
+  workload_free (&run);
+}
+
+/* Two of one name, which should not be: a kill does not take away the second. */
+void
+test_bitmaps_of_one_name (void)
+{
+  static const struct workload image = { .name = "names", SMALL_IMAGE };
+  const struct q_bitmap_action add[] = {
+    { .op = Q_BITMAP_ADD, .name = "twin1", .granularity = 4096 },
+    { .op = Q_BITMAP_ADD, .name = "twin2", .granularity = 4096, .disabled = true },
+  };
+  struct q_bitmap_info *list;
+  struct instant killed;
+  struct q_error err;
+  struct guest g;
+  struct run run;
+  uint8_t *at;
+  int n;
+
+  check (workload_prepare (&run, &image, bugs_seed), "cannot make an image");
+  workload_keep_state (&run);
+  check (workload_open (&run, &err) == 0, "%s", err.text);
+  change (&run, add, 2);
+  check (q_close (&run.img, &err) == 0, "%s", err.text);
+  while ((at = memmem (run.top->data, run.top->size, "twin2", 5)) != NULL)
+    at[4] = '1';
+  check (workload_open (&run, &err) == 0, "%s", err.text);
+  guest_init (&g, &run, 0, 0, run.size);
+  guest_write (&g, 0, 128 << 10);
+  killed = (struct instant){ .image = xalloc (run.top->size), .size = run.top->size };
+  memcpy (killed.image, run.top->data, killed.size);
+  state_save (&killed.state);
+  check (q_close (&run.img, &err) == 0, "%s", err.text);
+  open_instant (&run, &killed);
+  check (find (&run, "twin1").dirty == 128 << 10, "after a kill the bitmap is not what it was");
+  n = q_get_bitmaps (run.img, &list, &err);
+  check (n == 2 && strcmp (list[1].name, "twin1") == 0, "after a kill there are %d bitmaps, not 2",
+         n);
+  free (list);
+  check (q_close (&run.img, &err) == 0, "%s", err.text);
+  state_free (&killed.state);
+  free (killed.image);
+  guest_free (&g);
+  workload_free (&run);
+}
+
 /* ---- bitmaps that cannot be saved --------------------------------------------------------------
  *
  * What had been written for a bitmap was leaked when a later part of saving it failed.  Each call
@@ -244,10 +397,19 @@ static const struct workload two_chunks = { .name = "bitmaps",
                                             .threads = 1,
                                             .operations = 100 };
 
+/* In its header two sectors meet where the bitmaps extension can be. */
+static const struct workload two_sectors = { .name = "sectors",
+                                             .version = 3,
+                                             .cluster_bits = 11,
+                                             .refcount_bits = 16,
+                                             .clusters = 1100,
+                                             .threads = 1,
+                                             .operations = 100 };
+
 static void
-prepare (struct run *run, struct guest *g)
+prepare (struct run *run, struct guest *g, const struct workload *w)
 {
-  check (workload_prepare (run, &two_chunks, bugs_seed), "cannot make an image");
+  check (workload_prepare (run, w, bugs_seed), "cannot make an image");
   run->opts.l2_cache_size = run->opts.refcount_cache_size = 0;
   run->opts.state_dir = NULL;
   guest_init (g, run, 0, 0, run->size);
@@ -317,7 +479,7 @@ test_bitmaps_that_cannot_be_saved (void)
     char when[64];
 
     snprintf (when, sizeof when, "call %llu failed for want of room", (unsigned long long)at);
-    prepare (&run, &g);
+    prepare (&run, &g, &two_chunks);
     first_bitmaps (&run, &g);
     fail_calls (&f, &run, CHANGES, at, at, ENOSPC);
     work_on_bitmaps (&run, &g);
@@ -332,6 +494,106 @@ test_bitmaps_that_cannot_be_saved (void)
     guest_free (&g);
     workload_free (&run);
   }
+}
+
+/* ---- where two sectors meet --------------------------------------------------------------------
+ *
+ * An extension that lies in two sectors is written while its autoclear bit is off.  When there was
+ * no room to set the bit again the image went on as if nothing had happened, and all bitmaps were
+ * gone when it was opened next. */
+
+/* Puts an extension that nobody knows, of LEN bytes, behind those there are. */
+static void
+add_unknown (struct mem_file *f, uint32_t len)
+{
+  const uint32_t head[2] = { htobe32 (0x756e6b6e), htobe32 (len) };
+  uint32_t at, e[2];
+
+  memcpy (&at, f->data + 100, sizeof at);
+  for (at = be32toh (at);; at += 8 + (be32toh (e[1]) + 7) / 8 * 8) {
+    memcpy (e, f->data + at, sizeof e);
+    if (e[0] == 0)
+      break;
+  }
+  memcpy (f->data + at, head, sizeof head);
+  memset (f->data + at + 8, 0, len + 8);
+}
+
+/* Opens the image with an unknown extension of LEN bytes, and bitmaps.  Where theirs is. */
+static uint64_t
+open_behind (struct run *run, struct guest *g, uint32_t len)
+{
+  prepare (run, g, &two_sectors);
+  add_unknown (run->top, len);
+  first_bitmaps (run, g);
+  check (q_extension_find (run->img, Q_EXT_BITMAPS) != NULL, "there is no bitmaps extension");
+  return q_extension_find (run->img, Q_EXT_BITMAPS)->offset;
+}
+
+/* If the image became read-only: its bitmaps are there as they were saved before, or none is. */
+static void
+look_at_read_only (struct run *run, const char *when)
+{
+  struct q_check_result result;
+  struct q_error err;
+  struct kept now;
+
+  q_close (&run->img, NULL);
+  run->opts.read_only = true;
+  check (q_open (&run->img, "top", &run->opts, &err) == 0 &&
+             q_check (run->img, 0, &result, NULL, NULL, &err) == 0,
+         "%s: %s", when, err.text);
+  check (result.corruptions == 0, "%s: %llu corruptions", when,
+         (unsigned long long)result.corruptions);
+  keep (run, &now);
+  check (now.n == 0, "%s: read-only, and there are %d bitmaps", when, now.n);
+  forget (&now);
+  q_close (&run->img, NULL);
+}
+
+void
+test_bitmaps_astride_sectors (void)
+{
+  unsigned read_only = 0;
+  uint64_t offset;
+  struct guest g;
+  struct run run;
+
+  offset = open_behind (&run, &g, 8);
+  q_close (&run.img, NULL);
+  guest_free (&g);
+  workload_free (&run);
+  for (uint64_t at = 1, calls = 1; at <= calls; ++at) {
+    struct kept was = { 0 };
+    struct failing f;
+    struct q_error err;
+    char when[64];
+
+    snprintf (when, sizeof when, "astride, call %llu failed for want of room",
+              (unsigned long long)at);
+    check (open_behind (&run, &g, 8 + (uint32_t)(SECTOR - 16 - offset % SECTOR + SECTOR) % SECTOR) %
+                   SECTOR ==
+               SECTOR - 16,
+           "the extension is not where two sectors meet: the test is wrong");
+    fail_calls (&f, &run, CHANGES, at, at, ENOSPC);
+    run.may_stick = true;
+    work_on_bitmaps (&run, &g);
+    calls = f.calls;
+    well_again (&run, &f);
+    check (!run.failure[0], "%s: %s", when, run.failure);
+    if (q_read_only (run.img)) {
+      ++read_only;
+      look_at_read_only (&run, when);
+    } else {
+      keep (&run, &was);
+      check (q_close (&run.img, &err) == 0, "%s: %s", when, err.text);
+      look_at_closed (&run, &was, when);
+      forget (&was);
+    }
+    guest_free (&g);
+    workload_free (&run);
+  }
+  check (read_only > 0, "the autoclear bit could always be set again: the test is wrong");
 }
 
 /* There is no room when the image is closed: with a state file the bitmaps are there when it is
@@ -349,7 +611,7 @@ test_bitmaps_when_closing_fails (void)
     int r;
 
     snprintf (when, sizeof when, "closing, from call %llu on without room", (unsigned long long)at);
-    prepare (&run, &g);
+    prepare (&run, &g, &two_chunks);
     workload_keep_state (&run);
     first_bitmaps (&run, &g);
     work_on_bitmaps (&run, &g);

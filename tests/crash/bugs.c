@@ -47,6 +47,9 @@ static const struct {
   { "bitmaps-follow-the-disk", test_bitmaps_follow_the_disk },
   { "bitmaps-that-cannot-be-saved", test_bitmaps_that_cannot_be_saved },
   { "bitmaps-when-closing-fails", test_bitmaps_when_closing_fails },
+  { "bitmaps-astride-sectors", test_bitmaps_astride_sectors },
+  { "bitmaps-replaced-and-killed", test_bitmaps_replaced },
+  { "bitmaps-of-one-name", test_bitmaps_of_one_name },
   { "snapshot-outrun", test_snapshot_outrun },
   { "soak", test_soak },
 };

@@ -387,6 +387,10 @@ without going-back-is-dirty snapshot/snapshot-drop.c \
   's/q_bitmaps_mark \(img, 0, q_size \(img\)\);/;/'
 without record-at-the-instant bitmap/bitmap-change.c \
   's/q_shared_record_commit \(img, &c->record\);/;/'
+without bitmap-that-replaces-is-another bitmap/bitmap-state.c \
+  's/e->flags & ENTRY_NEW \? NULL : //'
+without bitmaps-astride-sectors-stick bitmap/bitmap-store.c \
+  's/r = q_stick \(img, r, "writing the bitmaps extension failed"\);(\s*return r;)/;$1/'
 without tables-forgotten-before-bitmaps state/recover.c \
   's/forget_tables \(&p\);//'
 

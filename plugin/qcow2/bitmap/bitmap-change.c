@@ -358,7 +358,7 @@ ready (struct q_bitmap_changes *c, struct q_error *err)
   q_shared_record_begin (img, &c->record);
   for (unsigned i = 0; i < c->n; ++i)
     if (!c->planned[i].removed)
-      q_shared_record_add (&c->record, c->planned[i].b->name,
+      q_shared_record_add (&c->record, c->planned[i].b,
                            c->planned[i].live ? c->planned[i].bits : NULL, c->planned[i].enabled);
   q_shared_record_end (img, &c->record);
   return q_bitmaps_mark_in_use (img, c->marked, c->n_marked, err);

@@ -103,7 +103,7 @@ share (struct q_image *img)
 
     if (live)
       q_bits_share (img, atomic_load (&b->bits));
-    q_shared_record_add (&record, b->name, live ? atomic_load (&b->bits) : NULL, live);
+    q_shared_record_add (&record, b, live ? atomic_load (&b->bits) : NULL, live);
   }
   q_shared_record_end (img, &record);
   q_shared_record_commit (img, &record);
@@ -310,7 +310,7 @@ q_bitmaps_resize_prepare (struct q_image *img, uint64_t size, struct q_bitmaps_r
   free (b);
   q_shared_record_begin (img, &z->record);
   for (unsigned i = 0; i < l->n; ++i)
-    q_shared_record_add (&z->record, l->bitmap[i]->name, z->bits[i], l->bitmap[i]->enabled);
+    q_shared_record_add (&z->record, l->bitmap[i], z->bits[i], l->bitmap[i]->enabled);
   q_shared_record_end (img, &z->record);
   if (r < 0)
     q_bitmaps_resize_abort (z);

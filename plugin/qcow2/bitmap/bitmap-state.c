@@ -43,7 +43,12 @@ struct shared_record {
   uint32_t n, padding;
 };
 
-enum { ENTRY_LIVE = 1, ENTRY_ENABLED = 2 };
+enum {
+  ENTRY_LIVE = 1,
+  ENTRY_ENABLED = 2,
+  ENTRY_NEW = 4, /* the directory on disk does not have it, unless it got there meanwhile: what it
+                  * has under this name may be another one, which was removed */
+};
 
 struct shared_entry {
   uint64_t size;   /* of the disk */
@@ -231,11 +236,12 @@ q_shared_record_begin (struct q_image *img, struct q_shared_record *r)
 }
 
 void
-q_shared_record_add (struct q_shared_record *r, const char *name, const struct q_bits *bits,
+q_shared_record_add (struct q_shared_record *r, const struct q_bitmap *b, const struct q_bits *bits,
                      bool enabled)
 {
-  struct shared_entry e = { .name_size = (uint16_t)strlen (name) };
-  uint64_t len = q_round_up (sizeof e + strlen (name), 8);
+  const size_t name_size = strlen (b->name);
+  struct shared_entry e = { .name_size = (uint16_t)name_size };
+  uint64_t len = q_round_up (sizeof e + name_size, 8);
 
   if (!r->buf)
     return;
@@ -243,7 +249,8 @@ q_shared_record_add (struct q_shared_record *r, const char *name, const struct q
     e.size = bits->size;
     e.offset = bits->shared_offset;
     e.granularity_bits = (uint8_t)bits->granularity_bits;
-    e.flags = (uint8_t)(ENTRY_LIVE | (enabled ? ENTRY_ENABLED : 0));
+    e.flags = (uint8_t)(ENTRY_LIVE | (enabled ? ENTRY_ENABLED : 0) |
+                        (b->position == Q_BITMAP_NOWHERE ? ENTRY_NEW : 0));
     r->live = true;
   }
   if (r->used + len > r->capacity) {
@@ -260,7 +267,7 @@ q_shared_record_add (struct q_shared_record *r, const char *name, const struct q
   }
   memset (r->buf + r->used, 0, len);
   memcpy (r->buf + r->used, &e, sizeof e);
-  memcpy (r->buf + r->used + sizeof e, name, strlen (name));
+  memcpy (r->buf + r->used + sizeof e, b->name, name_size);
   r->used += len;
   ++r->n;
 }
@@ -516,6 +523,25 @@ take_bits (struct q_image *img, const struct left *l, const struct shared_entry 
   return 0;
 }
 
+/* The next one of that name on disk: the first that is not in LIST yet.  Two should not have one
+ * name; where they have, the record has both, in their order. */
+static struct q_bitmap *
+find_next (struct q_image *img, const char *name, struct q_bitmap *const *list, unsigned n)
+{
+  for (unsigned i = 0; i < img->bitmaps.n; ++i) {
+    struct q_bitmap *b = img->bitmaps.bitmap[i];
+    bool seen = false;
+
+    if (strcmp (b->name, name) != 0)
+      continue;
+    for (unsigned k = 0; !seen && k < n; ++k)
+      seen = list[k] == b;
+    if (!seen)
+      return b;
+  }
+  return NULL;
+}
+
 /* The image's bitmaps as the record has them. */
 static int
 restore_list (struct q_image *img, const struct left *l, struct q_bitmap **list, unsigned *n,
@@ -527,13 +553,9 @@ restore_list (struct q_image *img, const struct left *l, struct q_bitmap **list,
 
   for (uint32_t i = 0; r == 0 && i < l->record->n; ++i) {
     const struct shared_entry *e = next_entry (&at, name);
-    struct q_bitmap *b = q_bitmap_find (img, name);
-    bool seen = false;
+    struct q_bitmap *b = e->flags & ENTRY_NEW ? NULL : find_next (img, name, list, *n);
 
-    for (unsigned k = 0; k < *n && b; ++k)
-      if (list[k] == b) /* a name that two have is that of the first */
-        b = NULL, seen = true;
-    if (seen || (!b && !e->offset))
+    if (!b && !e->offset)
       continue;
     if (!b) {
       b = q_bitmap_new (img, name, e->granularity_bits);
@@ -575,7 +597,7 @@ restore (struct q_image *img, const struct left *l, struct q_error *err)
 
     for (unsigned j = 0; j < n; ++j)
       kept = kept || list[j] == all->bitmap[i];
-    if (!kept) { /* its removal had begun */
+    if (!kept) { /* it was removed, or another one of its name has taken its place */
       fewer = true;
       q_bitmap_leave (img, &leaving, all->bitmap[i]);
       q_bitmap_destroy (all->bitmap[i]);

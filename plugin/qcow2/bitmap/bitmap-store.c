@@ -345,7 +345,7 @@ write_autoclear (struct q_image *img, bool on)
 }
 
 /* Makes the header say where the directory is.  The flush is held.  After -ENOSPC it says what it
- * said before. */
+ * said before: there are bitmaps where it said that, and where it said nothing it says nothing. */
 static int
 write_extension (struct q_image *img, const struct q_new_directory *d)
 {
@@ -368,16 +368,14 @@ write_extension (struct q_image *img, const struct q_new_directory *d)
     r = write_autoclear (img, false);
   if (r == 0)
     r = write_at (img, &x, sizeof x, e->offset);
-  if (r < 0) {
-    if (on && !(img->autoclear & Q_AUTOCLEAR_BITMAPS))
-      q_stick (img, r, "writing the bitmaps extension failed");
-    return r;
-  }
-  r = sync_file (img);
+  if (r == 0)
+    r = sync_file (img);
   if (r == 0 && !(img->autoclear & Q_AUTOCLEAR_BITMAPS))
     r = write_autoclear (img, true);
   if (r == 0)
     memcpy (e->data, &x, sizeof x);
+  else if (on && !(img->autoclear & Q_AUTOCLEAR_BITMAPS))
+    r = q_stick (img, r, "writing the bitmaps extension failed");
   return r;
 }
 

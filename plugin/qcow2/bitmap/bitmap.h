@@ -225,8 +225,8 @@ struct q_shared_record {
   bool wanted, live;
 };
 void q_shared_record_begin (struct q_image *img, struct q_shared_record *r);
-void q_shared_record_add (struct q_shared_record *r, const char *name, const struct q_bits *bits,
-                          bool enabled);
+void q_shared_record_add (struct q_shared_record *r, const struct q_bitmap *b,
+                          const struct q_bits *bits, bool enabled);
 void q_shared_record_end (struct q_image *img, struct q_shared_record *r);
 void q_shared_record_commit (struct q_image *img, struct q_shared_record *r);
 void q_shared_record_drop (struct q_image *img, struct q_shared_record *r);
