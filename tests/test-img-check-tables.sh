@@ -132,7 +132,7 @@ status qemu.log qemu-img check -f qcow2 -r all theirs.qcow2
 q set dirty.qcow2 incompatible_features 1
 "$NBDCOW_IMG" bench -q -w -c 1 -f qcow2 dirty.qcow2 >log 2>&1 || fail "dirty, with an incomplete snapshot: $(cat log)"
 
-# A snapshot table that makes no sense: both refuse the image, and neither mends it.
+# A snapshot table that makes no sense: both refuse to write to the image, and neither mends it.  Its disk can be read.
 for poke in "0 0000000000000200" "8 ffffffff" "36 ffffff00"; do
   cp sound.qcow2 bad.qcow2
   table=$(q get bad.qcow2 snapshots_offset)
@@ -143,6 +143,13 @@ for poke in "0 0000000000000200" "8 ffffffff" "36 ffffff00"; do
   cp sound.qcow2 bad.qcow2
   q poke bad.qcow2 $((table + ${poke% *})) "${poke#* }"
   status log "$NBDCOW_IMG" check -r all bad.qcow2
-  [ $S != 0 ] && grep -q 'snapshot' log || fail "snapshot table, byte ${poke% *}: status $S: $(cat log)"
+  [ $S != 0 ] && grep -q 'snapshot.*nbdcow-img convert' log || fail "snapshot table, byte ${poke% *}: status $S: $(cat log)"
+  status log "$NBDCOW_IMG" check bad.qcow2
+  [ $S != 0 ] && grep -q 'snapshot' log || fail "snapshot table, byte ${poke% *}: check: status $S: $(cat log)"
+  status log "$NBDCOW_IMG" convert -f qcow2 -l s -O raw bad.qcow2 bad.raw
+  [ $S != 0 ] || fail "snapshot table, byte ${poke% *}: its snapshot can be read"
+  status log "$NBDCOW_IMG" convert -f qcow2 -O raw bad.qcow2 bad.raw
+  [ $S = 0 ] && grep -q 'without its snapshots' log || fail "snapshot table, byte ${poke% *}: convert: status $S: $(cat log)"
+  cmp bad.raw sound.raw || fail "snapshot table, byte ${poke% *}: another disk is read"
   unchanged "$sum" bad.qcow2
 done

@@ -147,6 +147,21 @@ check_writable (const struct q_image *img, struct q_error *err)
   return 0;
 }
 
+/* Who only reads the disk can do without a snapshot table that is damaged. */
+static int
+read_snapshots (struct q_image *img, const struct q_open_options *opts, bool top,
+                struct q_error *err)
+{
+  struct q_error why = { "" };
+  int r = q_snapshots_read (img, &why);
+
+  if (r < 0 && (r == -ENOMEM || !img->read_only || opts->repair || (top && opts->snapshot)))
+    return q_fail (err, r, "%s", why.text);
+  if (r < 0)
+    q_log (Q_LOG_WARNING, "%s (it is opened without its snapshots)", why.text);
+  return 0;
+}
+
 /* What the image says, without its tables. */
 static int
 open_qcow2 (struct q_image *img, const struct q_open_options *opts, bool top, struct q_error *err)
@@ -154,7 +169,7 @@ open_qcow2 (struct q_image *img, const struct q_open_options *opts, bool top, st
   int r = q_header_read (img, err);
 
   if (r == 0)
-    r = q_snapshots_read (img, err);
+    r = read_snapshots (img, opts, top, err);
   if (r == 0 && top && opts->snapshot)
     r = q_snapshot_select (img, opts->snapshot, err);
   if (r == 0 && !img->read_only && !opts->repair)

@@ -130,6 +130,7 @@ int
 q_snapshots_read (struct q_image *img, struct q_error *err)
 {
   uint64_t pos = img->snapshots_offset, file_size;
+  struct q_error why = { "" };
   struct q_snapshots *list;
   int r;
 
@@ -143,10 +144,13 @@ q_snapshots_read (struct q_image *img, struct q_error *err)
     return q_fail (err, -ENOMEM, "%s: out of memory for %u snapshots", img->filename,
                    img->nb_snapshots);
   for (uint32_t i = 0; r == 0 && i < list->n; ++i)
-    r = read_entry (img, &list->s[i], i, &pos, file_size, err);
+    r = read_entry (img, &list->s[i], i, &pos, file_size, &why);
   if (r < 0) {
     q_snapshots_dispose (list);
-    return r;
+    /* Without the entry nobody knows what is only the snapshot's: to drop it would be to free that,
+     * or to keep it for good, and those that come after it cannot be found. */
+    return q_fail (err, r, "%s; this is not repaired: nbdcow-img convert copies the disk",
+                   why.text);
   }
   img->snapshots_bytes = pos - img->snapshots_offset;
   atomic_store (&img->snapshots, list);
