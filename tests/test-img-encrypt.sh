@@ -127,7 +127,7 @@ print("%d kinds that QEMU made, %d that it did not" % (both, ours_only))
 assert both >= 5
 
 # Beside other options; what is preallocated reads as zeros.
-for more in (",cluster_size=512", ",cluster_size=2M", ",compat=0.10", ",preallocation=metadata", ",preallocation=full", ",extended_l2=on"):
+for more in (",cluster_size=512", ",cluster_size=2M", ",compat=0.10", ",compat=0.10,preallocation=metadata", ",preallocation=metadata", ",preallocation=full", ",extended_l2=on"):
     p = make_ours("ours", options(), more)
     if p.returncode and "extended_l2" in more and "extended_l2" in p.stderr:
         continue
@@ -175,7 +175,6 @@ refused_create("random", options(ivgen_alg="random"))
 refused_create("essiv", options(ivgen_alg="essiv", ivgen_hash_alg="sha1"))
 refused_create("crc32", options(hash_alg="crc32"))
 refused_create("iter-time", options(iter_time=0))
-refused_create("preallocation", options() + ",compat=0.10,preallocation=metadata")
 
 model()
 assert make_theirs("theirs", options())

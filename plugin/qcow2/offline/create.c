@@ -100,12 +100,6 @@ check_version_limits (const char *filename, const struct q_create_options *opts,
         err, -EINVAL,
         "%s: compression type zstd needs version 3 (compat=1.1): version 2 has only zlib",
         filename);
-  if (opts->secret && opts->preallocation != Q_PREALLOC_OFF)
-    return q_fail (
-        err, -EINVAL,
-        "%s: preallocation of an encrypted image needs version 3 (compat=1.1): version 2 "
-        "cannot say that clusters read as zeros",
-        filename);
   return 0;
 }
 
@@ -208,6 +202,13 @@ check_options (const char *filename, const struct q_create_options *opts, struct
   return r == 0 ? check_data_file (filename, opts, err) : r;
 }
 
+/* Whether what is preallocated has to be written, through an image that is there. */
+static bool
+is_written_later (const struct q_create_options *opts)
+{
+  return opts->preallocation != Q_PREALLOC_OFF && opts->version < 3 && opts->secret;
+}
+
 /* ---- layout ---------------------------------------------------------------------------------- */
 
 static int
@@ -243,7 +244,7 @@ plan_layout (struct creation *c, uint64_t size)
   l->l1_entries = entries ? (uint32_t)entries : 1;
   l->n_l1 = q_div_up (8ull * l->l1_entries, cluster);
   l->n_crypto = q_div_up (c->crypto_bytes, cluster);
-  if (opts->preallocation != Q_PREALLOC_OFF || opts->data_file_raw) {
+  if (opts->data_file_raw || (opts->preallocation != Q_PREALLOC_OFF && !is_written_later (opts))) {
     l->n_l2 = entries;
     l->n_mapped = q_div_up (size, cluster);
   }
@@ -649,6 +650,29 @@ finish_file (struct q_file **file, const char *name, bool remove)
   q_file_close (file);
 }
 
+/* Zeros for the guest in all of the image, which is complete and empty. */
+static int
+write_later (const struct creation *c)
+{
+  struct q_open_options open;
+  struct q_image *img;
+  int r, closed;
+
+  q_open_options_init (&open);
+  open.format = Q_FORMAT_QCOW2;
+  open.opener = c->opts->opener;
+  open.secret = c->opts->secret;
+  r = q_open (&img, c->filename, &open, c->err);
+  if (r < 0)
+    return r;
+  r = q_preallocate (img, 0, q_size (img), c->opts->preallocation);
+  if (r < 0)
+    q_fail (c->err, r, "%s: preallocating %llu bytes: %s", c->filename,
+            (unsigned long long)q_size (img), strerror (-r));
+  closed = q_close (&img, r < 0 ? NULL : c->err);
+  return r < 0 ? r : closed;
+}
+
 int
 q_create (const char *filename, uint64_t size, const struct q_create_options *opts,
           struct q_error *err)
@@ -687,6 +711,8 @@ q_create (const char *filename, uint64_t size, const struct q_create_options *op
   if (c.data != c.file)
     finish_file (&c.data, opts->data_file, r < 0 && made_data);
   finish_file (&c.file, filename, r < 0 && made);
+  if (r == 0 && is_written_later (opts) && (r = write_later (&c)) < 0 && made)
+    unlink (filename);
   free (c.cluster);
   free (c.crypto);
   return r;
