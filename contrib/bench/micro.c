@@ -3,7 +3,8 @@
  * nbdcow-bench-micro: what the engine's own steps cost, without a protocol around them.
  *
  * Times map, allocate and flush of plugin/qcow2/qcow2.h on images that it makes in --dir.  One line
- * a step: how long one takes on one thread, and how many a second all threads together do.
+ * a step: how long one takes on one thread, and how many a second all threads together do.  An
+ * argument names the one group of steps that is wanted.
  */
 
 #include "util.h"
@@ -23,8 +24,13 @@
 #define CLUSTER      UINT64_C (65536)
 #define IO           4096
 #define CHAIN_LAYERS 8
+/* What is read and written of an encrypted disk. */
+#define CIPHERED (UINT64_C (64) << 20)
 
 enum { BATCH = 64, MAX_THREADS = 64 };
+
+/* What an image is made as. */
+enum { MAPPED = 1, EXTENDED = 2, ENCRYPTED = 4 };
 
 struct job;
 /* Does N steps; I counts the thread's steps so far. */
@@ -39,10 +45,11 @@ struct job {
   uint64_t most;  /* steps that there can be */
   uint64_t rng, steps, ns;
   _Atomic int *stop;
-  uint8_t buf[IO];
+  uint8_t buf[CLUSTER];
 };
 
 static const char *dir = "/var/tmp";
+static const struct q_secret secret = { "micro", 5 };
 static uint64_t run_ns = UINT64_C (500000000);
 
 static uint64_t
@@ -164,6 +171,28 @@ step_flush_allocate (struct job *job, uint64_t i, unsigned n)
   }
 }
 
+static uint64_t
+ciphered_offset (struct job *job)
+{
+  return random_offset (job) % CIPHERED / CLUSTER * CLUSTER;
+}
+
+static void
+step_decrypt (struct job *job, uint64_t i, unsigned n)
+{
+  (void)i;
+  for (; n; n--)
+    need (q_pread (job->img, job->buf, ciphered_offset (job), CLUSTER), "q_pread");
+}
+
+static void
+step_encrypt (struct job *job, uint64_t i, unsigned n)
+{
+  (void)i;
+  for (; n; n--)
+    need (q_pwrite (job->img, job->buf, ciphered_offset (job), CLUSTER), "q_pwrite");
+}
+
 /* ---- running ------------------------------------------------------------------------------- */
 
 static void *
@@ -181,8 +210,8 @@ job_main (void *arg)
   return NULL;
 }
 
-/* MOST bounds the steps of each thread. */
-static void
+/* MOST bounds the steps of each thread.  Returns how many a second all of them do. */
+static double
 run_bounded (const char *name, struct q_image *img, step_fn step, unsigned batch, unsigned threads,
              uint64_t most)
 {
@@ -215,12 +244,21 @@ run_bounded (const char *name, struct q_image *img, step_fn step, unsigned batch
   printf ("%-44s %2u thread%s %12.0f ns each %14.0f /s\n", name, threads, threads == 1 ? " " : "s",
           each, rate);
   fflush (stdout);
+  return rate;
+}
+
+static double
+run (const char *name, struct q_image *img, step_fn step, unsigned batch, unsigned threads)
+{
+  return run_bounded (name, img, step, batch, threads, UINT64_MAX);
 }
 
 static void
-run (const char *name, struct q_image *img, step_fn step, unsigned batch, unsigned threads)
+run_scaled (const char *name, struct q_image *img, step_fn step, unsigned threads)
 {
-  run_bounded (name, img, step, batch, threads, UINT64_MAX);
+  double one = run (name, img, step, 1, 1), all = run (name, img, step, 1, threads);
+
+  printf ("%-44s %2u threads %12.2f times as many as one\n", name, threads, all / one);
 }
 
 /* ---- images -------------------------------------------------------------------------------- */
@@ -241,6 +279,7 @@ open_image (unsigned layer)
 
   image_name (name, sizeof name, layer);
   q_open_options_init (&opts);
+  opts.secret = &secret;
   if (q_open (&img, name, &opts, &err) < 0)
     fatal ("%s", err.text);
   return img;
@@ -255,26 +294,34 @@ close_image (struct q_image *img)
     fatal ("%s", err.text);
 }
 
-/* Layer 0 has no backing file; each other one has the one before. */
-static void
-create_image (unsigned layer, bool mapped, bool extended)
+/* Layer 0 has no backing file; each other one has the one before.  KIND: MAPPED...  False if this
+ * build has no encryption. */
+static bool
+create_image (unsigned layer, unsigned kind)
 {
   struct q_create_options opts;
   struct q_error err;
   char name[4096], backing[4096];
+  int r;
 
   image_name (name, sizeof name, layer);
   q_create_options_init (&opts);
-  opts.extended_l2 = extended;
-  if (mapped)
+  opts.extended_l2 = kind & EXTENDED;
+  if (kind & MAPPED)
     opts.preallocation = Q_PREALLOC_METADATA;
+  if (kind & ENCRYPTED) {
+    opts.secret = &secret;
+    opts.encrypt.iter_time_ms = 10;
+  }
   if (layer) {
     image_name (backing, sizeof backing, layer - 1);
     opts.backing_file = backing;
     opts.backing_format = "qcow2";
   }
-  if (q_create (name, IMAGE_SIZE, &opts, &err) < 0)
+  r = q_create (name, IMAGE_SIZE, &opts, &err);
+  if (r < 0 && !(r == -ENOTSUP && (kind & ENCRYPTED)))
     fatal ("%s", err.text);
+  return r == 0;
 }
 
 static void
@@ -311,7 +358,7 @@ group_mapped (unsigned threads)
 {
   struct q_image *img;
 
-  create_image (0, true, false);
+  create_image (0, MAPPED);
   img = open_image (0);
   touch_tables (img);
   run ("map 4 KiB, pinned in batches of 64", img, step_map, BATCH, 1);
@@ -339,7 +386,7 @@ group_chain (unsigned threads)
   unsigned i;
 
   for (i = 0; i < CHAIN_LAYERS; i++) {
-    create_image (i, i == 0, false);
+    create_image (i, i == 0 ? MAPPED : 0);
     if (i == 0)
       continue;
     img = open_image (i);
@@ -361,7 +408,7 @@ on_empty (const char *name, step_fn step, unsigned batch, unsigned threads)
 {
   struct q_image *img;
 
-  create_image (0, false, false);
+  create_image (0, 0);
   img = open_image (0);
   run_bounded (name, img, step, batch, threads, IMAGE_SIZE / CLUSTER / threads);
   close_image (img);
@@ -388,14 +435,34 @@ group_overlay (unsigned threads)
     struct q_image *img;
 
     for (unsigned n = 1; n <= threads; n += threads - 1) {
-      create_image (0, true, false);
-      create_image (1, false, extended);
+      create_image (0, MAPPED);
+      create_image (1, extended ? EXTENDED : 0);
       img = open_image (1);
       run_bounded (name, img, step_write_fresh, 1, n, IMAGE_SIZE / CLUSTER / n);
       close_image (img);
       remove_images ();
     }
   }
+}
+
+/* Whole clusters, so that what a cipher takes is most of it. */
+static void
+group_encrypted (unsigned threads)
+{
+  static const uint8_t zeros[CLUSTER];
+  struct q_image *img;
+
+  if (!create_image (0, ENCRYPTED)) {
+    printf ("encrypted disks: this build has none\n");
+    return;
+  }
+  img = open_image (0);
+  for (uint64_t offset = 0; offset < CIPHERED; offset += CLUSTER)
+    need (q_pwrite (img, zeros, offset, CLUSTER), "q_pwrite");
+  run_scaled ("q_pread 64 KiB, encrypted", img, step_decrypt, threads);
+  run_scaled ("q_pwrite 64 KiB in place, encrypted", img, step_encrypt, threads);
+  close_image (img);
+  remove_images ();
 }
 
 int
@@ -405,6 +472,13 @@ main (int argc, char *argv[])
     { "dir", required_argument, NULL, 'd' },
     { "seconds", required_argument, NULL, 's' },
     { NULL, 0, NULL, 0 },
+  };
+  static const struct {
+    const char *name;
+    void (*run) (unsigned threads);
+  } groups[] = {
+    { "mapped", group_mapped },   { "chain", group_chain },         { "allocate", group_allocate },
+    { "overlay", group_overlay }, { "encrypted", group_encrypted },
   };
   long cpus = sysconf (_SC_NPROCESSORS_ONLN);
   unsigned threads;
@@ -423,9 +497,8 @@ main (int argc, char *argv[])
     }
   threads = cpus < 2 ? 2 : cpus > MAX_THREADS ? MAX_THREADS : (unsigned)cpus;
   atexit (remove_images);
-  group_mapped (threads);
-  group_chain (threads);
-  group_allocate (threads);
-  group_overlay (threads);
+  for (size_t i = 0; i < sizeof groups / sizeof groups[0]; i++)
+    if (optind == argc || strcmp (argv[optind], groups[i].name) == 0)
+      groups[i].run (threads);
   return EXIT_SUCCESS;
 }
