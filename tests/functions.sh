@@ -394,6 +394,21 @@ must_refuse ()
 
 # ---- images ----------------------------------------------------------------------------------
 
+# bitmap_bits NAME FILE IMAGE...: writes to FILE where QEMU shows the bitmap dirty; IMAGE are words for qemu-nbd.
+bitmap_bits ()
+{
+  _name=$1 _bits=$2
+  shift 2
+  rm -f bits.sock
+  qemu-nbd -r -t -k "$PWD/bits.sock" -B "$_name" "$@" >bits.log 2>&1 </dev/null &
+  _pid=$!
+  track "$_pid"
+  wait_for 30 listens "$PWD/bits.sock" || { cat bits.log >&2; fail "qemu-nbd does not serve bitmap $_name of $*"; }
+  "$PYTHON" "$SRCDIR/bitmaps.py" bits "nbd+unix:///?socket=$PWD/bits.sock" "$_name" >"$_bits"
+  kill -TERM "$_pid"
+  wait "$_pid" 2>/dev/null || :
+}
+
 # check_image IMAGE [leaks]: qemu-img check finds nothing (or at most leaks).
 check_image ()
 {

@@ -34,12 +34,7 @@ qemu_stops ()
 }
 
 # qemu_bits IMAGE NAME FILE
-qemu_bits ()
-{
-  qemu_serves "$1" -r -B "$2"
-  py bits "$QEMU_URI" "$2" >"$3"
-  qemu_stops
-}
+qemu_bits () { bitmap_bits "$2" "$3" "$1"; }
 
 # our_bits IMAGE NAME FILE
 our_bits ()

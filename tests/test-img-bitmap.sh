@@ -16,17 +16,7 @@ img () { "$NBDCOW_IMG" "$@"; }
 py () { "$PYTHON" "$SRCDIR/bitmaps.py" "$@"; }
 
 # bits IMAGE NAME FILE: as QEMU reads them.
-bits ()
-{
-  rm -f q.sock
-  qemu-nbd -r -k "$PWD/q.sock" -t -B "$2" "$1" >q.log 2>&1 </dev/null &
-  qemu_pid=$!
-  track "$qemu_pid"
-  wait_for 20 listens "$PWD/q.sock" || { cat q.log >&2; fail "qemu-nbd does not serve bitmap $2 of $1"; }
-  py bits "nbd+unix:///?socket=$PWD/q.sock" "$2" >"$3"
-  kill -TERM "$qemu_pid"
-  wait "$qemu_pid" 2>/dev/null || :
-}
+bits () { bitmap_bits "$2" "$3" "$1"; }
 
 state=$((SEED & 0x7fffffff))
 pick ()
