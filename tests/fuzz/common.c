@@ -2,14 +2,17 @@
  *
  * What all fuzz targets are made of: see fuzz.h.
  *
- * Linked with --wrap for two of the engine's functions: deriving a key takes no time here, however
- * many rounds a header asks for (the bound on these is tested by test-luks), and what is
- * unpredictable elsewhere is the same in each run.
+ * Linked with --wrap for two of the engine's functions and two of the system's: deriving a key
+ * takes no time here, however many rounds a header asks for (the bound on these is tested by
+ * test-luks), and what is unpredictable elsewhere (also UUIDs and the times of snapshots) is the
+ * same in each run.
  */
 
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/time.h>
+#include <sys/types.h>
 
 #include "cipher.h"
 #include "fuzz.h"
@@ -20,6 +23,8 @@
 static uint64_t random_state;
 
 int __wrap_q_random (void *buf, size_t len, bool key);
+ssize_t __wrap_getrandom (void *buf, size_t len, unsigned flags);
+int __wrap_gettimeofday (struct timeval *now, void *zone);
 int __real_q_pbkdf2 (const char *hash, const void *password, size_t password_len, const void *salt,
                      size_t salt_len, uint32_t iterations, void *out, size_t len);
 int __wrap_q_pbkdf2 (const char *hash, const void *password, size_t password_len, const void *salt,
@@ -31,6 +36,22 @@ __wrap_q_random (void *buf, size_t len, bool key)
   (void)key;
   for (size_t i = 0; i < len; ++i)
     ((uint8_t *)buf)[i] = (uint8_t)random_next (&random_state);
+  return 0;
+}
+
+ssize_t
+__wrap_getrandom (void *buf, size_t len, unsigned flags)
+{
+  (void)flags;
+  __wrap_q_random (buf, len, false);
+  return (ssize_t)len;
+}
+
+int
+__wrap_gettimeofday (struct timeval *now, void *zone)
+{
+  (void)zone;
+  *now = (struct timeval){ .tv_sec = 1000000000 };
   return 0;
 }
 

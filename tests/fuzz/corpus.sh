@@ -3,7 +3,8 @@
 #
 # corpus.sh BUILD TARGET DIRECTORY: makes what fuzzing TARGET begins with: the inputs that the
 # target makes by itself, and, for images, some of qemu-img's and nbdcow-img's, if they are there.
-# SEED chooses what is asked of these.
+# SEED chooses what is asked of these.  FUZZ_FRESH=1: none of them (salts and versions make them
+# different each time), so that what is made is always the same.
 
 set -eu
 [ $# -eq 3 ] || { echo "usage: $0 BUILD TARGET DIRECTORY" >&2; exit 2; }
@@ -19,7 +20,7 @@ for hex in "$here/regress/$target"-*.hex; do
   [ -e "$hex" ] || continue
   "$bin/replay-$target" --bytes "$hex" >"$corpus/$(basename "$hex" .hex)"
 done
-[ "$target" = image ] || exit 0
+[ "$target" = image ] && [ -z "${FUZZ_FRESH:-}" ] || exit 0
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT INT TERM

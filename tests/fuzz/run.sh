@@ -4,7 +4,8 @@
 # run.sh BUILD TARGET [ARGUMENT...]: fuzzes TARGET for FUZZ_SECONDS seconds (10), with libFuzzer's
 # further ARGUMENTS.  What it begins with and what it finds is in FUZZ_DIRECTORY (BUILD's
 # tests/fuzz/run): corpus/TARGET, which is made if it is not there, grows with each run, and
-# found/ has what went wrong.  FUZZ_FRESH=1: in a corpus of its own, which is forgotten.
+# found/ has what went wrong.  FUZZ_FRESH=1: in a corpus of its own, which is forgotten and begins
+# with what is the same everywhere: with one SEED, each such run goes the same way.
 
 set -eu
 [ $# -ge 2 ] || { echo "usage: $0 BUILD TARGET [ARGUMENT...]" >&2; exit 2; }
