@@ -424,18 +424,21 @@ static void
 do_keys (struct machine *k)
 {
   static const struct q_secret other = { "other", 5 };
+  const struct q_secret *which = k->rq.a & 2 ? &other : &skeleton_secret;
   struct q_key_change c = { .erase = k->rq.a & 1,
                             .slot = (int)(k->rq.b % 10) - 1,
                             .secret = k->o->secret,
-                            .new_secret = k->rq.a & 2 ? &other : &skeleton_secret,
                             .iter_time_ms = 1,
                             .force = k->rq.a & 4 };
   struct q_error err = { "" };
 
-  /* Filling a slot writes more than 100 KB of random stripes: once in a while. */
-  if (!c.erase && (k->rq.c & 7))
+  /* This writes more than 100 KB of random stripes: once in a while. */
+  if (k->rq.c & 3)
     return;
-  c.old_secret = c.erase && (k->rq.a & 8) ? &skeleton_secret : NULL;
+  if (!c.erase)
+    c.new_secret = which;
+  else if (k->rq.a & 8)
+    c.old_secret = which;
   if (q_change_keys (k->img, &c, &err) == 0 && c.erase)
     k->m->known = false; /* it may not open any more */
 }
