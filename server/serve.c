@@ -207,18 +207,15 @@ take_export (json_t *settings, const char *what, const struct export_options *de
       (xo.description && strlen (xo.description) > NBD_MAX_STRING))
     members_fail (&m, "name and description may have %d bytes", NBD_MAX_STRING);
   int r = members_end (&m);
-  if (r < 0)
-    return r;
   xo.source.open.read_only = read_only;
   xo.multi_conn = xo.max_connections != 1;
-  if (key) {
+  if (r == 0 && key) {
     xo.source.open.secret = objects_find_secret (xo.source.objects, "key-secret", key, err);
-    if (!xo.source.open.secret)
-      return -EINVAL;
+    r = xo.source.open.secret ? 0 : -EINVAL;
   }
-  if (json_is_string (file))
+  if (r == 0 && json_is_string (file))
     r = source_from_name (&xo.source, json_string_value (file), err);
-  else if (file)
+  else if (r == 0 && file)
     r = source_from_tree (&xo.source, file, what, err);
   if (r == 0)
     r = hand_over (&xo, serve, opaque, err);
