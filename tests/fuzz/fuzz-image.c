@@ -14,7 +14,7 @@
  * 2. Such an image is a disk: what is read is what was written (model.h), before and after it
  *    was closed, and in its snapshots.
  * 3. After a repair a second check finds what the first one said it left: nothing, as a rule.  A
- *    dry run foretells it.
+ *    dry run foretells it.  The journal tells all that is changed, and nothing else (journal.h).
  * 4. Files below are never written, unless the image has one of them for its data file.
  */
 
@@ -25,6 +25,7 @@
 
 #include "format.h"
 #include "fuzz.h"
+#include "journal.h"
 #include "model.h"
 #include "mutate.h"
 #include "packed.h"
@@ -51,7 +52,8 @@ struct choice {
   uint8_t failing;  /* 0: nothing; else the Nth call fails */
   uint8_t kind;     /* which calls those are; and how the image is opened */
   uint8_t level;    /* of compression */
-  uint8_t spare[2];
+  uint8_t storm;    /* odd: calls fail during the repair, too */
+  uint8_t spare;
 };
 
 /* ---- storage --------------------------------------------------------------------------------- */
@@ -190,6 +192,7 @@ check (unsigned repair, struct verdict *plan)
 {
   struct verdict v = { 0 };
   struct q_check_options co = { .threads = 1, .report = print_line };
+  struct journal journal, rehearsed = { .told = 0 };
   struct q_image_info info;
   struct q_open_options o;
   struct q_image *img;
@@ -204,17 +207,30 @@ check (unsigned repair, struct verdict *plan)
   note_data_file (img);
   q_get_info (img, &info);
   v.trouble = info.dirty || info.corrupt;
+  if (repair) {
+    co.journal = journal_note;
+    co.opaque = &journal;
+  }
   if (plan) {
     co.dry_run = true;
     co.repair = repair;
+    journal_begin (&journal, image);
     plan->checked = q_check_image (img, &co, &plan->r, &err) == 0;
+    journal_end (&journal, false);
+    rehearsed = journal;
     co.dry_run = false;
     q_close (&img, &err);
     if (q_open (&img, "image", &o, &err) < 0)
       broken ("the image cannot be opened any more after a dry run: %s", err.text);
   }
   co.repair = repair;
+  if (repair)
+    journal_begin (&journal, image);
   v.checked = q_check_image (img, &co, &v.r, &v.err) == 0;
+  if (repair)
+    journal_end (&journal, v.checked);
+  if (plan && plan->checked && v.checked && rehearsed.told != journal.told)
+    broken ("a dry run told of other changes than the repair made");
   if (getenv ("FUZZ_LOG"))
     fprintf (stderr,
              "check: %s repair %u: %" PRIu64 " corruptions %" PRIu64 " leaks %" PRIu64
@@ -231,12 +247,43 @@ is_sound (const struct verdict *v)
   return v->checked && !v->trouble && v->r.corruptions == 0 && v->r.check_errors == 0;
 }
 
+/* ---- weather --------------------------------------------------------------------------------- */
+
+/* Which requests fail: counted from here on. */
 static void
-repair (bool leaks_only)
+brew (const struct choice *c)
+{
+  static const enum mem_kind kinds[] = { MEM_WRITE, MEM_SYNC, MEM_READ, MEM_ALLOCATE };
+
+  storm.kind = kinds[c->kind / 16 % 4];
+  storm.left = c->failing;
+  if (c->room)
+    image->limit = data->limit = image->size + c->room * 512u;
+}
+
+/* Back to fair weather. */
+static void
+calm (void)
+{
+  storm.left = 0;
+  image->limit = image->size + MAX_GROWTH;
+  data->limit = MAX_GROWTH;
+}
+
+/* ---- repair ---------------------------------------------------------------------------------- */
+
+static void
+repair (const struct choice *c)
 {
   struct verdict plan = { 0 }, done, again;
-  unsigned what = leaks_only ? Q_REPAIR_LEAKS : Q_REPAIR_LEAKS | Q_REPAIR_ERRORS;
+  unsigned what = c->level & 2 ? Q_REPAIR_LEAKS : Q_REPAIR_LEAKS | Q_REPAIR_ERRORS;
 
+  if (c->storm & 1) {
+    brew (c);
+    check (what, NULL);
+    calm ();
+    storm.failed = false;
+  }
   done = check (what, &plan);
   if (!done.checked)
     return;
@@ -280,27 +327,6 @@ options_of (const struct choice *c, struct q_open_options *o)
     o->l2_cache_size = o->refcount_cache_size = 1;
   if ((c->bits & READ_ONLY) && (c->level & 0x40))
     o->snapshot = c->level & 0x20 ? "first" : "2";
-}
-
-/* Which requests fail: counted from here on. */
-static void
-brew (const struct choice *c)
-{
-  static const enum mem_kind kinds[] = { MEM_WRITE, MEM_SYNC, MEM_READ, MEM_ALLOCATE };
-
-  storm.kind = kinds[c->kind / 16 % 4];
-  storm.left = c->failing;
-  if (c->room)
-    image->limit = data->limit = image->size + c->room * 512u;
-}
-
-/* Back to fair weather. */
-static void
-calm (void)
-{
-  storm.left = 0;
-  image->limit = image->size + MAX_GROWTH;
-  data->limit = MAX_GROWTH;
 }
 
 static void
@@ -418,7 +444,7 @@ LLVMFuzzerTestOneInput (const uint8_t *bytes, size_t size)
           size > PACKED_HEAD ? size - PACKED_HEAD : 0);
   before = check (0, NULL);
   if (c.bits & REPAIR)
-    repair (c.level & 2);
+    repair (&c);
   if (c.bits & COMPACT)
     compact ();
   if (c.bits & (REPAIR | COMPACT)) {
@@ -466,6 +492,11 @@ random_head (uint8_t head[PACKED_HEAD], uint64_t *random)
     head[i] = (uint8_t)random_next (random);
   memset (head, 0, sizeof (struct choice));
   head[0] = bits[random_below (random, sizeof bits)];
+  if (random_below (random, 4) == 0) {
+    head[offsetof (struct choice, failing)] = (uint8_t)(1 + random_below (random, 20));
+    head[offsetof (struct choice, kind)] = (uint8_t)(random_below (random, 3) << 4);
+    head[offsetof (struct choice, storm)] = 1;
+  }
 }
 
 /* What is asked of each kind of image at first: see requests.c. */

@@ -162,6 +162,35 @@ trouble (const struct q_check_result *r)
   return r->corruptions - r->unsized_snapshots + r->check_errors;
 }
 
+/* The highest allocated offset covers what the repair added, up to END; it is never lowered.  What
+ * memory knows of it stays as it is in a dry run. */
+static int
+record_highest (struct q_image *img, uint64_t end, bool dry_run, struct q_error *err)
+{
+  struct q_extension *e = q_extension_find (img, Q_EXT_HIGHEST_OFFSET);
+  uint64_t known = q_highest_offset (img), value = end > known ? end : known;
+  be64 v = put64 (value), recorded;
+  int r;
+
+  if (!dry_run)
+    atomic_store (&img->highest, value);
+  if (!e || e->length != sizeof recorded)
+    return 0; /* whoever opens the image for writing adds it */
+  memcpy (&recorded, e->data, sizeof recorded);
+  if (get64 (recorded) >= value)
+    return 0;
+  r = q_file_pwrite (img->file, &v, sizeof v, e->offset);
+  if (r == 0)
+    r = q_file_sync (img->file);
+  if (r == 0 && !dry_run) {
+    memcpy (e->data, &v, sizeof v);
+    img->highest_recorded = value;
+  }
+  return r < 0 ? q_fail (err, r, "%s: recording the highest allocated offset: %s", img->filename,
+                         strerror (-r))
+               : 0;
+}
+
 /* Mends what C found, in memory, checks what that leaves, and if that is no worse, writes it.
  * *RESULT becomes what is left. */
 static int
@@ -189,6 +218,8 @@ mend (struct q_check *c, const struct q_check_options *o, bool dirty, bool *wrot
   }
   if (r == 0 && dirty && trouble (&after) == 0)
     r = clear_trouble_bits (img, c->err);
+  if (r == 0 && !c->opening)
+    r = record_highest (img, after.image_end_offset, o->dry_run, c->err);
   img->file = real;
   if (r == 0 && trouble (&after) > trouble (c->res))
     r = q_fail (
@@ -258,28 +289,6 @@ check (struct q_image *img, const struct q_check_options *o, bool opening,
 /* ---- what the engine calls --------------------------------------------------------------------
  */
 
-/* The highest allocated offset covers what the repair added; it is never lowered. */
-static int
-record_highest (struct q_image *img, uint64_t end, struct q_error *err)
-{
-  const struct q_extension *e = q_extension_find (img, Q_EXT_HIGHEST_OFFSET);
-  be64 recorded;
-  int r = 0;
-
-  if (end > atomic_load (&img->highest))
-    atomic_store (&img->highest, end);
-  if (!e || e->length != sizeof recorded)
-    return 0; /* whoever opens the image for writing adds it */
-  memcpy (&recorded, e->data, sizeof recorded);
-  if (get64 (recorded) < atomic_load (&img->highest))
-    r = q_highest_persist (img);
-  if (r == 0)
-    r = q_file_sync (img->file);
-  return r < 0 ? q_fail (err, r, "%s: recording the highest allocated offset: %s", img->filename,
-                         strerror (-r))
-               : 0;
-}
-
 int
 q_check_image (struct q_image *img, const struct q_check_options *o, struct q_check_result *result,
                struct q_error *err)
@@ -299,8 +308,6 @@ q_check_image (struct q_image *img, const struct q_check_options *o, struct q_ch
     return q_fail (err, r, "%s: flush: %s", img->filename, strerror (-r));
 
   r = check (img, o, false, result, &wrote, err);
-  if (r == 0 && wrote && !o->dry_run)
-    r = record_highest (img, result->image_end_offset, err);
   /* The tables in memory are those of before: nothing may be written from them. */
   if (wrote)
     img->read_only = true;
