@@ -258,15 +258,31 @@ word (const json_t *o, const char *key, const char *const *words, unsigned n)
   return i;
 }
 
+/* FLAGS are those that it may have. */
 static bool
-good_request (const json_t *o, const struct export *x, unsigned type)
+good_request (const json_t *o, const struct export *x, unsigned type, unsigned flags,
+              json_int_t longest)
 {
   return number (o, "type", type, type) && number (o, "flags", 0, UINT16_MAX) &&
+         !((unsigned)value (o, "flags") & ~flags) &&
          json_is_integer (json_object_get (o, "cookie")) && number (o, "offset", 0, INT64_MAX) &&
-         number (o, "length", 1, INT64_MAX) && number (o, "done", 0, value (o, "length") - 1) &&
+         number (o, "length", 1, longest) && number (o, "done", 0, value (o, "length") - 1) &&
          number (o, "error", -4095, 0) && !(type == NBD_CMD_WRITE && x->read_only) &&
          (uint64_t)value (o, "offset") <= x->size &&
          (uint64_t)value (o, "length") <= x->size - (uint64_t)value (o, "offset");
+}
+
+static bool
+good_write (const json_t *o, const struct export *x)
+{
+  return good_request (o, x, NBD_CMD_WRITE, NBD_CMD_FLAG_FUA, NBD_MAX_PAYLOAD);
+}
+
+/* Only what is answered in pieces can be under way, and without structured replies nothing is. */
+static bool
+good_read (const json_t *o, const struct export *x, unsigned mode)
+{
+  return mode != MODE_SIMPLE && good_request (o, x, NBD_CMD_READ, NBD_CMD_FLAG_FUA, INT64_MAX);
 }
 
 /* Whether the client finds X, which is ours, as it has left STATE. */
@@ -308,7 +324,7 @@ find_export (struct exports *set, const json_t *state)
 }
 
 static int
-check_export (struct exports *set, const json_t *state, const json_t *long_write,
+check_export (struct exports *set, const json_t *state, unsigned mode, const json_t *long_write,
               const json_t *parked, struct q_error *err)
 {
   const char *name = json_string_value (json_object_get (state, "name"));
@@ -320,11 +336,11 @@ check_export (struct exports *set, const json_t *state, const json_t *long_write
     return fail (err, -ENOENT, "export \"%s\": has clients, and is not there any more",
                  name ? name : "?");
   int r = same_export (state, x, err);
-  if (r == 0 && !json_is_null (long_write) && !good_request (long_write, x, NBD_CMD_WRITE))
+  if (r == 0 && !json_is_null (long_write) && !good_write (long_write, x))
     r = fail (err, -EPROTO, "export \"%s\": a write under way that makes no sense", x->name);
   json_array_foreach ((json_t *)parked, i, rq)
   {
-    if (r == 0 && !good_request (rq, x, NBD_CMD_READ))
+    if (r == 0 && !good_read (rq, x, mode))
       r = fail (err, -EPROTO, "export \"%s\": a read under way that makes no sense", x->name);
   }
   export_put (x);
@@ -338,11 +354,10 @@ saved_session_check (struct exports *set, json_t *state, uint8_t *bytes, size_t 
   const json_t *export = json_object_get (state, "export"), *meta = json_object_get (state, "meta");
   const json_t *long_write = json_object_get (state, "long-write");
   const json_t *parked = json_object_get (state, "parked");
-  unsigned phase = word (state, "phase", phases, 3);
+  unsigned phase = word (state, "phase", phases, 3), mode = word (state, "mode", modes, 3);
   int r = 0;
 
-  if (phase == 3 || word (state, "mode", modes, 3) == 3 ||
-      !json_is_boolean (json_object_get (state, "no-zeroes")) ||
+  if (phase == 3 || mode == 3 || !json_is_boolean (json_object_get (state, "no-zeroes")) ||
       !json_is_boolean (json_object_get (state, "fixed-newstyle")) ||
       !json_is_boolean (json_object_get (state, "ending")) ||
       !number (state, "options", 0, UINT32_MAX) || !number (state, "skip", 0, INT64_MAX) ||
@@ -355,9 +370,9 @@ saved_session_check (struct exports *set, json_t *state, uint8_t *bytes, size_t 
       (phase != 2 && (!json_is_null (long_write) || json_array_size (parked) > 0)))
     return fail (err, -EPROTO, "a connection's state makes no sense");
   if (json_is_object (export))
-    r = check_export (set, export, long_write, parked, err);
+    r = check_export (set, export, mode, long_write, parked, err);
   if (r == 0 && json_is_object (meta))
-    r = check_export (set, meta, json_null (), parked, err);
+    r = check_export (set, meta, mode, json_null (), parked, err);
   if (r < 0)
     return r;
   *saved = (struct saved_session){

@@ -30,7 +30,7 @@ memory=1024
 asan=allocator_may_return_null=1:detect_leaks=1
 case $target in
   image) set -- -max_len=20480 "$@" ;;
-  protocol) set -- -max_len=2048 "$@" ;;
+  protocol | takeover) set -- -max_len=2048 "$@" ;;
   tables) set -- -max_len=8192 "$@" ;;
   luks) set -- -max_len=8192 "$@" ;;
   inflate) set -- -max_len=4096 "$@" ;;
