@@ -214,15 +214,6 @@ stats_done (struct stats_counters *c, enum stats_op op, uint64_t bytes, bool err
 }
 
 void
-stats_merged (struct stats_counters *c, unsigned n)
-{
-  if (!STATS_ON)
-    return;
-  stats_add (&c->merged_requests, n);
-  stats_add (&c->merged[stats_group (n)], 1);
-}
-
-void
 stats_flush (struct stats *st, unsigned n)
 {
   if (!STATS_ON)

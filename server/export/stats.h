@@ -179,7 +179,14 @@ void stats_settle (struct stats_counters *c, uint64_t arrived, uint64_t now);
 void stats_done (struct stats_counters *c, enum stats_op op, uint64_t bytes, bool error,
                  uint64_t arrived, uint64_t now);
 /* N writes became one. */
-void stats_merged (struct stats_counters *c, unsigned n);
+static inline void
+stats_merged (struct stats_counters *c, unsigned n)
+{
+  if (!STATS_ON)
+    return;
+  stats_add (&c->merged_requests, n);
+  stats_add (&c->merged[n > 1 ? stats_group (n) : 0], 1);
+}
 
 /* N requests wait for the flush that begins now.  Called by one thread at a time for each ST. */
 void stats_flush (struct stats *st, unsigned n);

@@ -411,8 +411,20 @@ dispose (struct request *rq)
     request_discard (rq);
 }
 
+/* RQ has been answered, in a later turn than it came in.  A function of its own, so that the others
+ * do not pay for its frame. */
+static void __attribute__ ((noinline))
+count_late (const struct request *rq, enum stats_op op, uint64_t bytes, bool error)
+{
+  struct shard *shard = rq->session->shard;
+
+  if (shard->now == 0)
+    shard->now = stats_clock ();
+  stats_done (rq->session->stats, op, bytes, error, rq->arrived, shard->now);
+}
+
 /* RQ has been answered.  The pieces of a long WRITE are no requests of their own. */
-static void
+static inline void
 count (const struct request *rq, bool error)
 {
   static const enum stats_op op[] = {
@@ -421,19 +433,14 @@ count (const struct request *rq, bool error)
     [NBD_CMD_CACHE] = STATS_CACHE,   [NBD_CMD_WRITE_ZEROES] = STATS_ZERO,
     [NBD_CMD_RESIZE] = STATS_RESIZE, [NBD_CMD_BLOCK_STATUS] = STATS_BLOCK_STATUS,
   };
-  struct stats_counters *c = rq->session->stats;
-  struct shard *shard = rq->session->shard;
   uint64_t bytes = rq->type == NBD_CMD_BLOCK_STATUS ? 0 : rq->len;
 
   if (rq->whole || !STATS_ON)
     return;
-  if (rq->arrived == 0) {
-    stats_inline (c, op[rq->type], bytes, error);
-    return;
-  }
-  if (shard->now == 0)
-    shard->now = stats_clock ();
-  stats_done (c, op[rq->type], bytes, error, rq->arrived, shard->now);
+  if (rq->arrived == 0)
+    stats_inline (rq->session->stats, op[rq->type], bytes, error);
+  else
+    count_late (rq, op[rq->type], bytes, error);
 }
 
 static void

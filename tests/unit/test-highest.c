@@ -519,6 +519,19 @@ test_marks (void **state)
   unit_done (&f);
 }
 
+#define READS 2000u
+
+static void *
+read_often (void *opaque)
+{
+  uint8_t buf[512];
+  uintptr_t failed = 0;
+
+  for (unsigned i = 0; i < READS; ++i)
+    failed += q_pread (opaque, buf, 0, sizeof buf) != 0;
+  return (void *)failed;
+}
+
 /* What the engine counts. */
 static void
 test_stats (void **state)
@@ -550,6 +563,17 @@ test_stats (void **state)
   q_get_stats (img, &after);
   assert_int_equal (after.l2_hits, before.l2_hits + 10);
   assert_int_equal (after.l2_misses, 1);
+
+  /* More threads than there are counters: some share one, and none is lost. */
+  pthread_t id[Q_GATE_COUNTERS + 8];
+  void *failed;
+  before = after;
+  for (size_t i = 0; i < lengthof (id); ++i)
+    assert_int_equal (pthread_create (&id[i], NULL, read_often, img), 0);
+  for (size_t i = 0; i < lengthof (id); ++i)
+    assert_int_equal (pthread_join (id[i], &failed), 0), assert_null (failed);
+  q_get_stats (img, &after);
+  assert_int_equal (after.l2_hits, before.l2_hits + lengthof (id) * READS);
 
   before = after;
   assert_int_equal (q_discard (img, 0, 2 * K), 0);

@@ -31,7 +31,8 @@ static void
 add_layer (const struct q_image *img, struct q_stats *stats)
 {
   for (unsigned i = 0; i < Q_GATE_COUNTERS; ++i)
-    stats->l2_hits += atomic_load_explicit (&img->tally.slot[i].hits, memory_order_relaxed);
+    stats->l2_hits += atomic_load_explicit (&img->tally.slot[i].own, memory_order_relaxed) +
+                      atomic_load_explicit (&img->tally.slot[i].others, memory_order_relaxed);
   stats->l2_misses += atomic_load_explicit (&img->l2_misses, memory_order_relaxed);
 }
 

@@ -28,15 +28,14 @@
 
 #include "image.h"
 
-static _Atomic unsigned threads;
-static _Thread_local unsigned mine; /* the thread's number, from 1; 0: it has none yet */
+static _Atomic uint64_t threads; /* that there have been */
+_Thread_local uint64_t q_thread_number;
 
-unsigned
-q_thread_slot (void)
+uint64_t
+q_thread_enroll (void)
 {
-  if (mine == 0)
-    mine = atomic_fetch_add_explicit (&threads, 1, memory_order_relaxed) % Q_GATE_COUNTERS + 1;
-  return mine - 1;
+  q_thread_number = atomic_fetch_add_explicit (&threads, 1, memory_order_relaxed) + 1;
+  return q_thread_number;
 }
 
 static _Atomic uint64_t *
