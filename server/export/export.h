@@ -187,6 +187,13 @@ struct export *exports_get (struct exports *set, const void *name, size_t len);
 struct export *exports_next (struct exports *set, struct export *x);
 /* The same with those that are leaving. */
 struct export *exports_next_any (struct exports *set, struct export *x);
+/* The same with those that exports_resume could not open again: they have no image, and nobody uses
+ * them, but their names are taken until exports_remove. */
+struct export *exports_next_lost (struct exports *set, struct export *x);
+/* How many are served.  Does not wait, whoever is having them. */
+unsigned exports_count (struct exports *set);
+/* Whether there is a view of X; its NAME, cut at SIZE. */
+bool exports_has_view (struct exports *set, const struct export *x, char *name, size_t size);
 struct export *export_ref (struct export *x);
 void export_put (struct export *x);
 
@@ -196,13 +203,15 @@ int exports_close (struct exports *set);
 
 /* ---- takeover (suspend.c) -------------------------------------------------------------------- */
 
+/* Whether there is an export that cannot be handed over, as a view cannot: -ENOTSUP, with its name.
+ * Nothing is disturbed. */
+int exports_check_suspend (struct exports *set, struct q_error *err);
 /* For a process that goes on with the same images.  All sessions are still, and stay so.
  *
  * Flushes and closes the images of all exports, which stay what they are otherwise.  The locks of
- * those that are open for writing are kept by guards (lock.h) in GUARDS, at most MAX, which belong
- * to the caller.  Returns how many, or -errno: then everything is open as before, but for what
- * could not be opened again, which the log names.  Until exports_resume, whoever asks for an export
- * waits. */
+ * all their files are kept by guards (lock.h) in GUARDS, at most MAX, which belong to the caller.
+ * Returns how many, or -errno: then everything is open as before, but for what could not be opened
+ * again, which the log names.  Until exports_resume, whoever asks for an export waits. */
 int exports_suspend (struct exports *set, int *guards, unsigned max, struct q_error *err);
 /* Opens them again, and takes the guards over.  Those that cannot be opened have no image any more:
  * they are leaving, and their clients must not go on (conn_thaw sees to that). */
@@ -221,8 +230,8 @@ struct export_changes {
   bool tls_only;
   struct authz *authz;
 };
-/* For those who connect from now on, but the rate, which holds at once; its snapshots and views are
- * for nobody that X is not for any more.  -ENOMEM. */
+/* For those who connect from now on, but the rate, which holds at once.  The same for the exports
+ * of X's snapshots; its views are for nobody that X is not for any more.  -ENOMEM. */
 int export_change (struct export *x, const struct export_changes *changes);
 
 /* Deletes an internal snapshot of X's image, as q_snapshot_delete has it; one that an export shows

@@ -447,15 +447,26 @@ exports_get (struct exports *set, const void *name, size_t len)
   return x;
 }
 
+enum walk { WALK_SERVED, WALK_ANY, WALK_LOST };
+
+/* One without an image is one that could not be opened again (exports_resume). */
+static bool
+is_seen (const struct export *x, enum walk walk)
+{
+  if (!x->img)
+    return walk == WALK_LOST && x->state == EXPORT_LEAVING;
+  return (walk != WALK_LOST && x->state == EXPORT_SERVED) ||
+         (walk == WALK_ANY && x->state == EXPORT_LEAVING);
+}
+
 static struct export *
-walk (struct exports *set, struct export *x, enum export_state most)
+walk (struct exports *set, struct export *x, enum walk walk)
 {
   pthread_mutex_lock (&set->lock);
   struct export *next = x               ? x->next
                         : is_open (set) ? set->first
                                         : NULL; /* with a reference, it is still in the list */
-  /* Without an image it is one that could not be opened again (exports_resume). */
-  while (next && (!next->img || next->state == EXPORT_PREPARED || next->state > most))
+  while (next && !is_seen (next, walk))
     next = next->next;
   if (next)
     next->refs++;
@@ -468,11 +479,44 @@ walk (struct exports *set, struct export *x, enum export_state most)
 struct export *
 exports_next (struct exports *set, struct export *x)
 {
-  return walk (set, x, EXPORT_SERVED);
+  return walk (set, x, WALK_SERVED);
 }
 
 struct export *
 exports_next_any (struct exports *set, struct export *x)
 {
-  return walk (set, x, EXPORT_LEAVING);
+  return walk (set, x, WALK_ANY);
+}
+
+struct export *
+exports_next_lost (struct exports *set, struct export *x)
+{
+  return walk (set, x, WALK_LOST);
+}
+
+unsigned
+exports_count (struct exports *set)
+{
+  unsigned n = 0;
+
+  pthread_mutex_lock (&set->lock);
+  for (const struct export *x = set->first; x; x = x->next)
+    n += x->state == EXPORT_SERVED;
+  pthread_mutex_unlock (&set->lock);
+  return n;
+}
+
+bool
+exports_has_view (struct exports *set, const struct export *x, char *name, size_t size)
+{
+  bool found = false;
+
+  pthread_mutex_lock (&set->lock);
+  for (const struct export *y = set->first; y && !found; y = y->next)
+    if (y->base == x && y->state == EXPORT_SERVED) {
+      found = true;
+      snprintf (name, size, "%s", y->name);
+    }
+  pthread_mutex_unlock (&set->lock);
+  return found;
 }

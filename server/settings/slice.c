@@ -138,6 +138,12 @@ slice_lock (struct q_file *f, bool write, struct q_error *err)
   return q_file_lock (slice_of (f)->inner, write, err);
 }
 
+static int
+slice_guard (struct q_file *f, bool write, struct q_error *err)
+{
+  return q_file_guard (slice_of (f)->inner, write, err);
+}
+
 static void
 slice_close (struct q_file *f)
 {
@@ -161,6 +167,7 @@ static const struct q_file_ops slice_ops = {
   .extent = slice_extent,
   .prefetch = slice_prefetch,
   .lock = slice_lock,
+  .guard = slice_guard,
   .close = slice_close,
 };
 

@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -24,6 +23,13 @@ fail (struct q_error *err, int r, const char *name, const char *what)
 {
   snprintf (err->text, sizeof err->text, "export \"%s\": %s", name, what);
   return r;
+}
+
+/* One that could not be opened again has no image, and only keeps its name. */
+static bool
+is_lost (const struct export *x)
+{
+  return x->state == EXPORT_LEAVING && !x->img;
 }
 
 /* Nobody adds, removes or changes exports from here on. */
@@ -59,9 +65,9 @@ static int
 wait_for_others (struct exports *set, const struct timespec *deadline, struct q_error *err)
 {
   for (struct export *x = set->first; x;) {
-    if (x->state != EXPORT_SERVED)
+    if (x->state != EXPORT_SERVED && !is_lost (x))
       return fail (err, -EBUSY, x->name, "is being added or removed");
-    if (x->refs == x->connections)
+    if (is_lost (x) || x->refs == x->connections)
       x = x->next;
     else if (pthread_cond_timedwait (&set->unused, &set->lock, deadline) == ETIMEDOUT)
       return fail (err, -EBUSY, x->name, "is being looked at by a command");
@@ -71,47 +77,43 @@ wait_for_others (struct exports *set, const struct timespec *deadline, struct q_
   return 0;
 }
 
-/* A guard for the file NAME, which X has open for writing. */
+/* Whether X is something that another process can have. */
 static int
-add_guard (const struct export *x, const char *name, int *guards, unsigned *n, unsigned max,
-           struct q_error *err)
+check_one (const struct export *x, struct q_error *err)
 {
-  struct stat st;
-
-  if (*n == max)
-    return fail (err, -E2BIG, x->name, "there are too many images to hand over");
-  if (stat (name, &st) < 0)
-    return fail (err, -errno, x->name, strerror (errno));
-  int fd = q_lock_guard (name, st.st_dev, st.st_ino, err);
-  if (fd < 0)
-    return fd;
-  guards[(*n)++] = fd;
-  return 0;
-}
-
-/* The image's own file must be the one that was opened. */
-static int
-guard (const struct export *x, int *guards, unsigned *n, unsigned max, struct q_error *err)
-{
-  const struct source *s = &x->recipe->options.source;
-  struct q_image_info info;
-  struct stat st;
-
   if (x->base)
     return fail (err, -ENOTSUP, x->name,
                  "shows the image of another export, and cannot be handed over: remove it first");
   if (x->recipe->options.throw_away)
     return fail (err, -ENOTSUP, x->name,
                  "what is written to it is in a temporary overlay, which cannot be handed over");
-  if (s->open.lock == Q_LOCK_OFF || x->read_only)
-    return 0;
-  q_get_info (x->img, &info);
-  if (stat (s->filename, &st) < 0 || st.st_dev != x->dev || st.st_ino != x->ino)
-    return fail (err, -ESTALE, x->name, "another file has the name of its image now");
-  int r = add_guard (x, s->filename, guards, n, max, err);
-  if (r == 0 && info.data_path)
-    r = add_guard (x, info.data_path, guards, n, max, err);
+  return 0;
+}
+
+int
+exports_check_suspend (struct exports *set, struct q_error *err)
+{
+  int r = 0;
+
+  pthread_mutex_lock (&set->lock);
+  for (const struct export *x = set->first; x && r == 0; x = x->next)
+    if (x->state == EXPORT_SERVED)
+      r = check_one (x, err);
+  pthread_mutex_unlock (&set->lock);
   return r;
+}
+
+/* All files of X's image must be those that were opened. */
+static int
+guard (const struct export *x, int *guards, unsigned *n, unsigned max, struct q_error *err)
+{
+  int r = check_one (x, err);
+
+  if (r == 0)
+    r = q_lock_guards (x->img, guards + *n, max - *n, err);
+  if (r > 0)
+    *n += (unsigned)r;
+  return r < 0 ? r : 0;
 }
 
 /* So that a disk that is full, or broken, is found out while images are open, and those who wrote
@@ -122,7 +124,7 @@ flush_all (struct exports *set, struct q_error *err)
   int r = 0;
 
   for (struct export *x = set->first; x && r == 0; x = x->next)
-    if (!x->read_only && (r = q_flush (x->img)) < 0)
+    if (!is_lost (x) && !x->read_only && (r = q_flush (x->img)) < 0)
       fail (err, r, x->name, strerror (-r));
   return r;
 }
@@ -209,7 +211,8 @@ exports_suspend (struct exports *set, int *guards, unsigned max, struct q_error 
   pthread_mutex_unlock (&set->lock);
   /* The list does not change any more. */
   for (struct export *x = set->first; x && r == 0; x = x->next)
-    r = guard (x, guards, &n, max, err);
+    if (!is_lost (x))
+      r = guard (x, guards, &n, max, err);
   if (r == 0)
     r = flush_all (set, err);
   if (r < 0) {
@@ -218,7 +221,7 @@ exports_suspend (struct exports *set, int *guards, unsigned max, struct q_error 
     return r;
   }
   for (struct export *x = set->first; x; x = x->next) {
-    int closed = suspend_one (x, err);
+    int closed = is_lost (x) ? 0 : suspend_one (x, err);
     r = r < 0 ? r : closed;
   }
   if (r == 0)
@@ -249,7 +252,7 @@ exports_resume (struct exports *set, const int *guards, unsigned n)
     if (q_lock_adopt (guards[i]) < 0)
       log_warning ("a lock was lost: out of memory");
   for (struct export *x = set->first; x; x = x->next) {
-    if (reopen (x, &err) < 0) {
+    if (!is_lost (x) && reopen (x, &err) < 0) {
       log_error ("export \"%s\" cannot be opened again: %s", x->name, err.text);
       give_up (set, x);
     }

@@ -205,15 +205,16 @@ test_guard (void **state)
   struct q_open_options opts;
   struct q_image *img, *second;
   struct q_error err = { "" };
-  struct stat st;
+  int guard;
 
   (void)state;
   make_image (&opts);
-  assert_int_equal (stat (path, &st), 0);
   img = must_open (&opts, false);
-  assert_int_equal (q_lock_guard (path, st.st_dev, st.st_ino + 1, &err), -ESTALE);
-  int guard = q_lock_guard (path, st.st_dev, st.st_ino, &err);
-  assert_true (guard >= 0);
+  int other = open ("/dev/null", O_RDONLY);
+  assert_int_equal (q_lock_guard (path, other, true, &err), -ESTALE);
+  close (other);
+  assert_int_equal (q_lock_guards (img, &guard, 0, &err), -E2BIG);
+  assert_int_equal (q_lock_guards (img, &guard, 1, &err), 1);
   assert_int_equal (q_close (&img, &err), 0);
 
   /* The image is closed, and locked. */
@@ -224,7 +225,7 @@ test_guard (void **state)
   /* Somebody who only tries holds locks for a moment; after that, the guard is as good as before.
    */
   struct flock moment = { .l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = 201, .l_len = 1 };
-  int other = open (path, O_RDONLY);
+  other = open (path, O_RDONLY);
   assert_int_equal (fcntl (other, F_OFD_SETLK, &moment), 0);
   assert_int_equal (try_open (&opts, false, &img, &err), -EAGAIN);
   close (other);
@@ -240,13 +241,70 @@ test_guard (void **state)
   unlink (path);
 }
 
+/* Files that are only read have guards as well, a backing file for one: readers may come, and
+ * nobody who would write. */
+static void
+test_reader_guard (void **state)
+{
+  struct q_create_options o;
+  struct q_open_options opts;
+  struct q_image *top, *img, *reader;
+  struct q_error err = { "" };
+  char overlay[64];
+  int guards[3];
+
+  (void)state;
+  make_image (&opts);
+  snprintf (overlay, sizeof overlay, "%s.overlay", path);
+  q_create_options_init (&o);
+  o.backing_file = path;
+  o.backing_format = "qcow2";
+  assert_int_equal (q_create (overlay, 1 << 20, &o, &err), 0);
+  assert_int_equal (q_open (&top, overlay, &opts, &err), 0);
+  assert_int_equal (q_lock_guards (top, guards, 1, &err), -E2BIG);
+  assert_int_equal (q_lock_guards (top, guards, 3, &err), 2);
+  unit_close (top);
+
+  assert_int_equal (try_open (&opts, false, &img, &err), -EAGAIN);
+  assert_int_equal (q_open (&img, overlay, &opts, &err), -EAGAIN);
+  reader = must_open (&opts, true);
+  for (int i = 0; i < 2; ++i)
+    assert_int_equal (q_lock_adopt (guards[i]), 0);
+  assert_int_equal (q_open (&top, overlay, &opts, &err), 0);
+  unit_close (reader);
+  q_lock_disown ();
+  assert_int_equal (try_open (&opts, false, &img, &err), -EAGAIN);
+  unit_close (top);
+
+  /* What is not locked needs no guard. */
+  opts.lock = Q_LOCK_OFF;
+  assert_int_equal (q_open (&top, overlay, &opts, &err), 0);
+  assert_int_equal (q_lock_guards (top, guards, 3, &err), 0);
+  unit_close (top);
+  opts.lock = Q_LOCK_ON;
+  /* Who opened it for reading may go on for writing, if nobody else reads it. */
+  img = must_open (&opts, true);
+  assert_int_equal (q_lock_guards (img, guards, 3, &err), 1);
+  unit_close (img);
+  assert_int_equal (q_lock_adopt (guards[0]), 0);
+  img = must_open (&opts, false);
+  q_lock_disown ();
+  unit_close (img);
+  unlink (overlay);
+  unlink (path);
+}
+
 int
 main (void)
 {
   static const struct CMUnitTest tests[] = {
-    cmocka_unit_test (test_guard),         cmocka_unit_test (test_writer_is_alone),
-    cmocka_unit_test (test_readers_share), cmocka_unit_test (test_backing_file),
-    cmocka_unit_test (test_loop),          cmocka_unit_test (test_create_over_used),
+    cmocka_unit_test (test_guard),
+    cmocka_unit_test (test_writer_is_alone),
+    cmocka_unit_test (test_reader_guard),
+    cmocka_unit_test (test_readers_share),
+    cmocka_unit_test (test_backing_file),
+    cmocka_unit_test (test_loop),
+    cmocka_unit_test (test_create_over_used),
     cmocka_unit_test (test_not_a_file),
   };
 

@@ -382,6 +382,12 @@ local_lock (struct q_file *f, bool write, struct q_error *err)
   return q_lock_take (local_fd (f), write, f->name, err);
 }
 
+static int
+local_guard (struct q_file *f, bool write, struct q_error *err)
+{
+  return q_lock_guard (f->name, local_fd (f), write, err);
+}
+
 static void
 local_close (struct q_file *f)
 {
@@ -410,6 +416,7 @@ static const struct q_file_ops local_ops = {
   .extent = local_extent,
   .prefetch = local_prefetch,
   .lock = local_lock,
+  .guard = local_guard,
   .close = local_close,
 };
 
@@ -551,6 +558,12 @@ int
 q_file_lock (struct q_file *f, bool write, struct q_error *err)
 {
   return f->ops->lock ? f->ops->lock (f, write, err) : 0;
+}
+
+int
+q_file_guard (struct q_file *f, bool write, struct q_error *err)
+{
+  return f->ops->guard ? f->ops->guard (f, write, err) : -ENOTSUP;
 }
 
 void

@@ -41,6 +41,9 @@ struct q_file_ops {
   int (*prefetch) (struct q_file *f, uint64_t offset, uint64_t len);
   /* Takes QEMU's locks (lock.h); NULL: there are none. */
   int (*lock) (struct q_file *f, bool write, struct q_error *err);
+  /* A guard (lock.h) of the same file, with a reader's or a writer's locks; NULL: there are none.
+   */
+  int (*guard) (struct q_file *f, bool write, struct q_error *err);
   void (*close) (struct q_file *f);
 };
 
@@ -84,6 +87,8 @@ int q_file_open (const struct q_file_opener *opener, const char *name, unsigned 
                  struct q_file **file, struct q_error *err);
 /* The locks of a reader or a writer, if they were not taken on opening. */
 int q_file_lock (struct q_file *f, bool write, struct q_error *err);
+/* A guard beside these, or -ENOTSUP. */
+int q_file_guard (struct q_file *f, bool write, struct q_error *err);
 void q_file_close (struct q_file **file);
 
 /* The descriptor for a fast path (preadv2, io_uring), or -1. */

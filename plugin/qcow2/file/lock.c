@@ -42,6 +42,31 @@ held (int fd, off_t byte)
   return r < 0 ? r : fl.l_type != F_UNLCK;
 }
 
+static const int used[] = { PERM_READ, PERM_WRITE, PERM_RESIZE };  /* by writers; by readers ... */
+#define N_USED(write) ((write) ? sizeof used / sizeof used[0] : 1) /* ... the first one */
+static const int refused[] = { PERM_WRITE, PERM_RESIZE }; /* by readers and writers alike */
+#define N_REFUSED (sizeof refused / sizeof refused[0])
+
+/* All bytes of a reader, or of a writer. */
+static int
+take_all (int fd, bool write)
+{
+  int r = 0;
+
+  for (size_t i = 0; r == 0 && i < N_USED (write); ++i)
+    r = take (fd, USES_BASE + used[i]);
+  for (size_t i = 0; r == 0 && i < N_REFUSED; ++i)
+    r = take (fd, REFUSES_BASE + refused[i]);
+  return r;
+}
+
+/* R is what a lock came to: the file system knows none. */
+static bool
+has_no_locks (int r)
+{
+  return r == -EINVAL || r == -ENOLCK || r == -EOPNOTSUPP || r == -ENOSYS;
+}
+
 /* ---- guards ---------------------------------------------------------------------------------- */
 
 struct guard {
@@ -56,25 +81,54 @@ static pthread_mutex_t guards_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct guard *guards;
 
 int
-q_lock_guard (const char *name, uint64_t dev, uint64_t ino, struct q_error *err)
+q_lock_guard (const char *name, int locked, bool write, struct q_error *err)
 {
-  static const off_t bytes[] = { USES_BASE + PERM_READ, USES_BASE + PERM_WRITE,
-                                 USES_BASE + PERM_RESIZE, REFUSES_BASE + PERM_WRITE,
-                                 REFUSES_BASE + PERM_RESIZE };
-  struct stat st;
+  struct stat st, ours;
   int fd = open (name, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-  int r = fd == -1 || fstat (fd, &st) == -1 ? -errno : 0;
+  int r = fd == -1 || fstat (fd, &st) == -1 || fstat (locked, &ours) == -1 ? -errno : 0;
 
-  if (r == 0 && (st.st_dev != dev || st.st_ino != ino))
+  if (r == 0 && (st.st_dev != ours.st_dev || st.st_ino != ours.st_ino))
     r = -ESTALE;
-  for (size_t i = 0; r == 0 && i < sizeof bytes / sizeof bytes[0]; ++i)
-    r = take (fd, bytes[i]);
   if (r == 0)
+    r = take_all (fd, write);
+  if (fd != -1 && (r == 0 || has_no_locks (r)))
     return fd;
   if (fd != -1)
     close (fd);
   return q_fail (err, r, "%s: cannot keep it locked: %s", name,
                  r == -ESTALE ? "another file has that name now" : strerror (-r));
+}
+
+/* Adds one to the *N that there are. */
+static int
+add_guard (struct q_file *f, bool write, int *fds, unsigned *n, unsigned max, struct q_error *err)
+{
+  if (*n == max)
+    return q_fail (err, -E2BIG, "%s: there are too many files to keep them locked", f->name);
+  int fd = q_file_guard (f, write, err);
+  if (fd == -ENOTSUP)
+    return 0;
+  if (fd >= 0)
+    fds[(*n)++] = fd;
+  return fd < 0 ? fd : 0;
+}
+
+int
+q_lock_guards (struct q_image *img, int *fds, unsigned max, struct q_error *err)
+{
+  unsigned n = 0;
+  int r = 0;
+
+  for (struct q_image *layer = img; layer && r == 0; layer = layer->backing) {
+    if (layer->lock != Q_LOCK_ON)
+      continue;
+    r = add_guard (layer->file, !layer->read_only, fds, &n, max, err);
+    if (r == 0 && layer->data && layer->data != layer->file)
+      r = add_guard (layer->data, !layer->read_only, fds, &n, max, err);
+  }
+  while (r < 0 && n > 0)
+    close (fds[--n]);
+  return r < 0 ? r : (int)n;
 }
 
 int
@@ -143,13 +197,13 @@ return_guard (int guard)
 
 /* Whether somebody else than the holder of FD, or those who had its locks before, is in the way. */
 static int
-contradicted (int fd, const int *uses, size_t n_uses, const int *refused, size_t n_refused)
+contradicted (int fd, bool write)
 {
   int r = 0;
 
-  for (size_t i = 0; r == 0 && i < n_uses; ++i)
-    r = held (fd, REFUSES_BASE + uses[i]);
-  for (size_t i = 0; r == 0 && i < n_refused; ++i)
+  for (size_t i = 0; r == 0 && i < N_USED (write); ++i)
+    r = held (fd, REFUSES_BASE + used[i]);
+  for (size_t i = 0; r == 0 && i < N_REFUSED; ++i)
     r = held (fd, USES_BASE + refused[i]);
   return r;
 }
@@ -158,22 +212,14 @@ contradicted (int fd, const int *uses, size_t n_uses, const int *refused, size_t
 static int
 lock_file (int fd, bool write, int guard, const char *name, struct q_error *err)
 {
-  static const int readers[] = { PERM_READ };
-  static const int writers[] = { PERM_READ, PERM_WRITE, PERM_RESIZE };
-  static const int refused[] = { PERM_WRITE, PERM_RESIZE }; /* by readers and writers alike */
-  const int *uses = write ? writers : readers;
-  size_t n_uses = write ? 3 : 1, i;
-  int seen = 0, r = 0;
+  int seen = 0;
 
   /* Seen from the guard, its own locks are not in the way; and as long as it holds them, nobody
    * comes who was not there before. */
   if (guard >= 0)
-    seen = contradicted (guard, uses, n_uses, refused, 2);
-  for (i = 0; r == 0 && i < n_uses; ++i)
-    r = take (fd, USES_BASE + uses[i]);
-  for (i = 0; r == 0 && i < 2; ++i)
-    r = take (fd, REFUSES_BASE + refused[i]);
-  if (r == -EINVAL || r == -ENOLCK || r == -EOPNOTSUPP || r == -ENOSYS) {
+    seen = contradicted (guard, write);
+  int r = take_all (fd, write);
+  if (has_no_locks (r)) {
     q_log (Q_LOG_WARNING, "%s: the file system has no locks: nothing keeps another writer out",
            name);
     return 0;
@@ -182,7 +228,7 @@ lock_file (int fd, bool write, int guard, const char *name, struct q_error *err)
     return q_fail (err, r, "%s: cannot lock the image: %s", name, strerror (-r));
 
   if (r == 0)
-    r = guard >= 0 ? seen : contradicted (fd, uses, n_uses, refused, 2);
+    r = guard >= 0 ? seen : contradicted (fd, write);
   if (r == 0)
     return 0;
   return q_fail (err, -EAGAIN,

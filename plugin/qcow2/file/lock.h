@@ -18,20 +18,26 @@
  * has no such locks. */
 int q_lock_take (int fd, bool write, const char *name, struct q_error *err);
 
-/* Guards keep a file locked while the process that writes it gives it to another one, or opens it
- * again.  A guard is a descriptor with a writer's locks, and with nothing else to it:
+/* Guards keep files locked while the process that has an image open gives it to another one, or
+ * opens it again: a writer's, so that nobody else opens it, and a reader's, of a backing file for
+ * one, so that nobody changes it meanwhile.  A guard is a descriptor with such locks, and with
+ * nothing else to it:
  *
- *     fd = q_lock_guard (name, dev, ino, &err)     beside one's own locks
- *     ... close the image ...                      the guard's locks stay
+ *     n = q_lock_guards (img, fds, max, &err)      beside the image's own locks
+ *     ... close the image ...                      the guards' locks stay
  *     q_lock_adopt (fd)                            in whichever process is to open it: the next one
- * who locks that file, once, is not kept out by the guard (who fails may try again)
+ *                                                  who locks that file, once, is not kept out by
+ *                                                  the guard (who fails may try again)
  *     ... open the image ...
  *     q_lock_disown ()
  *
  * There is no moment without a lock: the opener's are taken while the guard's are still held. */
 
-/* A guard for the file NAME, which must be the one with that identity: -ESTALE if it is not. */
-int q_lock_guard (const char *name, uint64_t dev, uint64_t ino, struct q_error *err);
+/* Guards for all files of IMG's chain that are locked: returns how many, in FDS, which are the
+ * caller's; -E2BIG if there are more than MAX; -ESTALE if another file has the name of one now. */
+int q_lock_guards (struct q_image *img, int *fds, unsigned max, struct q_error *err);
+/* One, for the file NAME, which must be the one that FD has open. */
+int q_lock_guard (const char *name, int fd, bool write, struct q_error *err);
 /* Takes FD over.  -ENOMEM, then it is closed. */
 int q_lock_adopt (int fd);
 /* Closes all that was adopted. */
