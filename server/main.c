@@ -595,17 +595,19 @@ stop_the_other (struct program *p)
   return !p->takeover || complain_takeover (p, takeover_ready (p->takeover, &err), &err);
 }
 
-/* What is still the other server's stays where it is. */
+/* What is still the other server's stays where it is; what this one has made itself goes. */
 static void
 give_back (struct program *p)
 {
   if (!p->takeover || takeover_is_done (p->takeover))
     return;
   listen_leave (&p->listeners);
-  if (p->metrics)
+  if (p->metrics && takeover_took (p->takeover, TAKEOVER_METRICS))
     listen_leave (metrics_listeners (p->metrics));
-  control_leave (p->control);
-  pid_file_leave ();
+  if (takeover_took (p->takeover, TAKEOVER_CONTROL))
+    control_leave (p->control);
+  if (takeover_took (p->takeover, TAKEOVER_PID_FILE))
+    pid_file_leave ();
 }
 
 static bool

@@ -309,8 +309,6 @@ void
 server_leave (struct server *sv)
 {
   listen_leave (sv->listeners);
-  if (server_metrics (sv))
-    listen_leave (server_metrics (sv));
   sv->left = true;
   end (sv, "another process goes on");
 }
@@ -419,7 +417,8 @@ start_watchdog (struct server *sv)
   ev_init (&sv->watchdog, on_watchdog);
   sv->watchdog.data = sv;
   if (interval > 0) {
-    ev_timer_set (&sv->watchdog, interval, interval);
+    /* At once: it is not known when a server that was taken over has said so last. */
+    ev_timer_set (&sv->watchdog, 0., interval);
     ev_timer_start (sv->ev, &sv->watchdog);
   }
 }

@@ -70,8 +70,8 @@ const struct listeners *server_listeners (const struct server *sv);
 struct listeners *server_metrics (const struct server *sv); /* NULL: none */
 /* The main thread: no connections are taken in; they wait in the backlog. */
 void server_hold (struct server *sv, bool on);
-/* The main thread (or, when it does not answer any more, any): the server ends, and its sockets
- * stay where they are. */
+/* The main thread (or, when it does not answer any more, any): the server ends, and the
+ * sockets that it listens on stay where they are. */
 void server_leave (struct server *sv);
 /* The main thread, in options.adopt: a connection that goes on from SAVED.  Takes all over. */
 void server_adopt (struct server *sv, int fd, char *peer, struct saved_session *saved);

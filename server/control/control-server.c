@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "control.h"
+#include "handover.h"
 #include "log.h"
 
 json_t *
@@ -45,13 +46,18 @@ static int
 query_status (struct control_call *call, json_t *args, json_t **ret, struct control_error *err)
 {
   const struct control_context *context = call->context;
+  struct timespec now;
   int r = no_arguments (call, args, err);
 
   if (r < 0)
     return r;
-  return control_return (ret, json_pack ("{s:b, s:s, s:i, s:i}", "running", 1, "status", "running",
-                                         "clients", context->count_clients (context->opaque), "pid",
-                                         (int)getpid ()));
+  clock_gettime (CLOCK_MONOTONIC, &now);
+  return control_return (
+      ret, json_pack ("{s:b, s:s, s:i, s:i, s:i, s:I, s:b}", "running", 1, "status", "running",
+                      "clients", context->count_clients (context->opaque), "exports",
+                      (int)exports_count (context->exports), "pid", (int)getpid (), "uptime",
+                      (json_int_t)(now.tv_sec - context->started.tv_sec), "takeover",
+                      handover_is_under_way ()));
 }
 
 static int

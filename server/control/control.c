@@ -574,6 +574,7 @@ control_start (struct control *k, struct ev_loop *ev, const struct control_conte
 {
   k->ev = ev;
   k->context = *context;
+  clock_gettime (CLOCK_MONOTONIC, &k->context.started);
   ev_async_init (&k->news, on_news);
   ev_init (&k->pause, on_pause_over);
   ev_io_init (&k->acceptor, on_connection, k->listeners.l[0].fd, EV_READ);

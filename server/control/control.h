@@ -27,6 +27,7 @@
 #include <ev.h>
 #include <jansson.h>
 #include <stdbool.h>
+#include <time.h>
 
 #include "export.h"
 #include "keyval.h"
@@ -41,6 +42,7 @@ struct control_context {
   const struct export_options *defaults; /* of an export that is added */
   struct clients *clients;
   unsigned (*count_clients) (void *opaque);
+  struct timespec started; /* CLOCK_MONOTONIC; control_start says */
   struct control *control;
   struct server *server;       /* NULL: it cannot be taken over */
   struct reload *reload;       /* reload.h; NULL: there is no configuration file */

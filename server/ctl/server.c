@@ -17,10 +17,15 @@ status (struct ctl *c, int argc, char **argv)
     return ctl_do (c, "query-status", NULL);
   json_t *state = ctl_execute (c, "query-status", NULL);
   json_t *version = state ? ctl_execute (c, "query-version", NULL) : NULL;
-  if (version)
-    printf ("%s, process %.0f: %s, %.0f client%s\n", text_of (version, "package"),
-            number_of (state, "pid"), text_of (state, "status"), number_of (state, "clients"),
-            number_of (state, "clients") == 1 ? "" : "s");
+  if (version) {
+    double clients = number_of (state, "clients"), exports = number_of (state, "exports");
+    long long up = (long long)number_of (state, "uptime");
+    printf (
+        "%s, process %.0f: %s, %.0f client%s, %.0f export%s, up %lld days %02lld:%02lld:%02lld%s\n",
+        text_of (version, "package"), number_of (state, "pid"), text_of (state, "status"), clients,
+        clients == 1 ? "" : "s", exports, exports == 1 ? "" : "s", up / 86400, up / 3600 % 24,
+        up / 60 % 60, up % 60, is_true (state, "takeover") ? ", being taken over" : "");
+  }
   int r = version ? EXIT_SUCCESS : EXIT_FAILURE;
   json_decref (state);
   json_decref (version);
@@ -109,7 +114,7 @@ events (struct ctl *c, int argc, char **argv)
 }
 
 const struct ctl_command ctl_server_commands[] = {
-  { "status", 0, 0, "", "whether it runs, and for how many clients", status },
+  { "status", 0, 0, "", "whether it runs, since when and for how many", status },
   { "log-level", 0, 1, "[LEVEL]", "how much is logged: error, warning, info, debug", log_level },
   { "reload", 0, 0, "", "read the configuration file again", reload },
   { "events", 0, 0, "", "print what happens as it happens", events },

@@ -99,13 +99,29 @@ service_reloaded (void)
   notify ("READY=1");
 }
 
-double
-service_watchdog (void)
+uint64_t
+service_patience (void)
 {
   const struct systemd *s = getenv ("WATCHDOG_USEC") ? manager () : NULL;
   uint64_t us = 0;
 
-  return s && s->watchdog_enabled (0, &us) > 0 ? (double)us / 2e6 : 0;
+  return s && s->watchdog_enabled (0, &us) > 0 ? us : 0;
+}
+
+void
+service_inherit (uint64_t patience)
+{
+  char us[24];
+
+  snprintf (us, sizeof us, "%llu", (unsigned long long)patience);
+  if (patience > 0 && !getenv ("WATCHDOG_USEC"))
+    setenv ("WATCHDOG_USEC", us, 1);
+}
+
+double
+service_watchdog (void)
+{
+  return (double)service_patience () / 2e6;
 }
 
 void

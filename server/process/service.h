@@ -7,7 +7,7 @@
 #define SERVICE_H
 
 #include <stdbool.h>
-#include <sys/types.h>
+#include <stdint.h>
 #include <sys/types.h>
 
 /* The process BEFORE, which the manager started, has forked this one, which serves in its place.
@@ -26,5 +26,10 @@ void service_reloaded (void);
 /* Seconds between two calls of service_alive that the manager is to see; 0: it does not watch. */
 double service_watchdog (void);
 void service_alive (void);
+/* For takeovers: the manager tells the process that it starts how long it is patient, and nobody
+ * else.  Microseconds (0: it does not watch), and for the other process to know it, before it has
+ * threads; what that one was told itself goes before. */
+uint64_t service_patience (void);
+void service_inherit (uint64_t patience);
 
 #endif /* SERVICE_H */

@@ -3,10 +3,12 @@
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <time.h>
@@ -32,7 +34,8 @@
 /* How long it may take to make room for the news that it is over. */
 #define FAREWELL_LIMIT_MS 1000
 
-#define MAX_GUARDS 4096
+/* Files of images, those of backing files included. */
+#define MAX_GUARDS 16384
 
 struct handover {
   const struct handover_context *context;
@@ -40,11 +43,14 @@ struct handover {
   pid_t pid;
   int pidfd; /* -1 before the new one is there */
   bool holds_reload, held, frozen, suspended, guards_sent;
+  bool takes_control, takes_metrics, takes_pid_file; /* what it does not take, we remove */
   int guards[MAX_GUARDS];
   unsigned n_guards;
   double frozen_at;
   unsigned n_sessions;
 };
+
+static atomic_bool under_way; /* commands that may block are run one at a time */
 
 static double
 now (void)
@@ -67,17 +73,23 @@ static int
 connect_to (struct handover *h, const char *path, struct q_error *err)
 {
   struct sockaddr_un addr = { .sun_family = AF_UNIX };
+  struct stat st;
 
   if (strlen (path) >= sizeof addr.sun_path)
     return fail (err, -ENAMETOOLONG, "the name of the socket is too long");
   memcpy (addr.sun_path, path, strlen (path));
   h->wire.fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (h->wire.fd < 0 || connect (h->wire.fd, (struct sockaddr *)&addr, sizeof addr) < 0) {
-    int r = -errno;
+  bool connected =
+      h->wire.fd >= 0 && connect (h->wire.fd, (struct sockaddr *)&addr, sizeof addr) == 0;
+  int r = connected ? 0 : -errno;
+  /* It has done its duty; who made it may be killed before it comes to remove it. */
+  if ((connected || r == -ECONNREFUSED) && stat (path, &st) == 0 && S_ISSOCK (st.st_mode))
+    unlink (path);
+  if (r < 0) {
     snprintf (err->text, sizeof err->text, "cannot connect to '%s': %s", path, strerror (-r));
     return r;
   }
-  int r = wire_check_peer (h->wire.fd, geteuid (), &h->pid, err);
+  r = wire_check_peer (h->wire.fd, geteuid (), &h->pid, err);
   if (r < 0)
     return r;
   h->pidfd = (int)syscall (SYS_pidfd_open, h->pid, 0);
@@ -156,9 +168,10 @@ offer (struct handover *h, struct q_error *err)
   json_t *listeners = add_listeners (fds, &n, server_listeners (h->context->server));
   json_t *metrics = add_listeners (fds, &n, server_metrics (h->context->server));
   json_t *control = add_fd (fds, &n, control_fd), *pid = add_fd (fds, &n, pid_file_descriptor ());
-  json_t *all = json_pack ("{s:s,s:o,s:o,s:o,s:s?,s:o,s:s?}", "type", "offer", "listeners",
-                           listeners, "metrics", metrics, "control", control, "control-path",
-                           control_path, "pid-file", pid, "pid-path", pid_file_path ());
+  json_t *all =
+      json_pack ("{s:s,s:o,s:o,s:o,s:s?,s:o,s:s?,s:I}", "type", "offer", "listeners", listeners,
+                 "metrics", metrics, "control", control, "control-path", control_path, "pid-file",
+                 pid, "pid-path", pid_file_path (), "watchdog", (json_int_t)service_patience ());
   return wire_send (&h->wire, all, fds, n, NULL, 0, err);
 }
 
@@ -171,6 +184,24 @@ expect (struct handover *h, const char *type, struct q_error *err)
   if (r == 0)
     wire_free (&m);
   return r;
+}
+
+/* It has all that it needs but the images and the clients. */
+static int
+expect_ready (struct handover *h, struct q_error *err)
+{
+  struct wire_message m;
+  int r = wire_receive (&h->wire, "ready", &m, err);
+
+  if (r < 0)
+    return r;
+  /* One that does not say takes all of it. */
+  const json_t *took = json_object_get (m.body, "took");
+  h->takes_control = !took || json_is_true (json_object_get (took, "control"));
+  h->takes_metrics = !took || json_is_true (json_object_get (took, "metrics"));
+  h->takes_pid_file = !took || json_is_true (json_object_get (took, "pid-file"));
+  wire_free (&m);
+  return 0;
 }
 
 /* So that little is left to be flushed while clients wait. */
@@ -367,8 +398,12 @@ leave (struct server *sv, void *opaque)
 {
   const struct handover *h = opaque;
 
-  control_leave (h->context->control);
-  pid_file_leave ();
+  if (h->takes_control)
+    control_leave (h->context->control);
+  if (h->takes_metrics && server_metrics (sv))
+    listen_leave (server_metrics (sv));
+  if (h->takes_pid_file)
+    pid_file_leave ();
   server_leave (sv);
 }
 
@@ -409,6 +444,12 @@ undo (struct handover *h, const char *why)
               (now () - h->frozen_at) * 1000);
 }
 
+bool
+handover_is_under_way (void)
+{
+  return atomic_load (&under_way);
+}
+
 int
 handover (const struct handover_context *context, const char *path, struct q_error *err)
 {
@@ -416,6 +457,7 @@ handover (const struct handover_context *context, const char *path, struct q_err
 
   if (!h)
     return fail (err, -ENOMEM, "out of memory");
+  atomic_store (&under_way, true);
   *h = (struct handover){ .context = context, .pidfd = -1 };
   h->wire = (struct wire){ .fd = -1, .timeout_ms = MESSAGE_LIMIT_MS };
   int r = reload_hold (context->reload);
@@ -423,11 +465,13 @@ handover (const struct handover_context *context, const char *path, struct q_err
   if (r < 0)
     fail (err, r, "the configuration is being read again");
   if (r == 0)
+    r = exports_check_suspend (context->exports, err);
+  if (r == 0)
     r = connect_to (h, path, err);
   if (r == 0)
     r = offer (h, err);
   if (r == 0)
-    r = expect (h, "ready", err);
+    r = expect_ready (h, err);
   if (r == 0)
     r = check_rooms (h, err);
   if (r == 0) {
@@ -451,5 +495,6 @@ handover (const struct handover_context *context, const char *path, struct q_err
   if (h->holds_reload)
     reload_release (context->reload);
   free (h);
+  atomic_store (&under_way, false);
   return r;
 }

@@ -18,6 +18,8 @@
 #ifndef HANDOVER_H
 #define HANDOVER_H
 
+#include <stdbool.h>
+
 #include "qcow2.h"
 
 struct control;
@@ -35,5 +37,7 @@ struct handover_context {
 /* To the process that listens on the unix socket PATH.  Blocking; any thread but the main one and
  * the loops'.  0: the server is ending.  -errno: it goes on as before. */
 int handover (const struct handover_context *context, const char *path, struct q_error *err);
+/* Any thread. */
+bool handover_is_under_way (void);
 
 #endif /* HANDOVER_H */

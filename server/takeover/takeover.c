@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
+#include <dirent.h>
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +19,7 @@
 #include "lock.h"
 #include "log.h"
 #include "path.h"
+#include "service.h"
 #include "session-state.h"
 #include "takeover-wire.h"
 #include "takeover.h"
@@ -32,7 +36,8 @@ struct takeover {
   int listener;
   struct wire wire;
   struct wire_message offer;
-  int other; /* pidfd of the running server; -1: it cannot be watched */
+  int other;     /* pidfd of the running server; -1: it cannot be watched */
+  unsigned took; /* enum takeover_part */
   bool done;
 };
 
@@ -49,6 +54,18 @@ fail (struct q_error *err, int r, const char *what)
 {
   snprintf (err->text, sizeof err->text, "%s", what);
   return r;
+}
+
+static const char *
+string (const json_t *o, const char *key)
+{
+  return json_string_value (json_object_get (o, key));
+}
+
+static uint64_t
+integer (const json_t *o, const char *key)
+{
+  return (uint64_t)json_integer_value (json_object_get (o, key));
 }
 
 /* ---- the control socket ---------------------------------------------------------------------- */
@@ -69,6 +86,31 @@ connect_control (struct takeover *t, const char *path, struct q_error *err)
   return r;
 }
 
+/* Removes what those left there that were killed before the running server had found them: sockets
+ * of processes that there are no more. */
+static void
+clear_away (const char *control_path)
+{
+  const char *slash = strrchr (control_path, '/');
+  const char *base = slash ? slash + 1 : control_path;
+  char *dir = slash ? strndup (control_path, (size_t)(slash + 1 - control_path)) : NULL;
+  DIR *d = dir ? opendir (dir) : NULL;
+  const struct dirent *e;
+
+  while (d && (e = readdir (d))) {
+    size_t n = strlen (base);
+    char *end;
+    if (strncmp (e->d_name, base, n) != 0 || e->d_name[n] != '.' || e->d_type != DT_SOCK)
+      continue;
+    long pid = strtol (e->d_name + n + 1, &end, 10);
+    if (pid > 0 && pid <= INT_MAX && !*end && kill ((pid_t)pid, 0) < 0 && errno == ESRCH)
+      unlinkat (dirfd (d), e->d_name, 0);
+  }
+  if (d)
+    closedir (d);
+  free (dir);
+}
+
 /* A socket of our own beside the control socket, for the other to connect to; both belong to the
  * same user: who has made the control socket may have become another one since, and has given it
  * to that one. */
@@ -79,6 +121,8 @@ listen_beside (struct takeover *t, const char *control_path, struct q_error *err
   struct stat theirs;
   char *absolute = path_absolute (control_path);
 
+  if (absolute)
+    clear_away (absolute);
   if (!absolute || asprintf (&t->path, "%s.%d", absolute, (int)getpid ()) < 0)
     t->path = NULL;
   free (absolute);
@@ -206,6 +250,8 @@ takeover_begin (const char *control_path, uid_t user, struct q_error *err)
     t->other = (int)syscall (SYS_pidfd_open, pid, 0); /* without it, is_dead knows nothing */
   if (r == 0)
     r = wire_receive (&t->wire, "offer", &t->offer, err);
+  if (r == 0)
+    service_inherit (integer (t->offer.body, "watchdog"));
   close_fd (&t->listener);
   if (t->path)
     unlink (t->path);
@@ -229,18 +275,6 @@ take_fd (struct takeover *t, const json_t *o, const char *key)
   int fd = t->offer.fds[i];
   t->offer.fds[i] = -1;
   return fd;
-}
-
-static const char *
-string (const json_t *o, const char *key)
-{
-  return json_string_value (json_object_get (o, key));
-}
-
-static uint64_t
-integer (const json_t *o, const char *key)
-{
-  return (uint64_t)json_integer_value (json_object_get (o, key));
 }
 
 /* Adopts the listening sockets that KEY lists.  *FOUND (may be NULL) if PATH is one of them. */
@@ -290,7 +324,11 @@ takeover_listeners (struct takeover *t, struct listeners *ls, const char *unix_p
 int
 takeover_metrics (struct takeover *t, struct listeners *ls, struct q_error *err)
 {
-  return adopt_listeners (t, "metrics", ls, NULL, NULL, err);
+  int r = adopt_listeners (t, "metrics", ls, NULL, NULL, err);
+
+  if (ls->n > 0)
+    t->took |= TAKEOVER_METRICS;
+  return r;
 }
 
 struct control *
@@ -302,8 +340,10 @@ takeover_control (struct takeover *t, const char *path, struct q_error *err)
 
   err->text[0] = '\0';
   if (fd >= 0 && theirs && lstat (theirs, &a) == 0 && lstat (path, &b) == 0 &&
-      a.st_dev == b.st_dev && a.st_ino == b.st_ino)
+      a.st_dev == b.st_dev && a.st_ino == b.st_ino) {
+    t->took |= TAKEOVER_CONTROL;
     return control_adopt (fd, theirs, a.st_dev, a.st_ino, err);
+  }
   close_fd (&fd);
   return NULL;
 }
@@ -317,6 +357,8 @@ takeover_pid_file (struct takeover *t, const char *path, struct q_error *err)
   if (fd >= 0 && fstat (fd, &a) == 0 && stat (path, &b) == 0 && a.st_dev == b.st_dev &&
       a.st_ino == b.st_ino) {
     int r = pid_file_adopt (path, fd, err);
+    if (r == 0)
+      t->took |= TAKEOVER_PID_FILE;
     return r < 0 ? r : 1;
   }
   close_fd (&fd);
@@ -331,11 +373,22 @@ say (struct takeover *t, const char *type, struct q_error *err)
   return wire_send (&t->wire, json_pack ("{s:s}", "type", type), NULL, 0, NULL, 0, err);
 }
 
+bool
+takeover_took (const struct takeover *t, enum takeover_part part)
+{
+  return t->took & part;
+}
+
 int
 takeover_ready (struct takeover *t, struct q_error *err)
 {
   bool more = true;
-  int r = say (t, "ready", err);
+  int r = wire_send (&t->wire,
+                     json_pack ("{s:s,s:{s:b,s:b,s:b}}", "type", "ready", "took", "control",
+                                takeover_took (t, TAKEOVER_CONTROL), "metrics",
+                                takeover_took (t, TAKEOVER_METRICS), "pid-file",
+                                takeover_took (t, TAKEOVER_PID_FILE)),
+                     NULL, 0, NULL, 0, err);
 
   while (r == 0 && more) {
     struct wire_message m;
@@ -422,6 +475,17 @@ take_sessions (struct takeover *t, struct exports *exports, struct taken **list,
   }
 }
 
+/* Of the other process, and of what it offered and nobody wanted: a socket that is listened on but
+ * never accepted from would keep its clients waiting. */
+static void
+let_go (struct takeover *t)
+{
+  wire_free (&t->offer);
+  close_fd (&t->wire.fd);
+  close_fd (&t->control);
+  close_fd (&t->other);
+}
+
 /* A connection that was closed is no proof: the other may have let go of us for want of memory. */
 static bool
 is_dead (const struct takeover *t)
@@ -458,6 +522,7 @@ takeover_sessions (struct takeover *t, struct server *sv, struct exports *export
   }
   say (t, "serving", &ignored); /* if nobody hears it any more, that is as well */
   t->done = true;
+  let_go (t);
   for (struct taken *c = list; c; c = c->next) {
     server_adopt (sv, c->fd, c->peer, c->saved);
     c->fd = -1;
@@ -481,11 +546,8 @@ takeover_end (struct takeover *t)
     return;
   if (!t->done)
     q_lock_disown ();
-  wire_free (&t->offer);
-  close_fd (&t->wire.fd);
+  let_go (t);
   close_fd (&t->listener);
-  close_fd (&t->control);
-  close_fd (&t->other);
   stream_destroy (&t->stream);
   free (t->path);
   free (t);

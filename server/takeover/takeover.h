@@ -3,18 +3,18 @@
  * --takeover: this process goes on in the place of a server that is running, whose clients see a
  * pause.  The new one's side; the old one's is handover.h.
  *
- *     t = takeover_begin (control_path, &err);        asks the running server, by its control
- * socket takeover_listeners, _control, _pid_file (t, ...)    what it has offered takeover_ready (t,
- * ...)                         it stands still, and its images are closed, guards (lock.h) are
- * adopted
+ *     t = takeover_begin (control_path, user, &err);  asks the running server for it
+ *     takeover_listeners, _metrics, _control, _pid_file (t, ...)     take what it has offered
+ *     takeover_ready (t, &err);           it stands still, its images are closed, and the guards
+ *                                         (lock.h) are ours
  *     ... open the images ...
- *     takeover_sessions (t, ...)                      its clients are ours, and it ends
+ *     takeover_sessions (t, ...);         its clients are ours, and it ends
  *     takeover_end (t);
  *
  * Messages (takeover-wire.h), from the old one unless they are marked:
  *
  *     offer     listening sockets, control socket, pid file
- *     ready     (new)
+ *     ready     (new) which of these it goes on with ("took")
  *     guards    one or more
  *     opened    (new)
  *     session   for each: its socket, what it has come to, bytes
@@ -51,6 +51,11 @@ int takeover_metrics (struct takeover *t, struct listeners *ls, struct q_error *
 struct control *takeover_control (struct takeover *t, const char *path, struct q_error *err);
 /* Its pid file, if that is PATH: 1.  0: it has another one, or none.  -errno. */
 int takeover_pid_file (struct takeover *t, const char *path, struct q_error *err);
+
+/* What of the other's this process goes on with: the old one leaves that where it is, and removes
+ * what it had besides. */
+enum takeover_part { TAKEOVER_CONTROL = 1, TAKEOVER_METRICS = 2, TAKEOVER_PID_FILE = 4 };
+bool takeover_took (const struct takeover *t, enum takeover_part part);
 
 /* Everything else is ready: clients wait from here on.  0 or -errno. */
 int takeover_ready (struct takeover *t, struct q_error *err);
