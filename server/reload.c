@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "log.h"
+#include "nbd.h"
 #include "reload.h"
 #include "secret.h"
 #include "serve.h"
@@ -42,6 +43,7 @@ struct leaving {
   struct leaving *next;
   char *name;
   uint64_t dev, ino;
+  bool lost; /* it has no image, and its clients have been sent away */
   bool gone;
 };
 
@@ -139,6 +141,7 @@ leave (struct plan *p, const struct export *x, struct q_error *err)
   }
   l->dev = x->dev;
   l->ino = x->ino;
+  l->lost = !x->img;
   l->next = p->leaving;
   p->leaving = l;
   return 0;
@@ -164,6 +167,7 @@ static int
 compare (struct plan *p, struct export *x, struct q_error *err)
 {
   struct wanted *w = wanted_find (p->wanted, x->name);
+  char view[NBD_MAX_STRING + 1];
   unsigned clients;
 
   if (x->parent)
@@ -188,6 +192,13 @@ compare (struct plan *p, struct export *x, struct q_error *err)
   }
   w->action = WANTED_REPLACE;
   p->summary.replaced++;
+  if (exports_has_view (x->set, x, view, sizeof view)) {
+    snprintf (err->text, sizeof err->text,
+              "export \"%.400s\": export \"%.400s\" shows its image: remove that first, or leave "
+              "this one as it is but for description, rate, max-connections, tls and tls-authz",
+              x->name, view);
+    return -EBUSY;
+  }
   clients = export_connections (x);
   if (clients == 0)
     return leave (p, x, err);
@@ -196,6 +207,22 @@ compare (struct plan *p, struct export *x, struct q_error *err)
             "max-connections (but to or from 1), tls and tls-authz can be changed",
             x->name, clients);
   return -EBUSY;
+}
+
+/* X was lost in a takeover that failed: it comes back if its image can be opened now. */
+static int
+bring_back (struct plan *p, struct export *x, struct q_error *err)
+{
+  struct wanted *w = wanted_find (p->wanted, x->name);
+
+  if (x->parent || (!x->configured && !w))
+    return 0;
+  if (w) {
+    w->action = WANTED_REPLACE;
+    p->summary.replaced++;
+  } else
+    p->summary.removed++;
+  return leave (p, x, err);
 }
 
 static int
@@ -207,6 +234,10 @@ make_plan (struct plan *p, struct q_error *err)
        x = exports_next (p->reload->context.exports, x))
     if (r == 0)
       r = compare (p, x, err);
+  for (struct export *x = exports_next_lost (p->reload->context.exports, NULL); x;
+       x = exports_next_lost (p->reload->context.exports, x))
+    if (r == 0)
+      r = bring_back (p, x, err);
   for (const struct wanted *w = p->wanted; w; w = w->next)
     p->summary.added += w->action == WANTED_ADD;
   return r;
@@ -340,7 +371,7 @@ exchange (struct plan *p, struct q_error *err)
   if (!any)
     return 0;
   for (struct leaving *l = p->leaving; l && r == 0; l = l->next)
-    r = remove_one (p, l, !wanted_find (p->wanted, l->name), err);
+    r = remove_one (p, l, l->lost || !wanted_find (p->wanted, l->name), err);
   for (struct wanted *w = p->wanted; w && r == 0; w = w->next)
     if (w->late)
       r = exports_prepare (p->reload->context.exports, &w->options, &w->prepared, err);

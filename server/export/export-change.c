@@ -12,38 +12,65 @@
 #include "export.h"
 #include "log.h"
 
-/* X's snapshots, and views that are for the same clients, are for no others than X from now on; a
- * view, for which that may have been said, never for more than it was. */
+/* Views of X that are for the same clients are for no others than X from now on; a view, for which
+ * that may have been said, never for more than it was. */
 static void
-admit_to_parts (struct export *x, const struct export_changes *changes)
+admit_to_view (struct export *view, const struct export *x, const struct export_changes *changes)
 {
-  for (struct export *y = x->set->first; y; y = y->next) {
-    if (y->parent != x->id)
-      continue;
-    if (!y->base || (y->tls_only == x->tls_only && changes->tls_only))
-      y->tls_only = changes->tls_only;
-    if (!y->base || (y->authz == x->authz && changes->authz))
-      y->authz = changes->authz;
-  }
+  if (view->tls_only == x->tls_only && changes->tls_only)
+    view->tls_only = changes->tls_only;
+  if (view->authz == x->authz && changes->authz)
+    view->authz = changes->authz;
+}
+
+/* DESCRIPTION is taken over. */
+static void
+apply (struct export *x, const struct export_changes *changes, char *description)
+{
+  free (x->description);
+  x->description = description;
+  x->max_connections = changes->max_connections;
+  x->tls_only = changes->tls_only;
+  x->authz = changes->authz;
+  atomic_store (&x->rate.bytes_per_second, changes->rate);
+}
+
+/* Under the lock.  What is said of X is said of its snapshots' exports, which have no settings of
+ * their own. */
+static bool
+goes_with (const struct export *y, const struct export *x)
+{
+  return y == x || (y->parent == x->id && !y->base);
 }
 
 int
 export_change (struct export *x, const struct export_changes *changes)
 {
-  char *description = changes->description ? strdup (changes->description) : NULL;
+  struct export *first;
+  char **copies;
+  size_t n = 0, made = 0;
 
-  if (changes->description && !description)
-    return -ENOMEM;
   pthread_mutex_lock (&x->set->lock);
-  free (x->description);
-  x->description = description;
-  admit_to_parts (x, changes);
-  x->max_connections = changes->max_connections;
-  x->tls_only = changes->tls_only;
-  x->authz = changes->authz;
-  atomic_store (&x->rate.bytes_per_second, changes->rate);
+  first = x->set->first;
+  for (const struct export *y = first; y; y = y->next)
+    n += goes_with (y, x);
+  copies = calloc (n, sizeof *copies);
+  if (copies && changes->description)
+    while (made < n && (copies[made] = strdup (changes->description)))
+      made++;
+  bool ok = copies && (made == n || !changes->description);
+  for (struct export *y = first; y && ok; y = y->next)
+    if (y->base && y->parent == x->id)
+      admit_to_view (y, x, changes);
+  made = ok ? 0 : made;
+  for (struct export *y = first; y && ok; y = y->next)
+    if (goes_with (y, x))
+      apply (y, changes, copies[made++]);
+  while (!ok && made > 0)
+    free (copies[--made]);
   pthread_mutex_unlock (&x->set->lock);
-  return 0;
+  free (copies);
+  return ok ? 0 : -ENOMEM;
 }
 
 /* The id of the snapshot that q_snapshot_delete would delete; "" if there is none. */
