@@ -166,6 +166,12 @@ skip_sanitized_nbdkit ()
     skip "nbdkit hangs at its end under a sanitizer once it has reported an error"
 }
 
+# True if nbdcow tells a service manager how it is.
+has_systemd ()
+{
+  grep -q 'libsystemd\.so\.0' "$NBDCOW" && ldconfig -p | grep -q 'libsystemd\.so\.0'
+}
+
 # Skips unless the front end under test was built.
 requires_frontend ()
 {

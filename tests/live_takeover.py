@@ -25,6 +25,8 @@ import nbd
 
 import raw_nbd
 from live import Load, Log, exports, uri, verify_dump, wait_until
+import live_fake
+from live_fake import Fake, qmp, status
 
 nbdcow, sock, control = sys.argv[1:4]
 seed = os.environ.get("SEED", "0")
@@ -66,30 +68,6 @@ def server_pid():
         return 0
 
 
-def qmp(path):
-    s = sockets.socket(sockets.AF_UNIX)
-    s.connect(path)
-    f = s.makefile("rw")
-    assert "QMP" in json.loads(f.readline())
-    def call(command, **arguments):
-        f.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
-        f.flush()
-        while True:
-            answer = json.loads(f.readline())
-            if "return" in answer or "error" in answer:
-                return answer
-    call("qmp_capabilities")
-    return call
-
-
-def answers():
-    """Whether there is somebody at the control socket, who may just be going."""
-    try:
-        return "return" in qmp(control)("query-status")
-    except (OSError, ValueError):
-        return False
-
-
 def succeed(old, *more, kill=False):
     """One takeover that works; returns the new server.  KILL: the old one is killed as soon as it may be."""
     new = takeover(*more)
@@ -113,105 +91,8 @@ def succeed(old, *more, kill=False):
 
 # ---- a new server that goes wrong ---------------------------------------------------------------
 
-MAGIC, VERSION = 0x6E6264636F77746F, 1
-
-
-class Fake:
-    """The new one's side of the protocol, as far as we want."""
-
-    def __init__(self):
-        self.path = os.path.abspath("fake.sock")
-        if os.path.exists(self.path):
-            os.unlink(self.path)
-        listener = sockets.socket(sockets.AF_UNIX)
-        listener.bind(self.path)
-        listener.listen(1)
-        self.control = sockets.socket(sockets.AF_UNIX)
-        self.control.connect(control)
-        self.control.sendall(
-            b'{"execute":"qmp_capabilities"}\n' +
-            json.dumps({"execute": "takeover", "arguments": {"socket": self.path}}).encode() + b"\n")
-        self.s, _ = listener.accept()
-
-    def receive(self):
-        def take(n):
-            data = b""
-            while len(data) < n:
-                part, fds, _, _ = sockets.recv_fds(self.s, n - len(data), 250)
-                for fd in fds:
-                    self.fds.append(fd)
-                if not part:
-                    raise EOFError
-                data += part
-            return data
-        self.fds = getattr(self, "fds", [])
-        magic, version, size, blob, n, _ = struct.unpack("=QIIQII", take(32))
-        assert magic == MAGIC and version == VERSION
-        body = json.loads(take(size))
-        take(blob)
-        return body
-
-    def send(self, body, version=VERSION, magic=MAGIC):
-        text = json.dumps(body).encode() if not isinstance(body, bytes) else body
-        self.s.sendall(struct.pack("=QIIQII", magic, version, len(text), 0, 0, 0) + text)
-
-    def hang_up(self):
-        """The other does."""
-        try:
-            while self.s.recv(4096):
-                pass
-        except ConnectionResetError:
-            pass
-
-    def until(self, kind):
-        while self.receive()["type"] != kind:
-            pass
-
-
 def fake(stage, victim=0, last=None):
-    """In a process of its own: goes as far as STAGE, and dies there; or kills VICTIM, or does LAST, first."""
-    pid = os.fork()
-    if pid:
-        _, status = os.waitpid(pid, 0)
-        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, (stage, status)
-        return
-    try:
-        f = Fake()
-        if stage != "connected":
-            f.receive()
-        if stage == "garbage":
-            f.send(b"}{")
-            f.hang_up()
-        elif stage == "version":
-            f.send({"type": "ready"}, version=77)
-            f.hang_up()
-        elif stage == "failed":
-            f.send({"type": "failed", "error": "it does not want to"})
-            f.hang_up()
-        elif stage not in ("connected", "offer"):
-            f.send({"type": "ready"})
-            if stage != "ready":
-                f.until("guards")
-            if stage == "stopped":
-                f.send(b"}{")
-                while True:
-                    os.kill(os.getpid(), signal.SIGSTOP)
-            if stage not in ("ready", "guards"):
-                f.send({"type": "opened"})
-            if stage in ("sessions", "taken", "go"):
-                f.until("end")
-            if stage in ("taken", "go"):
-                f.send({"type": "taken"})
-            if stage == "go":
-                f.until("go")
-        if victim:
-            os.kill(victim, signal.SIGKILL)
-        if last:
-            last()
-    except BaseException as e:
-        print("fake:", repr(e), file=sys.stderr)
-        os._exit(1)
-    os.kill(os.getpid(), signal.SIGKILL)
+    live_fake.fake(control, stage, victim, last)
 
 
 STAGES = ["connected", "offer", "garbage", "version", "failed", "ready", "guards", "opened",
@@ -345,7 +226,7 @@ def kill_new_ones():
             time.sleep(rng.random() ** 2 * 0.06)
             new.kill()
             new.wait()
-            wait_until("the old one to end, or to answer", lambda: old.poll() is not None or answers())
+            wait_until("the old one to end, or to answer", lambda: old.poll() is not None or status(control))
             if old.poll() is not None:
                 break
             survives(old, loads, "kill -9")
@@ -540,7 +421,7 @@ def sent_once():
     pid = os.fork()
     if pid == 0:
         try:
-            f = Fake()
+            f = Fake(control)
             f.until("offer")
             f.send({"type": "ready"})
             f.until("guards")

@@ -7,7 +7,7 @@
 . "${SRCDIR:-$(dirname "$0")}/functions.sh"
 
 requires_file "${NBDCOW:-}" nbdcow
-requires qemu-img nbdinfo ldd
+requires qemu-img nbdinfo ldconfig
 requires_python_nbd
 
 qemu-img create -q -f qcow2 disk.qcow2 8M
@@ -62,7 +62,7 @@ wait_for 20 stopped || { track "$(cat pid)"; fail 'nbdcow outlived its parent'; 
 
 # ---- a service manager -------------------------------------------------------------------------
 
-ldd "$NBDCOW" | grep -q libsystemd && systemd=1 || systemd=
+has_systemd && systemd=1 || systemd=
 SYSTEMD=$systemd "$PYTHON" - "$NBDCOW" <<'END'
 import fcntl, nbd, os, signal, socket, sys
 

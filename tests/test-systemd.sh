@@ -14,8 +14,18 @@ for unit in "$SRCDIR"/../contrib/systemd/*; do
   sed "s|/usr/bin/nbdcow|$(realpath "$NBDCOW")|" "$unit" >"units/$(basename "$unit")"
 done
 cd units
+# The drop-in for upgrades: everything that it says of the command but --takeover and --fork is what
+# the unit says.
+command_of () { sed -n "/^$1=./,/[^\\\\]\$/{s/^$1=//;s/\\\\\$//;p}" "$2" | tr -s ' \n' ' '; }
+started=$(command_of ExecStart nbdcow.service)
+taken=$(command_of ExecReload nbdcow-upgrade.conf | sed 's|--takeover=/run/nbdcow/control --fork ||')
+[ "$started" = "$taken" ] || fail "nbdcow-upgrade.conf: $taken, but the unit has $started"
+grep -q '^NotifyAccess=all$' nbdcow-upgrade.conf && grep -q '^ExecReload=$' nbdcow-upgrade.conf ||
+  fail 'nbdcow-upgrade.conf does not say what it has to'
+mkdir nbdcow.service.d
+mv nbdcow-upgrade.conf nbdcow.service.d/upgrade.conf
 
-for unit in *; do
+for unit in *.service *.socket; do
   case $unit in
   *@.*) instance=${unit%@.*}@disk.${unit##*.} ;;
   *) instance=$unit ;;
