@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 #include <errno.h>
+#include <malloc.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
@@ -29,6 +30,10 @@
 /* Connections taken in at one go, before signals and other listeners are looked at. */
 #define ACCEPT_BATCH 64
 
+/* When so many clients have left, and then so many seconds have passed, ... */
+#define CROWD      64
+#define TRIM_DELAY 1.0
+
 struct server {
   struct server_options options;
   struct listeners *listeners;
@@ -48,6 +53,8 @@ struct server {
   bool left;  /* another process is the server now */
 
   unsigned clients; /* connected; the main thread's */
+  unsigned crowd;   /* how many there were at most since ... */
+  ev_timer trim;    /* ... the heaps' free memory was given back */
   ev_async news;    /* connections have ended: */
   pthread_mutex_t lock;
   unsigned closed, closed_negotiated;
@@ -97,6 +104,39 @@ pause_accepting (struct server *sv, const char *why)
   ev_timer_start (sv->ev, &sv->pause);
 }
 
+/* ... it is given back.  By itself a heap does that with what lies at its end, of which there may
+ * be nothing: one small piece that is still used is enough.  It can take milliseconds, so it is for
+ * this thread. */
+static void
+on_trim (struct ev_loop *ev, ev_timer *w, int revents)
+{
+  struct server *sv = w->data;
+
+  (void)ev;
+  (void)revents;
+  malloc_trim (0);
+  sv->crowd = sv->clients;
+}
+
+static void
+trim_later (struct server *sv)
+{
+  if (sv->crowd - sv->clients < CROWD || ev_is_active (&sv->trim))
+    return;
+  ev_timer_set (&sv->trim, TRIM_DELAY, 0.);
+  ev_timer_start (sv->ev, &sv->trim);
+}
+
+/* The loop whose turn it was has one more client. */
+static void
+count_in (struct server *sv)
+{
+  sv->next_loop = (sv->next_loop + 1) % sv->n_loops;
+  sv->clients++;
+  if (sv->clients > sv->crowd)
+    sv->crowd = sv->clients;
+}
+
 /* VIA is the name of the listening socket, or NULL. */
 static void
 take_in (struct server *sv, int fd, const char *via)
@@ -116,8 +156,7 @@ take_in (struct server *sv, int fd, const char *via)
     pause_accepting (sv, "out of memory");
     return;
   }
-  sv->next_loop = (sv->next_loop + 1) % sv->n_loops;
-  sv->clients++;
+  count_in (sv);
   atomic_store (&stats_server.clients, sv->clients);
   atomic_fetch_add (&stats_server.connections, 1);
 }
@@ -320,8 +359,7 @@ server_adopt (struct server *sv, int fd, char *peer, struct saved_session *saved
     log_error ("a connection that was taken over is lost: out of memory");
     return;
   }
-  sv->next_loop = (sv->next_loop + 1) % sv->n_loops;
-  sv->clients++;
+  count_in (sv);
 }
 
 static void
@@ -338,6 +376,7 @@ on_news (struct ev_loop *ev, ev_async *w, int revents)
   pthread_mutex_unlock (&sv->lock);
 
   sv->clients -= closed;
+  trim_later (sv);
   atomic_store (&stats_server.clients, sv->clients);
   /* A client that only looked around (a port scan, a list of exports) does not count as the one
    * that this server was started for. */
@@ -507,7 +546,8 @@ server_run (const struct server_options *options, struct listeners *ls, struct e
   sv.news.data = &sv;
   ev_async_start (sv.ev, &sv.news);
   ev_init (&sv.pause, on_pause_over);
-  sv.pause.data = &sv;
+  ev_init (&sv.trim, on_trim);
+  sv.pause.data = sv.trim.data = &sv;
   for (unsigned i = 0; i < ls->n; i++) {
     ev_io_init (&sv.acceptor[i], on_connection, ls->l[i].fd, EV_READ);
     sv.acceptor[i].data = &sv;

@@ -493,18 +493,19 @@ receive (struct conn *c)
   uint8_t *payload;
   size_t direct = session_payload (s, &payload);
   size_t held = 0;
-  size_t rx_size = LOOP_RX_SIZE;
+  /* What is not taken in at once has to be kept. */
+  size_t rx_size = buf_fits (&l->shard.cache, LOOP_RX_SIZE) ? LOOP_RX_SIZE : LOW_INPUT;
 
   if (c->held) {
     /* The beginning of a header: the reader runs only when no more than that is left. */
     held = (size_t)(c->held->end - c->held->start);
-    assert (held < LOOP_RX_SIZE / 2);
+    assert (held < LOW_INPUT / 2);
     memcpy (l->rx, c->held->start, held);
     rx_size -= held;
   }
   if (direct > 0) {
     iov[n_iov++] = (struct iovec){ payload, direct };
-    if (s->payload->cap > LONG_PAYLOAD)
+    if (s->payload->cap > LONG_PAYLOAD && rx_size > AFTER_LONG)
       rx_size = AFTER_LONG;
   }
   iov[n_iov++] = (struct iovec){ l->rx + held, rx_size };

@@ -27,12 +27,16 @@
 #define INLINE_READ_MAX   (256 * 1024)
 #define INLINE_BORROW_MAX (1024 * 1024)
 #define INLINE_WRITE_MAX  (64 * 1024)
+/* So much of a reply can be queued, however short memory is. */
+#define INLINE_LOW (8 * 1024)
 
 /* A read that is longer than what one reply may hold is answered in pieces of this size, the next
- * one when the last one has been sent. */
+ * one when the last one has been sent.
+ *
+ * When memory is short, all that do not fit are, in small ones.  Where the protocol knows no
+ * pieces, the bytes of one reply come bit by bit all the same: then the session begins nothing else
+ * before the last of them (session.alone), and an error on the way is told by disconnecting. */
 #define READ_PIECE (4 * 1024 * 1024)
-/* The same for all long reads when memory is short. */
-#define READ_PIECE_LOW (1024 * 1024)
 
 /* Of requests without data, between two looks at the time.  A multiple of any cluster. */
 #define TURN_PIECE_MIN (UINT64_C (64) << 20)
@@ -120,13 +124,6 @@ finish_write (struct request *rq, int r)
     finish (rq, r);
 }
 
-/* In simple mode, and with DF, all of a READ has to come in one piece. */
-static bool
-in_pieces (const struct request *rq)
-{
-  return rq->mode != MODE_SIMPLE && !(rq->flags & NBD_CMD_FLAG_DF);
-}
-
 /* How much of RQ is read next. */
 static uint64_t
 choose_piece (const struct request *rq)
@@ -134,11 +131,9 @@ choose_piece (const struct request *rq)
   uint64_t left = rq->len - rq->done;
   uint64_t most = rq->len > NBD_MAX_PAYLOAD ? READ_PIECE : NBD_MAX_PAYLOAD;
 
-  if (!in_pieces (rq))
-    return left;
-  if (memory_is_short (rq->session->shard))
-    most = READ_PIECE_LOW;
-  return left < most ? left : most;
+  if (left < most)
+    most = left;
+  return most <= LOW_PIECE || buf_fits (&rq->session->shard->cache, most) ? most : LOW_PIECE;
 }
 
 /* Where RQ is in the image, of which the export may be a part. */
@@ -167,7 +162,7 @@ run_read (struct job *job)
     return;
   }
   /* The header goes before the payload area, so that data lie on a page boundary. */
-  b->start = b->data - read_header_size (rq->mode);
+  b->start = b->data - read_header_size (rq);
   ssize_t n = read_reply (rq, rq->offset + rq->done, len, rq->done + len == rq->len, false,
                           b->start, &rq->error_offset);
   if (n >= 0) {
@@ -392,15 +387,15 @@ detach (struct request *rq)
 static void
 hold (struct request *rq, const struct buf *b)
 {
-  rq->held += b->cap;
-  rq->session->held += b->cap;
+  rq->held += buf_memory (b);
+  rq->session->held += buf_memory (b);
 }
 
 static void
 release (struct request *rq, const struct buf *b)
 {
-  rq->held -= b->cap;
-  rq->session->held -= b->cap;
+  rq->held -= buf_memory (b);
+  rq->session->held -= buf_memory (b);
 }
 
 /* RQ has been answered (or needs no answer any more). */
@@ -468,6 +463,10 @@ fail (struct request *rq, int error)
 
   const char *why = strerrordesc_np (-error);
 
+  if (rq->type == NBD_CMD_READ && rq->done > 0 && !read_is_in_pieces (rq)) {
+    log_error ("a read failed after its reply had begun, so its client is disconnected: %s", why);
+    session_drop (rq->session);
+  }
   /* A client that did not ask for speed has no use for "not supported". */
   int code = error == -ENOTSUP && !(rq->flags & NBD_CMD_FLAG_FAST_ZERO) ? -EIO : error;
   if (rq->whole)
@@ -506,17 +505,20 @@ written (struct request *rq)
     succeed (rq);
 }
 
-/* Has the next piece of a read read, by the ring or the pool; RQ is detached. */
+/* Has the next piece of a read read, by the ring or the pool, or parks it; RQ is detached. */
 static bool
 next_piece (struct request *rq)
 {
+  struct session *s = rq->session;
   uint64_t len = rq->piece = choose_piece (rq);
 
-  rq->out = buf_alloc (&rq->session->shard->cache, len);
-  if (!rq->out && len > READ_PIECE_LOW && in_pieces (rq)) {
-    len = rq->piece = READ_PIECE_LOW; /* which is never too much */
-    rq->out = buf_alloc (&rq->session->shard->cache, len);
+  if (len < rq->len && !read_is_in_pieces (rq) && !s->alone)
+    s->alone = rq;
+  if (s->alone == rq && s->inflight > 1) {
+    batch_add (&s->parked, &rq->job); /* until the others have been answered */
+    return true;
   }
+  rq->out = buf_alloc (&s->shard->cache, len);
   if (!rq->out)
     return false;
   hold (rq, rq->out);
@@ -530,7 +532,8 @@ exec_read (struct request *rq)
 {
   struct session *s = rq->session;
 
-  if (rq->len <= (s->may_borrow ? INLINE_BORROW_MAX : INLINE_READ_MAX)) {
+  if (rq->len <= INLINE_LOW || (rq->len <= (s->may_borrow ? INLINE_BORROW_MAX : INLINE_READ_MAX) &&
+                                buf_fits (&s->shard->cache, rq->len + READ_OVERHEAD))) {
     uint8_t *at = outq_reserve (&s->out, &s->shard->cache, rq->len + READ_OVERHEAD);
     ssize_t n = -ENOMEM;
     if (at)
@@ -663,9 +666,11 @@ exec_status (struct request *rq)
     fail (rq, -ENOMEM);
     return;
   }
-  size_t most = status_bound (detached);
+  size_t most = status_bound (detached, LOW_PIECE / 2);
   detached->held += most;
   detached->session->held += most;
+  detached->promised = most;
+  detached->session->shard->cache.outstanding += most;
   to_pool (detached, run_status);
 }
 
@@ -737,8 +742,11 @@ exec_completed (struct request *rq)
   else if (rq->out) {
     if (rq->type == NBD_CMD_READ)
       release (rq, rq->out);
-    else
+    else {
+      s->shard->cache.outstanding -= rq->promised;
+      rq->promised = 0;
       buf_count (&s->shard->cache, rq->out); /* a worker made it */
+    }
     outq_append (&s->out, rq->out);
     rq->out = NULL;
     if (rq->type == NBD_CMD_READ && rq->done < rq->len) {

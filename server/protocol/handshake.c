@@ -19,6 +19,8 @@
 
 /* Data of one option.  Metadata queries are the longest. */
 #define MAX_OPTION_DATA (64 * 1024)
+/* The same when memory is short: room for a name and some queries. */
+#define LOW_OPTION_DATA (16 * 1024)
 /* Beyond this, what a client says about the length is not believed, and it is dropped. */
 #define MAX_SKIPPED_DATA (32u * 1024 * 1024)
 /* Options before the transmission phase. */
@@ -543,13 +545,14 @@ option_header (struct session *s, const uint8_t *p, size_t n)
   }
   s->budget -= REQUEST_COST;
   s->option = be32toh (h->option);
-  if (len > MAX_OPTION_DATA) {
+  uint32_t most = buf_fits (&s->shard->cache, MAX_OPTION_DATA) ? MAX_OPTION_DATA : LOW_OPTION_DATA;
+  if (len > most) {
     session_skip (s, len);
     if (s->option == NBD_OPT_EXPORT_NAME || !s->fixed_newstyle)
       session_drop (s);
     else if (!demand_tls (s))
-      refuse (s, NBD_REP_ERR_TOO_BIG, "%u bytes of option data: the most is %u", len,
-              MAX_OPTION_DATA);
+      refuse (s, NBD_REP_ERR_TOO_BIG, "%u bytes of option data: the most is %u%s", len, most,
+              most < MAX_OPTION_DATA ? " while memory is short" : "");
   } else if (len == 0) {
     struct cursor none = { NULL, 0 };
     answer_option (s, &none);

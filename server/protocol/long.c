@@ -6,7 +6,8 @@
  * The pieces are requests of their own but for their replies: there is one, when the last of them
  * is done.  Whichever fails fails the whole, and then what is left of it is skipped.  Between two
  * pieces the session looks for a header of one byte, which takes nothing in but begins the next
- * piece: so the limits that hold up new requests hold up pieces as well.
+ * piece: so the limits that hold up new requests hold up pieces as well.  When memory is short,
+ * much is long.
  */
 
 #include <assert.h>
@@ -15,19 +16,11 @@
 #include "request.h"
 
 #define PIECE (4u * 1024 * 1024)
-/* The same when memory is short. */
-#define PIECE_LOW (256u * 1024)
-
-static uint64_t
-piece_size (const struct session *s)
-{
-  return memory_is_short (s->shard) ? PIECE_LOW : PIECE;
-}
 
 bool
 long_write_is (const struct session *s, uint64_t len)
 {
-  return len > piece_size (s);
+  return len > PIECE || (len > LOW_PIECE && !buf_fits (&s->shard->cache, (size_t)len));
 }
 
 /* What follows in the input is a header again. */
@@ -46,11 +39,12 @@ static size_t
 begin_piece (struct session *s, const uint8_t *p, size_t n)
 {
   struct request *whole = s->long_write, *rq = NULL;
-  uint64_t left = whole->len - whole->done, len = piece_size (s);
+  uint64_t left = whole->len - whole->done, len = left < PIECE ? left : PIECE;
 
   (void)p;
   (void)n;
-  len = left < len ? left : len;
+  if (long_write_is (s, len))
+    len = LOW_PIECE;
   if (whole->error == 0 && !((rq = request_new (s->shard)) && session_keep (s, (size_t)len))) {
     request_free (s->shard, rq);
     whole->error = -ENOMEM;
@@ -65,7 +59,7 @@ begin_piece (struct session *s, const uint8_t *p, size_t n)
   rq->offset += whole->done;
   rq->len = len;
   rq->done = 0;
-  rq->held = s->payload->cap;
+  rq->held = buf_memory (s->payload);
   s->held += rq->held;
   s->receiving = rq;
   whole->pieces++;

@@ -53,16 +53,18 @@ read_now (const struct q_extent *e, uint8_t *at, struct outq *borrower)
 }
 
 size_t
-read_header_size (enum reply_mode mode)
+read_header_size (const struct request *rq)
 {
-  return chunk_header_size (mode) + (mode == MODE_SIMPLE ? 0 : sizeof (uint64_t));
+  if (rq->done > 0 && !read_is_in_pieces (rq))
+    return 0; /* it has been sent */
+  return chunk_header_size (rq->mode) + (rq->mode == MODE_SIMPLE ? 0 : sizeof (uint64_t));
 }
 
 /* The reply while it is being written. */
 struct writer {
   const struct request *rq;
   uint8_t *at;        /* where the next byte goes */
-  uint8_t *data;      /* header of the chunk of data that is open, or NULL */
+  uint8_t *data;      /* header of the chunk of data that is open (if it has one), or NULL */
   uint64_t data_from; /* and the guest offset that it begins at */
 };
 
@@ -71,21 +73,24 @@ open_data (struct writer *w, uint64_t offset)
 {
   w->data = w->at;
   w->data_from = offset;
-  w->at += read_header_size (w->rq->mode);
+  w->at += read_header_size (w->rq);
 }
 
 static void
 close_data (struct writer *w, uint64_t offset, bool done)
 {
-  if (!w->data)
+  uint8_t *at = w->data;
+  bool in_pieces = read_is_in_pieces (w->rq);
+  w->data = NULL;
+  if (!at || read_header_size (w->rq) == 0)
     return;
-  chunk_header (w->data, w->rq, NBD_REPLY_TYPE_OFFSET_DATA,
-                sizeof (uint64_t) + (offset - w->data_from), done);
+  chunk_header (at, w->rq, NBD_REPLY_TYPE_OFFSET_DATA,
+                sizeof (uint64_t) + (in_pieces ? offset - w->data_from : w->rq->len),
+                done || !in_pieces);
   if (w->rq->mode != MODE_SIMPLE) {
     uint64_t be = htobe64 (w->data_from);
-    memcpy (w->data + chunk_header_size (w->rq->mode), &be, sizeof be);
+    memcpy (at + chunk_header_size (w->rq->mode), &be, sizeof be);
   }
-  w->data = NULL;
 }
 
 static void
@@ -107,7 +112,7 @@ read_reply (const struct request *rq, uint64_t offset, uint64_t len, bool last, 
   struct outq *borrower = nowait && rq->session->may_borrow ? &rq->session->out : NULL;
   unsigned loans = borrower ? outq_loans (borrower) : 0;
   struct writer w = { .rq = rq, .at = at };
-  bool holes = rq->mode != MODE_SIMPLE && !(rq->flags & NBD_CMD_FLAG_DF);
+  bool holes = read_is_in_pieces (rq);
   uint64_t end = offset + len;
   uint64_t min_hole = len < MIN_HOLE ? len : MIN_HOLE;
   struct q_extent extents[MAX_EXTENTS];
@@ -169,7 +174,7 @@ read_is_for_ring (const struct q_extent *extents, unsigned n, uint64_t len)
 uint8_t *
 read_put_header (const struct request *rq, struct buf *b, uint64_t offset, uint64_t len, bool last)
 {
-  struct writer w = { .rq = rq, .at = b->data - read_header_size (rq->mode) };
+  struct writer w = { .rq = rq, .at = b->data - read_header_size (rq) };
 
   b->start = w.at;
   b->end = b->data + len;

@@ -200,7 +200,7 @@ receive (struct session *s, const struct request *rq, size_t n)
   }
   *heap = *rq;
   heap->heap = true;
-  heap->held = s->payload->cap;
+  heap->held = buf_memory (s->payload);
   s->held += heap->held;
   s->receiving = heap;
 }
@@ -257,7 +257,7 @@ dispatch (struct session *s, struct request *rq, uint64_t payload, const uint8_t
     return 0;
   }
   account (s, rq);
-  if (payload <= here) {
+  if (payload <= here && !long_write_is (s, payload)) {
     /* In one piece (or there is none): without a copy, if it can be done at once. */
     exec_request (rq, payload > 0 ? data : NULL);
     return (size_t)payload;

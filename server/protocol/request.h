@@ -30,9 +30,11 @@ struct request {
 
   uint64_t done;         /* of len: written inline, or read and queued */
   struct buf *payload;   /* WRITE: the data; BLOCK_STATUS: the filter */
-  uint64_t piece;        /* READ: how much of it is in OUT, or about to be */
+  uint64_t piece;        /* READ: how much of it is in OUT, or about to be; BLOCK_STATUS: the
+                            most descriptors of a context */
   struct buf *out;       /* the reply (or the next piece of it), if it is more than success */
   size_t held;           /* what this counts for in session.held */
+  size_t promised;       /* the same for a reply that is still being made, of shard.cache */
   struct request *whole; /* the long WRITE that this is a piece of */
   unsigned pieces;       /* of a long WRITE: those under way, and one while more are to come */
   bool abandoned;        /* a long WRITE that will never be complete */
@@ -61,6 +63,15 @@ void long_write_restore (struct session *s, struct request *whole);
 void long_write_abandon (struct session *s);
 /* A piece of WHOLE is done with. */
 void long_write_piece_done (struct request *whole);
+
+/* Whether the answer to RQ, a READ, is made of pieces that each say what they are.  Otherwise it
+ * has one header, after which nothing else may be sent, errors included, before the last of its
+ * bytes. */
+static inline bool
+read_is_in_pieces (const struct request *rq)
+{
+  return rq->mode != MODE_SIMPLE && !(rq->flags & NBD_CMD_FLAG_DF);
+}
 
 /* ---- exec.c ---------------------------------------------------------------------------------- */
 
@@ -111,7 +122,7 @@ bool read_is_for_ring (const struct q_extent *extents, unsigned n, uint64_t len)
  * be read to where it returns. */
 uint8_t *read_put_header (const struct request *rq, struct buf *b, uint64_t offset, uint64_t len,
                           bool last);
-/* The size of what precedes the first byte of data. */
-size_t read_header_size (enum reply_mode mode);
+/* The size of what precedes the first byte of data of the next piece. */
+size_t read_header_size (const struct request *rq);
 
 #endif /* REQUEST_H */

@@ -13,18 +13,13 @@
 /* Replies queued before requests are left waiting: enough to keep any socket busy. */
 #define MAX_QUEUED (1024 * 1024)
 /* Memory held by replies and by requests in flight.  One more request may begin below it. */
-#define MAX_HELD (16u * 1024 * 1024)
-/* The same when the shard's memory is used up. */
-#define MAX_HELD_LOW (1024 * 1024)
+#define MAX_HELD     (16u * 1024 * 1024)
 #define MAX_INFLIGHT 256
 /* Calls to the file system after which replies are sent. */
 #define SLICE 8
 
-/* Times the shard's memory: what a few requests that have to be in memory as a whole may add to it
- * before others of that kind are refused. */
-#define HARD_LIMIT 4
-/* A few of them must go. */
-#define MIN_HARD_LIMIT ((size_t)4 * NBD_MAX_PAYLOAD)
+/* Requests that are kept for the next burst of them. */
+#define MAX_FREE_REQUESTS 4096
 
 /* ---- shard ----------------------------------------------------------------------------------- */
 
@@ -35,10 +30,8 @@ shard_init (struct shard *shard, struct exports *exports, struct pool *pool, siz
   *shard = (struct shard){
     .exports = exports,
     .pool = pool,
-    .max_memory = max_memory,
     .done = { .wake = wake },
-    .cache = { .limit = HARD_LIMIT * max_memory > MIN_HARD_LIMIT ? HARD_LIMIT * max_memory
-                                                                 : MIN_HARD_LIMIT },
+    .cache = { .limit = max_memory },
   };
 }
 
@@ -78,11 +71,16 @@ shard_destroy (struct shard *shard)
 struct request *
 request_new (struct shard *shard)
 {
-  struct job *j = shard->free_requests;
-  if (!j)
-    return calloc (1, sizeof (struct request));
-  shard->free_requests = j->next;
-  return (struct request *)j;
+  struct request *rq = (struct request *)shard->free_requests;
+
+  if (rq) {
+    shard->free_requests = rq->job.next;
+    shard->n_free_requests--;
+  } else
+    rq = calloc (1, sizeof *rq);
+  if (rq)
+    shard->cache.outstanding += sizeof *rq;
+  return rq;
 }
 
 void
@@ -92,18 +90,28 @@ request_free (struct shard *shard, struct request *rq)
     return;
   buf_free (&shard->cache, rq->payload);
   buf_free (&shard->cache, rq->out);
+  shard->cache.outstanding -= sizeof *rq;
+  if (shard->n_free_requests == MAX_FREE_REQUESTS) {
+    free (rq);
+    return;
+  }
   rq->payload = rq->out = NULL; /* it may be freed again before it is filled in */
   rq->job.next = shard->free_requests;
   shard->free_requests = &rq->job;
+  shard->n_free_requests++;
 }
 
 void
 request_discard (struct request *rq)
 {
   struct request *whole = rq->whole;
+  struct session *s = rq->session;
 
-  rq->session->held -= rq->held;
-  request_free (rq->session->shard, rq);
+  if (s->alone == rq)
+    s->alone = NULL;
+  s->held -= rq->held;
+  s->shard->cache.outstanding -= rq->promised;
+  request_free (s->shard, rq);
   if (whole)
     long_write_piece_done (whole);
 }
@@ -123,7 +131,7 @@ session_join_lane (struct session *s)
 bool
 memory_is_short (const struct shard *shard)
 {
-  return shard->cache.outstanding >= shard->max_memory;
+  return shard->cache.outstanding >= shard->cache.limit;
 }
 
 /* Memory counts beside bytes: a piece of a long read that is a hole is few bytes of a large buffer.
@@ -132,13 +140,14 @@ static bool
 is_full (const struct session *s)
 {
   bool low = memory_is_short (s->shard);
-  return s->out.bytes >= MAX_QUEUED || s->held + s->out.memory >= (low ? MAX_HELD_LOW : MAX_HELD);
+  return s->out.bytes >= MAX_QUEUED || s->held + s->out.memory >= (low ? LOW_HELD : MAX_HELD);
 }
 
 bool
 session_blocked (const struct session *s)
 {
-  return s->inflight >= MAX_INFLIGHT || is_full (s);
+  unsigned most = memory_is_short (s->shard) ? LOW_INFLIGHT : MAX_INFLIGHT;
+  return s->inflight >= most || s->alone || is_full (s);
 }
 
 void
@@ -320,10 +329,14 @@ session_send (struct session *s, const void *p, size_t n)
 void
 session_resume (struct session *s)
 {
-  while (s->parked.first && !is_full (s))
+  unsigned n;
+
+  /* Those that still have to wait are parked again. */
+  for (n = s->parked.count; n > 0 && s->parked.first && !is_full (s); n--)
     exec_resume ((struct request *)batch_take (&s->parked));
   /* What is full may be a payload that the client goes on with once it has its reply. */
-  if (s->parked.first && s->out.bytes == 0 && s->inflight == s->parked.count)
+  for (n = s->parked.count;
+       n > 0 && s->parked.first && s->out.bytes == 0 && s->inflight == s->parked.count; n--)
     exec_resume ((struct request *)batch_take (&s->parked));
 }
 

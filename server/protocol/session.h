@@ -24,7 +24,9 @@
  * Only one session of a shard has its turn at a time.  Sending is allowed outside of turns, too.
  *
  * What is bounded, for each session: bytes queued for sending, requests in flight, the memory they
- * hold, and the work of one call of session_input (s.budget).
+ * hold, and the work of one call of session_input (s.budget).  And for all of a shard: what does
+ * not fit into its memory (buf_fits) is done piece by piece, so that each session has no more than
+ * SESSION_LOW beyond it, and none is refused anything or waits for another one.
  */
 
 #ifndef SESSION_H
@@ -58,8 +60,8 @@ struct shard {
   struct ring *ring;   /* for reads that would wait; NULL: the pool does them */
   struct buf_cache cache;
   struct loans loans; /* of the session that has its turn */
-  size_t max_memory;  /* when that much is out of the cache, each session has to do with little */
   struct job *free_requests;
+  unsigned n_free_requests;
   uint64_t now;  /* stats.h: when this round of completions began; 0: the clock was not read yet */
   bool stopping; /* the server is shutting down: so are all sessions */
 };
@@ -85,6 +87,15 @@ enum session_state {
   SESSION_END,   /* all is done: once s.out is sent, close */
   SESSION_DROP,  /* close at once */
 };
+
+/* What a session may have when there is no memory left: what it holds when another request is
+ * begun, that one, and the requests themselves.  What the manual promises beyond --memory is this,
+ * what its connection keeps of the next ones, and both themselves. */
+#define SESSION_LOW  (48 * 1024)
+#define LOW_HELD     (24 * 1024)
+#define LOW_PIECE    (16 * 1024) /* with a page before it */
+#define LOW_INFLIGHT 8
+#define LOW_INPUT    (4 * 1024) /* of a connection */
 
 /* What a request costs of the budget, beside the bytes that it moves inline. */
 #define REQUEST_COST 2048
@@ -138,6 +149,7 @@ struct session {
   uint64_t peer;                /* the same for connections of one client; 0: not known */
   struct lane *lane;            /* in the pool; may be NULL */
   struct batch parked;          /* long reads that wait for their last piece to be sent */
+  struct request *alone;        /* a read that nothing else is begun beside (exec.c) */
   unsigned inflight;            /* requests at the pool or parked */
   size_t held;                  /* bytes of memory that they, and the one being received, hold */
 };

@@ -234,15 +234,19 @@ encode (const struct request *rq, const struct status_list *list, uint32_t id, b
 }
 
 size_t
-status_bound (const struct request *rq)
+status_bound (struct request *rq, size_t low)
 {
   /* No descriptor is of less than a sector, but for the last two. */
   uint64_t n = rq->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : rq->len / 512 + 2;
+  size_t one =
+      sizeof (struct nbd_block_descriptor_ext) * (size_t)__builtin_popcountll (rq->contexts);
 
   if (n > MAX_DESCRIPTORS)
     n = MAX_DESCRIPTORS;
-  return (size_t)n * sizeof (struct nbd_block_descriptor_ext) *
-         (size_t)__builtin_popcountll (rq->contexts);
+  if (n * one > low && !buf_fits (&rq->session->shard->cache, (size_t)n * one))
+    n = low / one; /* at least one: MAX_META_CONTEXTS are no more */
+  rq->piece = n;
+  return (size_t)n * one;
 }
 
 int
@@ -260,7 +264,7 @@ status_answer (struct request *rq)
       continue;
     const struct meta_context *c = &rq->export->contexts[i];
     lists[n] = (struct status_list){
-      .max = rq->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : MAX_DESCRIPTORS,
+      .max = (unsigned)rq->piece,
       .quantum = quantum,
     };
     id[n] = i;

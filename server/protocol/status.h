@@ -49,8 +49,9 @@ void status_close (struct export *x);
 /* Returns false when nothing more is to be added. */
 bool status_add (struct status_list *list, uint64_t len, uint64_t flags);
 
-/* The most bytes that the answer to RQ can have. */
-size_t status_bound (const struct request *rq);
+/* Bounds the answer to RQ: by what fits into the shard's memory, or by LOW bytes if that is more.
+ * Returns the most bytes that its descriptors can have. */
+size_t status_bound (struct request *rq, size_t low);
 /* Answers RQ, blocking: on success rq->out is the whole reply.  Returns 0 or -errno. */
 int status_answer (struct request *rq);
 

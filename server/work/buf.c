@@ -11,8 +11,8 @@
 /* A thread that served a burst of large requests does not keep more than this for the next one. */
 #define CACHE_MAX_BYTES (16u * 1024 * 1024)
 
-/* From this size on, memory comes from mmap. */
-#define MMAP_MIN (256 * 1024)
+/* From this size on, memory comes from mmap.  The queues of a crowd are of such buffers. */
+#define MMAP_MIN (64 * 1024)
 
 static_assert (sizeof (struct buf) + BUF_HEADROOM <= PAGE, "headroom lies in the first page");
 
@@ -46,13 +46,35 @@ obtain (size_t size)
   return b;
 }
 
-static void
+/* False if the system does not take it, since there would be one mapping too many where now is one:
+ * then it has at least the pages of it. */
+static bool
 give_back (struct buf *b)
 {
-  if (b->cap >= MMAP_MIN)
-    munmap (b, PAGE + b->cap);
-  else
+  if (b->cap < MMAP_MIN)
     free (b);
+  else if (munmap (b, PAGE + b->cap) < 0) {
+    madvise (b->data, b->cap, MADV_DONTNEED);
+    return false;
+  }
+  return true;
+}
+
+size_t
+buf_memory (const struct buf *b)
+{
+  return PAGE + b->cap;
+}
+
+bool
+buf_fits (const struct buf_cache *cache, size_t size)
+{
+  unsigned shift = size_class (size);
+  size_t left = cache->outstanding < cache->limit ? cache->limit - cache->outstanding : 0;
+
+  if (shift <= BUF_MAX_SHIFT)
+    size = (size_t)1 << shift;
+  return left > PAGE && size <= left - PAGE;
 }
 
 struct buf *
@@ -61,9 +83,6 @@ buf_alloc (struct buf_cache *cache, size_t size)
   unsigned shift = size_class (size);
   struct buf *b = NULL;
 
-  if (cache && cache->limit > 0 && size > BUF_LARGE &&
-      (cache->outstanding > cache->limit || size > cache->limit - cache->outstanding))
-    return NULL;
   if (shift <= BUF_MAX_SHIFT) {
     size = (size_t)1 << shift;
     if (cache && (b = cache->free[shift - BUF_MIN_SHIFT]) != NULL) {
@@ -78,7 +97,7 @@ buf_alloc (struct buf_cache *cache, size_t size)
   }
   b->counted = cache != NULL;
   if (cache)
-    cache->outstanding += b->cap;
+    cache->outstanding += buf_memory (b);
   b->next = NULL;
   b->start = b->end = b->data;
   return b;
@@ -88,8 +107,16 @@ void
 buf_count (struct buf_cache *cache, struct buf *b)
 {
   if (!b->counted)
-    cache->outstanding += b->cap;
+    cache->outstanding += buf_memory (b);
   b->counted = true;
+}
+
+static void
+keep (struct buf_cache *cache, struct buf *b, unsigned shift)
+{
+  b->next = cache->free[shift - BUF_MIN_SHIFT];
+  cache->free[shift - BUF_MIN_SHIFT] = b;
+  cache->bytes += b->cap;
 }
 
 void
@@ -99,14 +126,10 @@ buf_free (struct buf_cache *cache, struct buf *b)
     return;
   unsigned shift = size_class (b->cap);
   if (b->counted)
-    cache->outstanding -= b->cap;
-  if (cache && shift <= BUF_MAX_SHIFT && cache->bytes + b->cap <= CACHE_MAX_BYTES) {
-    b->next = cache->free[shift - BUF_MIN_SHIFT];
-    cache->free[shift - BUF_MIN_SHIFT] = b;
-    cache->bytes += b->cap;
-    return;
-  }
-  give_back (b);
+    cache->outstanding -= buf_memory (b);
+  bool for_cache = cache && shift <= BUF_MAX_SHIFT;
+  if ((for_cache && cache->bytes + b->cap <= CACHE_MAX_BYTES) || (!give_back (b) && for_cache))
+    keep (cache, b, shift);
 }
 
 void

@@ -9,6 +9,10 @@
  * Each loop keeps a cache of freed buffers.  A cache belongs to one thread and takes no lock;
  * another thread passes NULL for it.  A buffer may be freed into another cache than the one it came
  * from.
+ *
+ * A cache counts what is out of it, and has a limit for that.  Nothing is refused: whoever is about
+ * to allocate asks buf_fits, and makes do with little if the answer is no.  So what is outstanding
+ * passes the limit by no more than that little, for each that makes do.
  */
 
 #ifndef BUF_H
@@ -36,12 +40,14 @@ struct buf {
 struct buf_cache {
   struct buf *free[BUF_MAX_SHIFT - BUF_MIN_SHIFT + 1];
   size_t bytes;       /* held in free[] */
-  size_t outstanding; /* allocated here and not freed yet */
-  size_t limit;       /* large buffers beyond that many bytes outstanding are refused; 0: never */
+  size_t outstanding; /* memory allocated here and not freed yet */
+  size_t limit;       /* of that */
 };
 
-/* What is not larger is never refused: the limit is for those who ask for much. */
-#define BUF_LARGE (1024 * 1024)
+/* The memory that B takes: with the page before its payload. */
+size_t buf_memory (const struct buf *b);
+/* Whether one more buffer of SIZE bytes, or so much memory of another kind, is within the limit. */
+bool buf_fits (const struct buf_cache *cache, size_t size);
 
 /* An empty buffer (start = end = data) with at least SIZE bytes, or NULL without memory. */
 struct buf *buf_alloc (struct buf_cache *cache, size_t size);

@@ -6,8 +6,9 @@
 #include "file.h"
 #include "outq.h"
 
-/* Small replies share a buffer of this size. */
-#define OUTQ_BUF_SIZE (64 * 1024)
+/* Small replies share a buffer of this size; of the other one when memory is short. */
+#define OUTQ_BUF_SIZE     (64 * 1024)
+#define OUTQ_BUF_SIZE_LOW (16 * 1024)
 
 static size_t
 room (const struct buf *b)
@@ -24,14 +25,15 @@ link_buf (struct outq *q, struct buf *b)
   else
     q->head = b;
   q->tail = b;
-  q->memory += b->cap;
+  q->memory += buf_memory (b);
 }
 
 uint8_t *
 outq_reserve (struct outq *q, struct buf_cache *cache, size_t n)
 {
   if (!q->tail || room (q->tail) < n) {
-    struct buf *b = buf_alloc (cache, n > OUTQ_BUF_SIZE ? n : OUTQ_BUF_SIZE);
+    size_t size = buf_fits (cache, OUTQ_BUF_SIZE) ? OUTQ_BUF_SIZE : OUTQ_BUF_SIZE_LOW;
+    struct buf *b = buf_alloc (cache, n > size ? n : size);
     if (!b)
       return NULL;
     link_buf (q, b);
@@ -170,7 +172,7 @@ outq_sent (struct outq *q, struct buf_cache *cache, size_t n)
     q->head = b->next;
     if (!q->head)
       q->tail = NULL;
-    q->memory -= b->cap;
+    q->memory -= buf_memory (b);
     buf_free (cache, b);
   }
 }

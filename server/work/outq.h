@@ -39,7 +39,7 @@ struct loans {
 struct outq {
   struct buf *head, *tail;
   size_t bytes;  /* not sent yet */
-  size_t memory; /* capacity of the buffers held */
+  size_t memory; /* that the buffers held take */
   struct loans *loans;
 };
 

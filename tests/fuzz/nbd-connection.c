@@ -188,9 +188,8 @@ receive_some (struct connection *w)
 static void
 check_memory (const struct connection *w)
 {
-  /* What is queued and in flight, and one more request of any length, twice if its buffer is
-   * rounded up. */
-  size_t most = (16u << 20) + (64u << 20) + (1u << 20);
+  /* The bound that session.h gives. */
+  size_t most = w->shard.cache.limit + SESSION_LOW;
 
   if (w->shard.cache.outstanding > most)
     broken ("%zu bytes of memory for one client", w->shard.cache.outstanding);
