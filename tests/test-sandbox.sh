@@ -178,6 +178,40 @@ if [ "$(id -u)" = 0 ] && [ -x "$ctl" ] && [ -z "${PLUGIN_PRELOAD:-}" ] && unshar
   if grep -q 'no state directory' state.log; then fail "no state directory: $(cat state.log)"; fi
 fi
 
+# What is mounted later, where each entry of a directory is let through by itself.
+if [ "$(id -u)" = 0 ] && [ -x "$ctl" ] && [ -z "${PLUGIN_PRELOAD:-}" ] && unshare -m true 2>/dev/null; then
+  echo '== later mounts'
+  qemu-img create -q -f qcow2 served.qcow2 1M
+  qemu-img create -q -f qcow2 later.qcow2 1M
+  timeout 60 unshare -m sh -eu -c '
+    mount --make-rprivate /
+    mount -t tmpfs tmpfs /run
+    mkdir -p /run/door /run/entry/below
+    mount -t proc proc /run/door
+    "$1" -t -e 0 -k "$PWD/s" --control "$PWD/c" --sandbox=on served.qcow2 2>later.log & pid=$!
+    trap "kill $pid" EXIT
+    until "$2" --control="$PWD/c" show "" >/dev/null 2>&1; do sleep 0.1; done
+    ctl=$2
+    add () # NAME DIRECTORY
+    {
+      cp later.qcow2 "$2"
+      status=opened
+      "$ctl" --control="$PWD/c" export add name="$1",file="$2/later.qcow2" >>later.err 2>&1 || status=refused
+      echo "$1: $status"
+    }
+    mount -t tmpfs tmpfs /run/entry/below
+    add below /run/entry/below
+    mount -t tmpfs tmpfs /run/entry
+    add on /run/entry
+    mkdir /run/new
+    add new /run/new
+    trap - EXIT
+    kill $pid
+    wait $pid' sh "$NBDCOW" "$ctl" >later.out || fail "later mounts: $(cat later.log)"
+  [ "$(tr '\n' ' ' <later.out)" = 'below: opened on: refused new: refused ' ] ||
+    fail "later mounts: $(cat later.out later.err later.log)"
+fi
+
 echo '== the process that takes over'
 try done --want=handover end-other
 try done --want=handover socket-unix
@@ -236,6 +270,35 @@ one_line "$status" word.log --sandbox=maybe auto || fail "--sandbox=maybe: $REAS
 # The command of --run is none of the sandbox's business.
 "$NBDCOW" --sandbox=on --run 'grep -E "^(Seccomp|NoNewPrivs):" /proc/self/status | tr -d "\n\t "' disk.qcow2 >run.out
 grep -q 'NoNewPrivs:0Seccomp:0' run.out || fail "--run in a sandbox: $(cat run.out)"
+
+echo '== commands that are run when a watermark is passed'
+# They are as free as what has started the server, those of the configuration included; the server is not.
+about () { grep -E '^(Seccomp|NoNewPrivs):' /proc/self/status | tr -d '[:space:]'; }
+ours=$(about)
+has_run () { [ "$(cat "$1" 2>/dev/null)" = "$ours" ]; }
+# shellcheck disable=SC2016 # for the command's shell
+hook='grep -E "^(Seccomp|NoNewPrivs):" /proc/self/status | tr -d "[:space:]" >$NBDCOW_EXPORT.part && mv $NBDCOW_EXPORT.part $NBDCOW_EXPORT.ran'
+qemu-img create -q -f qcow2 first.qcow2 8M
+qemu-img create -q -f qcow2 second.qcow2 8M
+"$PYTHON" -c '
+import json, sys
+json.dump({"export": [{"name": "second", "file": "second.qcow2", "watermark": "1M",
+                       "watermark-exec": "true; " + sys.argv[1]}]}, open("config.json", "w"))' "$hook"
+start_nbdcow first.qcow2 arg=--sandbox=on arg=--export-name=first arg=--watermark=1M arg=--watermark-exec="$hook" \
+  arg=--config=config.json
+for task in "/proc/$SERVER_PID/task"/*; do
+  [ "$(sed -n 's/^Seccomp:[[:space:]]*//p' "$task/status")" = 2 ] || fail "a thread without a filter: $task"
+done
+for name in first second; do
+  timeout 60 "$PYTHON" -c '
+import nbd, sys
+h = nbd.NBD()
+h.connect_uri(sys.argv[1])
+h.pwrite(b"x" * (4 << 20), 0)
+h.shutdown()' "nbd+unix:///$name?socket=$SOCK"
+  wait_for 60 has_run $name.ran || fail "$name: no command was run as it should: $(cat $name.ran "$SERVER_LOG" 2>&1)"
+done
+stop_server
 
 start_nbdcow disk.qcow2 arg=--sandbox=off
 [ "$(sed -n 's/^Seccomp:[[:space:]]*//p' "/proc/$SERVER_PID/status")" = 0 ] || fail '--sandbox=off: there is a filter'
