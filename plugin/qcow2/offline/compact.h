@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
  * Inside the compaction of images: what compact.c, which moves clusters and tables, and
- * compact-pieces.c, which moves compressed data, have in common.
+ * compact-pieces.c, which moves compressed data, have in common; room for both is found by
+ * compact-room.c.
  */
 
 #ifndef Q_COMPACT_H
@@ -49,6 +50,8 @@ struct compaction {
   bool torn; /* some clusters may be counted and not be referred to: going back has failed */
 };
 
+/* ---- compact-room.c -------------------------------------------------------------------------- */
+
 /* Writes the count of one cluster, whose block is there. */
 int q_compact_set_count (struct compaction *k, uint64_t cluster, uint64_t count);
 /* Gives REFS references to each of COUNT clusters from CLUSTER on, in memory: all or none; -ENOMEM.
@@ -58,6 +61,8 @@ int q_compact_reserve (struct compaction *k, uint64_t cluster, uint64_t count, u
 void q_compact_release (struct compaction *k, uint64_t cluster, uint64_t count, uint64_t refs);
 /* Writes what is counted in memory for these clusters; what cannot be written makes K torn. */
 int q_compact_settle (struct compaction *k, uint64_t cluster, uint64_t count);
+/* Punches what is free of [FROM, END), in clusters, whose counts say so durably. */
+int q_compact_punch (struct compaction *k, uint64_t from, uint64_t end);
 /* COUNT clusters from CLUSTER on have been moved from: where room is tight, those that are free
  * give theirs back. */
 int q_compact_vacate (struct compaction *k, uint64_t cluster, uint64_t count);
@@ -65,6 +70,9 @@ int q_compact_vacate (struct compaction *k, uint64_t cluster, uint64_t count);
 bool q_compact_tighten (struct compaction *k);
 /* COUNT free clusters in a row below LIMIT; false if there are none. */
 bool q_compact_find_free (struct compaction *k, uint64_t count, uint64_t limit, uint64_t *cluster);
+
+/* ---- compact.c ------------------------------------------------------------------------------- */
+
 /* Tells that DONE clusters were moved.  True: the user has had enough. */
 bool q_compact_stop (struct compaction *k, uint64_t done);
 
