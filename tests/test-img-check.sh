@@ -317,37 +317,7 @@ one_line $s log there || fail "a journal that exists: $REASON"
 
 # ---- an image that is being written ----------------------------------------------------------
 
-# Whatever a moment shows, nothing is called corrupt that is not: clusters are allocated and freed all the time, in
-# one place again and again, so that what is torn is torn alike.
-cat >churn.py <<'END'
-import nbd, random, sys, threading, time
-uri, seed, until = sys.argv[1], int(sys.argv[2]), time.monotonic() + float(sys.argv[3])
-
-def churn(n):
-    r = random.Random(seed + n)
-    h = nbd.NBD()
-    h.connect_uri(uri)
-    data = [bytes([i]) * 65536 for i in range(1, 4)]
-    while time.monotonic() < until:
-        at = r.randrange(48) * 65536 + n * (8 << 20)
-        what = r.randrange(8)
-        if what < 4:
-            h.pwrite(r.choice(data)[:r.choice((4096, 65536))], at)
-        elif what < 6 and h.can_trim():
-            h.trim(65536 * r.randrange(1, 8), at)
-        elif what < 7:
-            h.zero(65536, at)
-        else:
-            h.flush()
-    h.shutdown()
-
-threads = [threading.Thread(target=churn, args=(n,)) for n in range(3)]
-for t in threads:
-    t.start()
-for t in threads:
-    t.join()
-END
-
+# Whatever a moment shows, nothing is called corrupt that is not.
 # check_beside FILE: while churn.py, which is tracked as $writer, runs.
 check_beside ()
 {
@@ -366,7 +336,7 @@ if [ -e "${NBDCOW:-}" ] && "$PYTHON" -c 'import nbd' 2>/dev/null; then
   for cluster in 4k 64k; do
     "$NBDCOW_IMG" create -q -o cluster_size=$cluster served.qcow2 64M
     start_nbdcow served.qcow2 discard=unmap
-    "$PYTHON" churn.py "$URI" "${SEED:-1}" 3 &
+    "$PYTHON" "$SRCDIR/churn.py" "$URI" "${SEED:-1}" 3 &
     writer=$!
     track $writer
     check_beside served.qcow2
@@ -380,7 +350,7 @@ if [ -e "${NBDCOW:-}" ] && "$PYTHON" -c 'import nbd' 2>/dev/null; then
   server=$!
   track $server
   wait_for 30 listens "$tmp/lazy.sock" || fail "qemu-nbd does not start"
-  "$PYTHON" churn.py "nbd+unix:///?socket=$tmp/lazy.sock" "${SEED:-1}" 2 &
+  "$PYTHON" "$SRCDIR/churn.py" "nbd+unix:///?socket=$tmp/lazy.sock" "${SEED:-1}" 2 &
   writer=$!
   track $writer
   check_beside lazy.qcow2

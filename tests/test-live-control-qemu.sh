@@ -110,7 +110,7 @@ compare("greeting", theirs.greeting["version"], ours.greeting["version"])
 both("query-version")
 known = {x["name"] for x in theirs.execute("query-commands")}
 mine = {"query-status", "query-log-level", "set-log-level", "query-clients", "client-disconnect", "reload",
-        "resume-writes", "takeover"}
+        "resume-writes", "takeover", "check-image"}
 for k in ours.execute("query-commands"):
     assert k["name"] in known | mine, "QEMU has no %s" % k["name"]
 both("query-block-exports")

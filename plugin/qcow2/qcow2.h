@@ -457,6 +457,12 @@ enum q_flags {
 int q_map (struct q_image *img, uint64_t offset, uint64_t len, struct q_extent *extents,
            unsigned max, unsigned flags);
 
+/* Whether A and B, open read-only, have the same from OFFSET on because they are one file (two
+ * snapshots, or one and the disk) with the same below it, and one L2 table maps it in both; and for
+ * how many bytes, at most *LEN, that goes on being so, or not so.  Reads no table. */
+bool q_same_tables (const struct q_image *a, const struct q_image *b, uint64_t offset,
+                    uint64_t *len);
+
 /* Reads the LEN bytes at SKIP into extent E, of any kind, blocking.  Hold the pin of the map. */
 int q_read_extent (const struct q_extent *e, uint64_t skip, uint64_t len, void *buf);
 
@@ -756,6 +762,16 @@ int q_check_image (struct q_image *img, const struct q_check_options *o,
 /* The same with these alone. */
 int q_check (struct q_image *img, unsigned repair, struct q_check_result *result,
              void (*report) (void *opaque, const char *line), void *opaque, struct q_error *err);
+/* Checks an image that is open for writing, or reading, while requests go on, as it is in its file
+ * at one moment: a sound image shows no corruption, and perhaps leaks, clusters that are being
+ * allocated or freed.  Of O only threads, report and opaque count; nothing is repaired.
+ *
+ * It looks at everything twice.  The second time, whose result counts, flushes wait, and changes of
+ * the image as a whole, and writes that need more room for tables than the caches have: for
+ * *HELD_NS.  If the first time takes longer than MAX_HELD_NS, also when tried again, there is no
+ * second one: -ETIME. */
+int q_check_live (struct q_image *img, const struct q_check_options *o, uint64_t max_held_ns,
+                  struct q_check_result *result, uint64_t *held_ns, struct q_error *err);
 
 /* ---- compacting (compact.c) ---------------------------------------------------------------- */
 

@@ -13,7 +13,7 @@
 static const struct control_command *const tables[] = {
   control_server_commands, control_export_commands,   control_client_commands,
   control_node_commands,   control_reload_commands,   control_change_commands,
-  control_stats_commands,  control_takeover_commands,
+  control_stats_commands,  control_takeover_commands, control_check_commands,
 };
 
 static void __attribute__ ((format (printf, 3, 0)))

@@ -79,6 +79,7 @@ extern const struct control_command control_client_commands[];
 extern const struct control_command control_node_commands[];
 extern const struct control_command control_reload_commands[];
 extern const struct control_command control_change_commands[];
+extern const struct control_command control_check_commands[];
 extern const struct control_command control_stats_commands[];
 extern const struct control_command control_takeover_commands[];
 

@@ -125,6 +125,46 @@ resume (struct ctl *c, int argc, char **argv)
   return EXIT_SUCCESS;
 }
 
+/* What "nbdcow-img check" says of an image that nobody uses, and its exit status. */
+static int
+check (struct ctl *c, int argc, char **argv)
+{
+  json_t *args = json_pack ("{s:s}", "node-name", argv[0]), *j, *line;
+  char *end = NULL;
+  size_t i;
+
+  if (argc > 1) {
+    double seconds = strtod (argv[1], &end);
+    if (*end || end == argv[1] || !(seconds >= 0.001 && seconds <= 86400)) {
+      json_decref (args);
+      return ctl_error ("%s: how many seconds flushes may wait, from 0.001 to 86400, is wanted",
+                        argv[1]);
+    }
+    json_object_set_new (args, "max-pause", json_integer ((json_int_t)(seconds * 1000)));
+  }
+  j = ctl_execute (c, "check-image", args);
+  if (!j)
+    return EXIT_FAILURE;
+  const double corruptions = number_of (j, "corruptions"), leaks = number_of (j, "leaks");
+  const int status = number_of (j, "check-errors") > 0 ? 1
+                     : corruptions > 0                 ? 2
+                     : leaks > 0                       ? 3
+                                                       : 0;
+  if (c->json) {
+    ctl_print_json (j);
+    return status;
+  }
+  json_array_foreach (json_object_get (j, "findings"), i, line)
+  {
+    fprintf (stderr, "%s\n", json_string_value (line));
+  }
+  printf ("%.0f errors, %.0f leaked clusters; %.0f of %.0f clusters are allocated\n", corruptions,
+          leaks, number_of (j, "allocated-clusters"), number_of (j, "total-clusters"));
+  printf ("flushes waited for %.3f s\n", number_of (j, "flushes-held-ns") / 1e9);
+  json_decref (j);
+  return status;
+}
+
 /* ---- snapshots ------------------------------------------------------------------------------- */
 
 static int
@@ -305,6 +345,7 @@ const struct ctl_command ctl_image_commands[] = {
   { "threshold", 1, 2, "EXPORT [SIZE|off]", "an event, once its file has grown past that",
     threshold },
   { "resume", 0, 1, "[EXPORT]", "there is room: writes that wait for it go on", resume },
+  { "check", 1, 2, "EXPORT [SECONDS]", "its metadata, at one moment; flushes wait", check },
   { "snapshot list", 1, 1, "EXPORT", "its internal snapshots", list_snapshots },
   { "snapshot create", 2, -1, "NAME EXPORT...", "make one, of all of them at one instant",
     make_snapshots },

@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "describe.h"
 #include "img.h"
 
 /* qemu-img's. */
@@ -112,31 +113,15 @@ close_journal (struct checking *c)
 
 /* ---- the result ------------------------------------------------------------------------------ */
 
-/* qemu-img leaves out what is 0, but for the check errors. */
-static void
-set_nonzero (json_t *j, const char *key, uint64_t value)
-{
-  if (value)
-    json_object_set_new (j, key, json_integer ((json_int_t)value));
-}
-
 static bool
 print_json (const struct checking *c, const struct q_check_result *r)
 {
-  json_t *j = json_object ();
+  json_t *j = json_pack ("{s:o, s:s}", "filename", img_json_name (c->spec.name), "format", "qcow2");
+  json_t *found = describe_check (r);
 
-  json_object_set_new (j, "filename", img_json_name (c->spec.name));
-  json_object_set_new (j, "format", json_string ("qcow2"));
-  json_object_set_new (j, "check-errors", json_integer ((json_int_t)r->check_errors));
-  set_nonzero (j, "image-end-offset", r->image_end_offset);
-  set_nonzero (j, "corruptions", r->corruptions);
-  set_nonzero (j, "leaks", r->leaks);
-  set_nonzero (j, "corruptions-fixed", r->corruptions_fixed);
-  set_nonzero (j, "leaks-fixed", r->leaks_fixed);
-  set_nonzero (j, "total-clusters", r->total_clusters);
-  set_nonzero (j, "allocated-clusters", r->allocated_clusters);
-  set_nonzero (j, "fragmented-clusters", r->fragmented_clusters);
-  set_nonzero (j, "compressed-clusters", r->compressed_clusters);
+  if (j && found)
+    json_object_update (j, found);
+  json_decref (found);
   return img_print_json (j);
 }
 

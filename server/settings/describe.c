@@ -229,3 +229,31 @@ describe_chain (struct q_image *img)
     put (&j, "backing-image", describe_chain (below));
   return j;
 }
+
+/* ---- checks ---------------------------------------------------------------------------------- */
+
+json_t *
+describe_check (const struct q_check_result *r)
+{
+  const struct {
+    const char *name;
+    uint64_t value;
+  } number[] = {
+    { "image-end-offset", r->image_end_offset },
+    { "corruptions", r->corruptions },
+    { "leaks", r->leaks },
+    { "corruptions-fixed", r->corruptions_fixed },
+    { "leaks-fixed", r->leaks_fixed },
+    { "total-clusters", r->total_clusters },
+    { "allocated-clusters", r->allocated_clusters },
+    { "fragmented-clusters", r->fragmented_clusters },
+    { "compressed-clusters", r->compressed_clusters },
+  };
+  json_t *j = json_object ();
+
+  put_size (&j, "check-errors", r->check_errors);
+  for (size_t i = 0; i < sizeof number / sizeof number[0]; i++)
+    if (number[i].value)
+      put_size (&j, number[i].name, number[i].value);
+  return j;
+}

@@ -23,6 +23,9 @@ json_t *describe_chain (struct q_image *img);
 json_t *describe_snapshot (const struct q_snapshot_info *s);
 /* [BlockDirtyInfo, ...].  May have to read bitmaps to count what they have. */
 json_t *describe_dirty (struct q_image *img);
+/* ImageCheck (qapi/block-core.json), without its file: as qemu-img, what is 0 is left out, but for
+ * the check errors. */
+json_t *describe_check (const struct q_check_result *r);
 
 /* TEXT as a JSON string, whatever bytes it has. */
 json_t *describe_text (const char *text);

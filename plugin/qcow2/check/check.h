@@ -11,6 +11,7 @@
  *     check-repair.c     mending refcounts and flags in place
  *     check-rehearse.c   trying a repair in memory before it is done
  *     check-rebuild.c    making refcount structures anew
+ *     check-live.c       checking an image that is in use
  *
  * All metadata is read from the file, none from the engine's caches, so that a check finds what
  * is there and not what the engine believes.
@@ -103,6 +104,7 @@ struct q_check {
 
   uint64_t *reftable; /* as on disk, in host byte order */
   uint64_t reftable_entries;
+  bool no_table; /* the header leads to nothing that can be a refcount table */
   bool *unknown; /* by entry: its block cannot be read, so the refcounts in it are not known */
 
   /* What was found. */
