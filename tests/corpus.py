@@ -185,6 +185,36 @@ def block_reserved_bits(i):
     i.put(i.reftable, i.get(i.reftable) | 0x100)
 
 
+@case("the header says that the refcount table begins within a cluster")
+def reftable_misaligned(i):
+    i.put(48, i.reftable + 512 if i.cluster > 512 else i.reftable + 1)
+
+
+@case("the header says that the refcount table is past the end of the file")
+def reftable_past_end(i):
+    i.put(48, (i.clusters + 1000) * i.cluster)
+
+
+@case("the header names no refcount table")
+def reftable_nowhere(i):
+    i.put(48, 0)
+
+
+@case("the refcount table has no clusters")
+def reftable_no_clusters(i):
+    i.put(56, 0, 4)
+
+
+@case("the refcount table is larger than any can be")
+def reftable_too_large(i):
+    i.put(56, 0x7fffffff, 4)
+
+
+@case("the header takes the L1 table for the refcount table")
+def reftable_is_l1(i):
+    i.put(48, i.l1)
+
+
 # ---- mapping ---------------------------------------------------------------------------------
 
 @case("COPIED flags are missing")

@@ -229,7 +229,7 @@ find_trusted (struct rebuild *b)
   struct q_check *c = b->c;
   uint64_t offset;
 
-  b->trusted = calloc (c->reftable_entries, sizeof *b->trusted);
+  b->trusted = calloc (c->reftable_entries + 1, sizeof *b->trusted);
   if (!b->trusted)
     return -ENOMEM;
   for (uint64_t i = 0; i < c->reftable_entries; i++)

@@ -86,15 +86,18 @@ q_check_load_refcounts (struct q_check *c)
 {
   const struct q_image *img = c->img;
   const uint64_t per_block = q_refblock_entries (img);
-  const uint64_t bytes = (uint64_t)img->reftable_clusters << img->cluster_bits;
+  uint64_t bytes = (uint64_t)img->reftable_clusters << img->cluster_bits;
 
-  /* q_header_read has bounded the table. */
+  /* The table is bounded, or there is none. */
+  c->no_table = q_header_check_reftable (img, c->file_size, NULL) < 0;
+  if (c->no_table)
+    bytes = 0;
   c->reftable_entries = bytes / 8;
   free (c->reftable);
   free (c->unknown);
   q_refmap_clear_mark (&c->refs, Q_REFMAP_ONE);
-  c->reftable = malloc (bytes);
-  c->unknown = calloc (c->reftable_entries, sizeof *c->unknown);
+  c->reftable = malloc (bytes + 1);
+  c->unknown = calloc (c->reftable_entries + 1, sizeof *c->unknown);
   if (!c->reftable || !c->unknown)
     return -ENOMEM;
 
@@ -169,8 +172,17 @@ q_check_count_refcounts (struct q_check *c)
 {
   const struct q_image *img = c->img;
   const uint64_t bytes = (uint64_t)img->reftable_clusters << img->cluster_bits;
-  int r = q_check_count (c, img->reftable_offset, bytes, Q_CHECK_REFCOUNTS, NULL);
+  int r;
 
+  if (c->no_table) {
+    c->rebuild = true;
+    q_check_corruption (c, true,
+                        "refcount_table_offset %llx, refcount_table_clusters %x: there can be no "
+                        "refcount table",
+                        ull (img->reftable_offset), img->reftable_clusters);
+    return 0;
+  }
+  r = q_check_count (c, img->reftable_offset, bytes, Q_CHECK_REFCOUNTS, NULL);
   for (uint64_t i = 0; r == 0 && i < img->reftable_clusters; i++)
     if (q_refmap_get (&c->refs, (img->reftable_offset >> img->cluster_bits) + i) > 1)
       c->rebuild = true;
@@ -192,7 +204,7 @@ q_check_drop_refcounts (struct q_check *c)
   const struct q_image *img = c->img;
   uint64_t offset;
 
-  for (uint64_t i = 0; i < img->reftable_clusters; i++)
+  for (uint64_t i = 0; !c->no_table && i < img->reftable_clusters; i++)
     drop (c, (img->reftable_offset >> img->cluster_bits) + i);
   for (uint64_t i = 0; i < c->reftable_entries; i++)
     if (q_check_refblock (c, i, &offset))

@@ -24,12 +24,19 @@ static int
 count_clusters (struct q_image *img, uint64_t limit, uint64_t *count)
 {
   const uint64_t bytes = (uint64_t)img->reftable_clusters << img->cluster_bits;
-  uint8_t *block = malloc (q_cluster_bytes (img));
-  be64 *table = malloc (bytes);
+  uint8_t *block = NULL;
+  be64 *table = NULL;
   uint64_t size;
-  int r = table && block ? q_file_size (img->file, &size) : -ENOMEM;
+  int r = q_file_size (img->file, &size);
 
   *count = 0;
+  if (r == 0)
+    r = q_header_check_reftable (img, size, NULL);
+  if (r == 0) {
+    block = malloc (q_cluster_bytes (img));
+    table = malloc (bytes);
+    r = table && block ? 0 : -ENOMEM;
+  }
   if (r == 0)
     r = q_file_pread (img->file, table, bytes, img->reftable_offset);
   if (r == 0) {

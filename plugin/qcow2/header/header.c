@@ -156,6 +156,25 @@ parse_fields (struct q_image *img, const struct qcow2_header *h, struct q_error 
   return parse_compression (img, err);
 }
 
+int
+q_header_check_reftable (const struct q_image *img, uint64_t file_size, struct q_error *err)
+{
+  int r = check_table (img, "refcount_table", img->reftable_offset,
+                       (uint64_t)img->reftable_clusters << img->cluster_bits, Q_MAX_REFTABLE_BYTES,
+                       err);
+
+  if (r < 0)
+    return r;
+  if (img->reftable_clusters == 0 || img->reftable_offset == 0)
+    return q_fail (err, -EINVAL, "%s: refcount_table_%s is 0: there is no refcount table",
+                   img->filename, img->reftable_clusters == 0 ? "clusters" : "offset");
+  if (img->reftable_offset >= file_size)
+    return q_fail (err, -EINVAL,
+                   "%s: truncated: the refcount table begins at byte %llu, the file ends at %llu",
+                   img->filename, ull (img->reftable_offset), ull (file_size));
+  return 0;
+}
+
 static int
 check_geometry (struct q_image *img, struct q_error *err)
 {
@@ -175,14 +194,6 @@ check_geometry (struct q_image *img, struct q_error *err)
                    img->filename, img->l1_size, ull (size), ull (need));
   if (img->l1_size > 0 && img->l1_offset == 0)
     return q_fail (err, -EINVAL, "%s: l1_table_offset is 0: there is no L1 table", img->filename);
-  r = check_table (img, "refcount_table", img->reftable_offset,
-                   (uint64_t)img->reftable_clusters << img->cluster_bits, Q_MAX_REFTABLE_BYTES,
-                   err);
-  if (r < 0)
-    return r;
-  if (img->reftable_clusters == 0 || img->reftable_offset == 0)
-    return q_fail (err, -EINVAL, "%s: refcount_table_%s is 0: there is no refcount table",
-                   img->filename, img->reftable_clusters == 0 ? "clusters" : "offset");
   if (img->nb_snapshots > Q_MAX_SNAPSHOTS)
     return q_fail (err, -EFBIG, "%s: nb_snapshots is %u, at most %u are supported", img->filename,
                    img->nb_snapshots, Q_MAX_SNAPSHOTS);
@@ -203,10 +214,13 @@ check_geometry (struct q_image *img, struct q_error *err)
     return q_fail (err, -EINVAL,
                    "%s: truncated: the L1 table ends at byte %llu, the file at byte %llu",
                    img->filename, ull (img->l1_offset + img->l1_size * 8ull), ull (file_size));
-  if (img->reftable_offset >= file_size)
-    return q_fail (err, -EINVAL,
-                   "%s: truncated: the refcount table begins at byte %llu, the file ends at %llu",
-                   img->filename, ull (img->reftable_offset), ull (file_size));
+  if (!img->repairing) { /* who repairs makes another one */
+    struct q_error why = { "" };
+
+    r = q_header_check_reftable (img, file_size, &why);
+    if (r < 0)
+      return q_fail (err, r, "%s (nbdcow-img check -r all makes another one)", why.text);
+  }
   if (img->nb_snapshots > 0 && img->snapshots_offset >= file_size)
     return q_fail (err, -EINVAL,
                    "%s: truncated: the snapshot table begins at byte %llu, the file ends at %llu",

@@ -442,6 +442,9 @@ int q_writable (struct q_image *img);
 
 /* Reads and checks the header, extensions and names into a zeroed IMG whose file is open. */
 int q_header_read (struct q_image *img, struct q_error *err);
+/* Whether there can be a refcount table where the header has it.  q_header_read says so, but not of
+ * an image that is opened to be repaired. */
+int q_header_check_reftable (const struct q_image *img, uint64_t file_size, struct q_error *err);
 void q_header_free (struct q_image *img);
 /* Single-sector updates in place; each is one write, not synced. */
 int q_header_write_features (struct q_image *img);
