@@ -55,6 +55,14 @@ img_cursor_advance (struct img_cursor *c, uint64_t len)
     c->skip -= c->extent[c->next++].len;
 }
 
+void
+img_cursor_jump (struct img_cursor *c, uint64_t len)
+{
+  c->at += len;
+  c->n = c->next = 0;
+  c->skip = 0;
+}
+
 bool
 img_cursor_same (const struct img_cursor *a, const struct q_extent *x, const struct img_cursor *b,
                  const struct q_extent *y)

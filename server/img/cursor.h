@@ -33,6 +33,8 @@ struct img_cursor {
 int img_cursor_look (struct img_cursor *c, const struct q_extent **e, uint64_t *len);
 int img_cursor_read (const struct img_cursor *c, const struct q_extent *e, uint64_t len, void *buf);
 void img_cursor_advance (struct img_cursor *c, uint64_t len);
+/* The same for any length, without looking at what is passed. */
+void img_cursor_jump (struct img_cursor *c, uint64_t len);
 
 /* Whether A at X and B at Y are the same for certain: both zeros, or the same bytes of the same
  * file, which nobody changes. */

@@ -3,8 +3,9 @@
  * nbdcow-img diff: which parts of a disk are not what they were: between two internal snapshots, a
  * snapshot and the present, or two images.
  *
- * What both have at the same place of the same file is the same, and is not read.  The rest is told
- * as changed, or, with --exact, read and compared.
+ * What both have at the same place of the same file is the same, and is not read; where they have
+ * the same L2 tables, as the disk and its snapshots do until something is written there, not even
+ * these are.  The rest is told as changed, or, with --exact, read and compared.
  */
 
 #include <errno.h>
@@ -86,11 +87,28 @@ compare_bytes (struct diff *d, const struct img_cursor side[2], const struct q_e
   return 0;
 }
 
+/* What both have by the same tables is the same, however much that is. */
+static void
+pass_tables (const struct diff *d, struct img_cursor side[2], uint64_t *known)
+{
+  const uint64_t at = side[0].at;
+  uint64_t len = side[0].end - at;
+  const bool same = q_same_tables (d->img[0], d->img[1], at, &len);
+
+  *known = at + len;
+  if (!same)
+    return;
+  img_cursor_jump (&side[0], len);
+  img_cursor_jump (&side[1], len);
+  img_progress_add (len);
+}
+
 static int
 compare (struct diff *d, uint64_t size)
 {
   char *buf = d->exact ? malloc (2 * (size_t)BUFFER) : NULL;
   struct img_cursor *side = calloc (2, sizeof *side);
+  uint64_t known = 0; /* up to there it is known whose tables are the same */
   q_pin_t pin = q_pin ();
   int r = side && (buf || !d->exact) ? 0 : -ENOMEM;
 
@@ -100,11 +118,16 @@ compare (struct diff *d, uint64_t size)
     const struct q_extent *e[2];
     uint64_t room[2], n;
 
+    if (side[0].at >= known) {
+      pass_tables (d, side, &known);
+      continue;
+    }
     for (unsigned i = 0; r == 0 && i < 2; i++)
       r = img_cursor_look (&side[i], &e[i], &room[i]);
     if (r < 0)
       break;
     n = room[0] < room[1] ? room[0] : room[1];
+    n = n < known - side[0].at ? n : known - side[0].at;
     if (!img_cursor_same (&side[0], e[0], &side[1], e[1])) {
       if (d->exact) {
         n = n < BUFFER ? n : BUFFER;

@@ -275,6 +275,53 @@ q_map (struct q_image *img, uint64_t offset, uint64_t len, struct q_extent *exte
   return (int)n;
 }
 
+/* ---- two images of one file -------------------------------------------------------------------
+ */
+
+static bool
+same_file (const struct q_file *a, const struct q_file *b)
+{
+  return a == b || (a && b && a->ino != 0 && a->dev == b->dev && a->ino == b->ino);
+}
+
+/* Whether A and B are the same file with the same below it, so that a table means the same in both.
+ */
+static bool
+same_layers (const struct q_image *a, const struct q_image *b)
+{
+  for (; a && b; a = a->backing, b = b->backing)
+    if (!a->stable || !b->stable || a->format != b->format || !same_file (a->file, b->file) ||
+        !same_file (a->data, b->data))
+      return false;
+  return !a && !b;
+}
+
+bool
+q_same_tables (const struct q_image *a, const struct q_image *b, uint64_t offset, uint64_t *len)
+{
+  const uint64_t end = q_min (q_min (q_size (a), q_size (b)), offset + *len);
+  const struct q_l1 *x = atomic_load (&a->l1), *y = atomic_load (&b->l1);
+  const unsigned shift = a->cluster_bits + a->l2_bits; /* what one table maps */
+  uint64_t at = offset;
+  bool same = false;
+
+  if (!x || !y || end <= offset || !same_layers (a, b))
+    return false;
+  for (uint64_t i = offset >> shift; at < end; at = q_min (++i << shift, end)) {
+    bool this = i < x->entries && i < y->entries &&
+                ((q_entry_get (x->table, (uint32_t)i) ^ q_entry_get (y->table, (uint32_t)i)) &
+                 Q_OFFSET_MASK) == 0;
+
+    if (at == offset)
+      same = this;
+    else if (same != this)
+      break;
+  }
+  if (same || at < end)
+    *len = at - offset;
+  return same;
+}
+
 int
 q_reads_zero (struct q_image *img, uint64_t offset, uint64_t len, unsigned flags)
 {
