@@ -43,18 +43,23 @@ def make():
         f.write(bytes(8))
 
 # Words; the images that it needs; the option that limits it, if there is one, to so many bytes a second that it takes
-# three seconds and more; whether it has -p; which images are to be sound whatever happens.
+# three seconds and more; which images are to be sound whatever happens.
 COMMANDS = {
-    "convert": (["-f", "qcow2", "-O", "qcow2", "base", "new"], "base", "--rate-limit=4M", True, "new"),
-    "commit": (["-f", "qcow2", "top"], "top base", "--rate-limit=4M", True, "top base"),
-    "rebase": (["-f", "qcow2", "-b", "other", "-F", "qcow2", "empty"], "empty base other", "--rate=4M", True, "empty"),
-    "recompress": (["--all", "base"], "base", "--rate-limit=4M", True, "base"),
-    "compact": (["holes"], "holes", "--rate-limit=8M", True, "holes"),
-    "compare": (["base", "leaky"], "base leaky", None, True, ""),
-    "check": (["-r", "leaks", "base"], "base", None, True, "base"),
-    "diff": (["--exact", "base", "other"], "base other", None, True, ""),
-    "amend": (["-o", "refcount_bits=64", "base"], "base", None, True, "base"),
+    "convert": (["-f", "qcow2", "-O", "qcow2", "base", "new"], "base", "--rate-limit=4M", "new"),
+    "commit": (["-f", "qcow2", "top"], "top base", "--rate-limit=4M", "top base"),
+    "rebase": (["-f", "qcow2", "-b", "other", "-F", "qcow2", "empty"], "empty base other", "--rate=4M", "empty"),
+    "recompress": (["--all", "base"], "base", "--rate-limit=4M", "base"),
+    "compact": (["holes"], "holes", "--rate-limit=8M", "holes"),
+    "dd": (["-f", "qcow2", "-O", "qcow2", "bs=64k", "if=base", "of=new"], "base", "--rate-limit=6M", "new"),
+    "resize": (["--preallocation=full", "base", "+24M"], "base", "--rate-limit=6M", "base"),
+    "bench": (["-w", "-c", "1000", "base"], "base", None, "base"),
+    "compare": (["base", "leaky"], "base leaky", None, ""),
+    "check": (["-r", "leaks", "base"], "base", None, "base"),
+    "diff": (["--exact", "base", "other"], "base other", None, ""),
+    "amend": (["-o", "refcount_bits=64", "base"], "base", None, "base"),
 }
+# How to make those long that cannot be limited.
+LONGER = {"bench": "--count=2000000000"}
 
 def fresh(files):
     for f in files.split():
@@ -99,31 +104,12 @@ def catches(p, *signals):
         caught = int(next(l for l in f if l.startswith("SigCgt:")).split()[1], 16)
     return all(caught >> (s - 1) & 1 for s in signals)
 
-make()
-for command, (words, files, limit, has_progress, check) in COMMANDS.items():
-    fresh(files)
-    p = subprocess.run([IMG, command, "-p", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
-    if p.returncode != 0 or "(100.00/100%)" not in p.stdout:
-        if not (command in ("diff", "compare") and p.returncode == 1 and "%)" in p.stdout):
-            fail(command, "-p:", p)
-    fresh(files)
-    shown, status = on_terminal([IMG, command, "-p", *words], "stdout")
-    if not re.search(r"% \[#*-*\]", shown):
-        fail(command, "-p on a terminal:", repr(shown))
-    if not limit:
-        continue
-    limited = [IMG, command, limit, *words]
-    fresh(files)
-    start = time.monotonic()
-    shown, status = on_terminal(limited, "stderr")
-    took = time.monotonic() - start
-    if status != 0 or took < 3:
-        fail(command, limit, "status", status, "after", took, "seconds")
-    if not re.search(r"% \[#*-*\]", shown):
-        fail(command, "shows no bar on its own:", repr(shown))
+def ends_by_signal(command, slow, words, files, check):
     for sig in signal.SIGINT, signal.SIGTERM:
         fresh(files)
-        p = subprocess.Popen([*limited[:2], "-q", *limited[2:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # Where there are two values for one option, the last one counts.
+        p = subprocess.Popen([IMG, command, *words[:-1], slow, words[-1], "-q"] if command in LONGER else
+                             [IMG, command, slow, "-q", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         until("it to listen to signals", lambda: catches(p, signal.SIGUSR1, sig))
         time.sleep(0.2)
         p.send_signal(signal.SIGUSR1)
@@ -141,6 +127,29 @@ for command, (words, files, limit, has_progress, check) in COMMANDS.items():
         if out or "interrupted" not in err:
             fail(command, "interrupted:", repr(out), repr(err))
         sound(command, check)
+
+make()
+for command, (words, files, limit, check) in COMMANDS.items():
+    fresh(files)
+    p = subprocess.run([IMG, command, "-p", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
+    if p.returncode != 0 or "(100.00/100%)" not in p.stdout:
+        if not (command in ("diff", "compare") and p.returncode == 1 and "%)" in p.stdout):
+            fail(command, "-p:", p)
+    fresh(files)
+    shown, status = on_terminal([IMG, command, "-p", *words], "stdout")
+    if not re.search(r"% \[#*-*\]", shown):
+        fail(command, "-p on a terminal:", repr(shown))
+    if limit:
+        fresh(files)
+        start = time.monotonic()
+        shown, status = on_terminal([IMG, command, limit, *words], "stderr")
+        took = time.monotonic() - start
+        if status != 0 or took < 3:
+            fail(command, limit, "status", status, "after", took, "seconds")
+        if not re.search(r"% \[#*-*\]", shown):
+            fail(command, "shows no bar on its own:", repr(shown))
+    if limit or command in LONGER:
+        ends_by_signal(command, limit or LONGER[command], words, files, check)
 print("%d commands" % len(COMMANDS))
 END_OF_PYTHON
 "$PYTHON" long.py

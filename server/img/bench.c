@@ -19,7 +19,7 @@
 struct bench {
   struct img_spec spec;
   uint64_t count, depth, offset, size, step, pattern, flush_interval;
-  bool write, drain, quiet;
+  bool write, drain, progress, quiet;
   struct q_image *img;
 
   pthread_mutex_t lock; /* of all below */
@@ -74,6 +74,8 @@ take_turn (struct bench *b, struct turn *turn)
 static void
 end_turn (struct bench *b, const struct turn *turn, int r)
 {
+  if (!turn->flush)
+    img_progress_add (1);
   pthread_mutex_lock (&b->lock);
   if (r < 0 && b->result == 0)
     b->result = r;
@@ -123,7 +125,7 @@ measure (struct bench *b)
 {
   pthread_t thread[MAX_DEPTH];
   uint64_t n = 0;
-  double start = now ();
+  double start = now (), took;
 
   b->next = b->offset;
   b->flush_due = b->flush_interval;
@@ -132,12 +134,15 @@ measure (struct bench *b)
   serve (b);
   for (uint64_t i = 0; i < n; i++)
     pthread_join (thread[i], NULL);
+  took = now () - start;
+  img_progress_end ();
   if (img_interrupted ())
-    return img_error ("interrupted");
+    return img_error ("%s: interrupted after %llu of %llu requests", b->spec.name,
+                      (unsigned long long)b->issued, (unsigned long long)b->count);
   if (b->result < 0)
     return img_error ("%s: a request failed: %s", b->spec.name, strerror (-b->result));
   if (!b->quiet)
-    printf ("Run completed in %3.3f seconds.\n", now () - start);
+    printf ("Run completed in %3.3f seconds.\n", took);
   return 0;
 }
 
@@ -173,6 +178,7 @@ bench (struct bench *b)
                         (unsigned long long)q_size (b->img));
   else {
     img_catch_signals ();
+    img_progress_begin (b->progress, b->quiet, b->count);
     status = measure (b);
   }
   return img_close (&b->img) ? status : 1;
@@ -220,6 +226,7 @@ run (int argc, char **argv)
                                            { "write", no_argument, NULL, 'w' },
                                            { "aio", required_argument, NULL, 'i' },
                                            { "native", no_argument, NULL, 'n' },
+                                           { "progress", no_argument, NULL, 'p' },
                                            { "quiet", no_argument, NULL, 'q' },
                                            { "pattern", required_argument, NULL, PATTERN },
                                            { "flush-interval", required_argument, NULL,
@@ -236,7 +243,7 @@ run (int argc, char **argv)
   bool ok = true;
   int status = 0, letter;
 
-  while (ok && (letter = img_getopt (&img_bench_command, argc, argv, ":f:t:c:d:o:s:S:wi:nqUh",
+  while (ok && (letter = img_getopt (&img_bench_command, argc, argv, ":f:t:c:d:o:s:S:wi:npqUh",
                                      options, &status)) != -1)
     switch (letter) {
     case 'f':
@@ -271,6 +278,9 @@ run (int argc, char **argv)
       break;
     case 'n':
       break; /* there is one way to do it */
+    case 'p':
+      b.progress = true;
+      break;
     case 'q':
       b.quiet = true;
       break;
@@ -304,7 +314,7 @@ const struct img_command img_bench_command = {
   .summary = "Measure how fast requests are served",
   .synopsis = "[-f FORMAT] [-t CACHE] [-c COUNT] [-d DEPTH] [-o OFFSET] [-s SIZE] [-S STEP]\n"
               "                         [-w [--pattern=BYTE] [--flush-interval=N [--no-drain]]] "
-              "[-i AIO] [-n] [-q] [-U] FILE",
+              "[-i AIO] [-n] [-p] [-q] [-U] FILE",
   .help = "  -f, --format=FORMAT      qcow2 or raw (default: what the file begins with)\n"
           "  -t, --cache=MODE         writeback (default), writethrough, none, directsync, unsafe\n"
           "  -c, --count=COUNT        requests (default 75000)\n"
@@ -317,5 +327,6 @@ const struct img_command img_bench_command = {
           "      --flush-interval=N   a flush after so many writes\n"
           "      --no-drain           which does not wait for those under way\n"
           "  -i, --aio=MODE, -n       accepted: threads do the work\n"
+          "  -p, --progress           show how far it is\n"
           "  -q, --quiet              only the exit status, and errors\n",
 };

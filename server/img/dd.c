@@ -17,8 +17,8 @@ struct copying {
   struct img_spec spec;
   const char *format; /* of the output */
   const char *output;
-  uint64_t block, count, skip;
-  bool has_count;
+  uint64_t block, count, skip, rate;
+  bool has_count, progress, quiet;
   struct q_image *in, *out;
   uint64_t from, len; /* of the input */
 };
@@ -88,6 +88,8 @@ set_operand (struct copying *c, const char *text)
 static int
 copy_extent (struct copying *c, const struct q_extent *e, uint64_t offset, char *buf)
 {
+  img_rate_pay (e->len);
+
   q_pin_t pin = q_pin ();
   int r = q_read_extent (e, 0, e->len, buf);
 
@@ -104,7 +106,7 @@ copy_piece (void *opaque, uint64_t offset, uint64_t len)
   char *buf = malloc (len);
   int r = buf ? 0 : -ENOMEM;
 
-  for (uint64_t done = 0; r == 0 && done < len && from + done < readable;) {
+  for (uint64_t done = 0; r == 0 && done < len && from + done < readable && !img_interrupted ();) {
     uint64_t room = readable - from - done < len - done ? readable - from - done : len - done;
     struct q_extent e;
     q_pin_t pin = q_pin ();
@@ -116,7 +118,7 @@ copy_piece (void *opaque, uint64_t offset, uint64_t len)
   }
   free (buf);
   img_progress_add (len);
-  return r;
+  return r == 0 && img_interrupted () ? -EINTR : r;
 }
 
 static bool
@@ -125,7 +127,8 @@ copy (struct copying *c)
   int r;
 
   img_catch_signals ();
-  img_progress_begin (false, false, c->len);
+  img_rate_limit (c->rate);
+  img_progress_begin (c->progress, c->quiet, c->len);
   r = img_for_pieces (c->len, PIECE, 0, copy_piece, c);
   img_progress_end ();
   if (r < 0)
@@ -186,18 +189,31 @@ run (int argc, char **argv)
 {
   static const struct option options[] = { { "format", required_argument, NULL, 'f' },
                                            { "output-format", required_argument, NULL, 'O' },
+                                           { "rate-limit", required_argument, NULL, 'r' },
+                                           { "progress", no_argument, NULL, 'p' },
+                                           { "quiet", no_argument, NULL, 'q' },
                                            IMG_IMAGE_OPTIONS,
                                            IMG_COMMON_OPTIONS };
   struct copying c = { .block = SECTOR };
   int status = 0, letter;
 
-  while ((letter = img_getopt (&img_dd_command, argc, argv, ":f:O:Uh", options, &status)) != -1)
+  while ((letter = img_getopt (&img_dd_command, argc, argv, ":f:O:r:pqUh", options, &status)) != -1)
     switch (letter) {
     case 'f':
       c.spec.format = optarg;
       break;
     case 'O':
       c.format = optarg;
+      break;
+    case 'r':
+      if (!img_parse_size ("--rate-limit", optarg, &c.rate))
+        return 1;
+      break;
+    case 'p':
+      c.progress = true;
+      break;
+    case 'q':
+      c.quiet = true;
       break;
     default:
       if (!img_image_option (&c.spec, letter, &status) || status)
@@ -215,10 +231,14 @@ const struct img_command img_dd_command = {
   .name = "dd",
   .run = run,
   .summary = "Copy a part of an image into a new one",
-  .synopsis = "[-f FORMAT] [-O FORMAT] [-U] [bs=SIZE] [count=BLOCKS] [skip=BLOCKS] if=INPUT "
+  .synopsis = "[-f FORMAT] [-O FORMAT] [-r RATE] [-p] [-q] [-U] [bs=SIZE] [count=BLOCKS] "
+              "[skip=BLOCKS] if=INPUT "
               "of=OUTPUT",
   .help = "  -f, --format=FORMAT          of the input (default: what it begins with)\n"
           "  -O, --output-format=FORMAT   raw (default) or qcow2\n"
+          "  -r, --rate-limit=RATE        bytes a second\n"
+          "  -p, --progress               show how far it is\n"
+          "  -q, --quiet                  show nothing but errors\n"
           "  -U, --force-share            also from an image that is being written\n"
           "  bs=SIZE        of a block (default 512)\n"
           "  count=BLOCKS   the part of the input that counts ends there\n"

@@ -9,29 +9,34 @@
 
 #include "img.h"
 
-/* Between two looks at whether somebody wants it to stop. */
-#define PIECE (64ull << 20)
+/* Between two looks at whether somebody wants it to stop; and if it is not to go fast anyway. */
+#define PIECE         (64ull << 20)
+#define LIMITED_PIECE (1ull << 20)
 
 struct resizing {
   struct img_spec spec;
   enum q_preallocation preallocation;
-  bool shrink, quiet;
+  uint64_t rate;
+  bool shrink, progress, quiet;
   int sign; /* of a size that is relative; 0: it is not */
   uint64_t size;
 };
 
 /* The size that the disk is to have. */
 static bool
-new_size (const struct resizing *z, uint64_t old, uint64_t *size)
+new_size (const struct resizing *z, const struct q_image *img, uint64_t *size)
 {
+  const uint64_t old = q_size (img);
+
   if (z->sign > 0 && z->size > INT64_MAX - old) {
-    img_error ("a disk of %llu bytes cannot grow by %llu", (unsigned long long)old,
-               (unsigned long long)z->size);
+    img_error ("%s: a disk of %llu bytes cannot grow by %llu", q_filename (img),
+               (unsigned long long)old, (unsigned long long)z->size);
     return false;
   }
   *size = z->sign > 0 ? old + z->size : z->sign < 0 ? (z->size < old ? old - z->size : 0) : z->size;
   if (*size == 0) {
-    img_error ("New image size must be positive");
+    img_error ("New image size must be positive: %s has %llu bytes", q_filename (img),
+               (unsigned long long)old);
     return false;
   }
   /* A disk is whole sectors. */
@@ -42,13 +47,16 @@ new_size (const struct resizing *z, uint64_t old, uint64_t *size)
 static int
 preallocate (const struct resizing *z, struct q_image *img, uint64_t from, uint64_t to)
 {
+  const uint64_t piece = z->rate ? LIMITED_PIECE : PIECE;
   int r = 0;
 
   img_catch_signals ();
-  img_progress_begin (false, z->quiet, to - from);
+  img_rate_limit (z->rate);
+  img_progress_begin (z->progress, z->quiet, to - from);
   for (uint64_t n; r == 0 && from < to; from += n) {
-    n = PIECE - from % PIECE;
+    n = piece - from % piece;
     n = n < to - from ? n : to - from;
+    img_rate_pay (n);
     r = img_interrupted () ? -EINTR : q_preallocate (img, from, n, z->preallocation);
     img_progress_add (n);
   }
@@ -66,17 +74,18 @@ resize_image (const struct resizing *z, struct q_image *img)
   struct q_error err;
   int r;
 
-  if (!new_size (z, old, &size))
+  if (!new_size (z, img, &size))
     return 1;
   if (size <= old && z->preallocation != Q_PREALLOC_OFF)
-    return img_error ("Preallocation can only be used for growing images");
+    return img_error ("Preallocation can only be used for growing images: %s has %llu bytes",
+                      q_filename (img), (unsigned long long)old);
   if (z->preallocation == Q_PREALLOC_METADATA && q_image_format (img) == Q_FORMAT_RAW)
     return img_error ("%s: preallocation mode 'metadata' is not possible for a raw disk",
                       q_filename (img));
   if (size < old && !z->shrink) {
-    img_error ("Use the --shrink option to perform a shrink operation: what is beyond %llu bytes "
-               "would be deleted",
-               (unsigned long long)size);
+    img_error ("Use the --shrink option to perform a shrink operation: what %s has beyond %llu "
+               "bytes would be deleted",
+               q_filename (img), (unsigned long long)size);
     return 1;
   }
   r = size < old ? q_shrink (img, size, &err) : q_resize (img, size, &err);
@@ -140,6 +149,8 @@ run (int argc, char **argv)
                                            { "shrink", no_argument, NULL, SHRINK },
                                            { "preallocation", required_argument, NULL,
                                              PREALLOCATION },
+                                           { "rate-limit", required_argument, NULL, 'r' },
+                                           { "progress", no_argument, NULL, 'p' },
                                            { "quiet", no_argument, NULL, 'q' },
                                            IMG_IMAGE_OPTIONS,
                                            IMG_COMMON_OPTIONS };
@@ -150,7 +161,8 @@ run (int argc, char **argv)
   /* As in qemu-img the size is the last argument: "-1G" is no option. */
   if (argc > 2 && strcmp (argv[argc - 1], "--help") != 0 && strcmp (argv[argc - 1], "-h") != 0)
     size = argv[--argc];
-  while ((letter = img_getopt (&img_resize_command, argc, argv, ":f:qUh", options, &status)) != -1)
+  while ((letter = img_getopt (&img_resize_command, argc, argv, ":f:r:pqUh", options, &status)) !=
+         -1)
     switch (letter) {
     case 'f':
       z.spec.format = optarg;
@@ -161,6 +173,13 @@ run (int argc, char **argv)
     case PREALLOCATION:
       if (!parse_preallocation (&z, optarg))
         return 1;
+      break;
+    case 'r':
+      if (!img_parse_size ("--rate-limit", optarg, &z.rate))
+        return 1;
+      break;
+    case 'p':
+      z.progress = true;
       break;
     case 'q':
       z.quiet = true;
@@ -181,9 +200,11 @@ const struct img_command img_resize_command = {
   .name = "resize",
   .run = run,
   .summary = "Make a disk larger or smaller",
-  .synopsis = "[-f FORMAT] [--preallocation=MODE] [--shrink] [-q] FILE [+|-]SIZE",
+  .synopsis = "[-f FORMAT] [--preallocation=MODE] [--shrink] [-r RATE] [-p] [-q] FILE [+|-]SIZE",
   .help = "  -f, --format=FORMAT         qcow2 or raw (default: what the file begins with)\n"
           "      --preallocation=MODE    of what is new: off (default), metadata, falloc, full\n"
           "      --shrink                allow making it smaller: what is cut off is lost\n"
+          "  -r, --rate-limit=RATE       bytes a second that are preallocated\n"
+          "  -p, --progress              show how far preallocating is\n"
           "  -q, --quiet                 say nothing but what is wrong\n",
 };
