@@ -62,6 +62,15 @@ for mode in leaks all all-external; do
     fi
     grep -q 'disk.qcow2.*data-file-policy=any' log || fail "check -r all without the data file: $(cat log)"
     lost || fail "check -r all without the data file wrote"
+    # Nor if it is not there at all.
+    mv elsewhere/disk.data elsewhere/away
+    if "$NBDCOW_IMG" check -q -r all --state-dir="$state" "${1#arg=}" disk.qcow2 2>log; then
+      fail "check -r all with a data file that is not there"
+    fi
+    grep -q 'disk.data.*No such file' log && grep -q 'is not in the image' log ||
+      fail "check -r all with a data file that is not there: $(cat log)"
+    mv elsewhere/away elsewhere/disk.data
+    lost || fail "check -r all with a data file that is not there wrote"
     ;;
   esac
   "$NBDCOW_IMG" check -q -r $mode --state-dir="$state" "${1#arg=}" disk.qcow2 2>log ||

@@ -101,6 +101,7 @@ static bool
 open_base (struct commit *c)
 {
   struct img_spec spec = { .name = c->base_path,
+                           .named_by = q_filename (c->layer[c->n - 1]),
                            .recorded = c->base_recorded,
                            .format = c->base_format,
                            .cache = c->spec.cache,

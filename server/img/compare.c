@@ -277,8 +277,10 @@ run (int argc, char **argv)
       c.quiet = true;
       break;
     default:
-      if (!img_image_option (&both, letter, &status) || status)
+      if (!img_image_option (&both, letter, &status))
         return status;
+      if (status)
+        return EXIT_NOT_OPENED;
     }
   if (argc - optind != 2)
     return img_error ("compare: two file names are needed, %d were given", argc - optind);

@@ -53,6 +53,10 @@ open_sources (struct conversion *c, const struct convert_options *o, char **name
     uint64_t size;
 
     spec.name = names[i];
+    if (!spec.image_opts && !o->target.image_opts && img_same_file (names[i], o->target.name)) {
+      img_error ("%s: cannot be copied to %s, which is the same file", names[i], o->target.name);
+      return false;
+    }
     c->source[i] = img_open_spec (&spec);
     if (!c->source[i])
       return false;

@@ -193,6 +193,10 @@ apply (const struct img_spec *spec, struct source *s)
   }
   if (spec->format && !img_parse_format (spec->format, &s->open.format))
     return false;
+  if (spec->writable && spec->force_share) {
+    img_error ("%s: -U is not possible: the image is written", spec->name);
+    return false;
+  }
   if (spec->untrusted) {
     s->open.backing = Q_BACKING_REFUSE;
     s->open.data_file_policy = Q_DATA_FILE_NONE;
@@ -364,7 +368,7 @@ resolve (const struct img_spec *spec)
  * takes the data file, if there is one. */
 #define SESSION_BIT (1ull << 63)
 
-/* 0 if there is nothing to be taken up, or it has been.  -ENOENT if the image cannot be looked at:
+/* 0 if there is nothing to be taken up, or it has been; also if the image cannot be looked at, for
  * whoever opens it says why. */
 static int
 finish_session (const struct source *s, const char *state_dir, bool *external, struct q_error *err)
@@ -383,8 +387,8 @@ finish_session (const struct source *s, const char *state_dir, bool *external, s
   o.read_only = true;
   o.lock = Q_LOCK_OFF;
   o.state_dir = NULL;
-  if (q_open (&img, s->filename, &o, err) < 0)
-    return -ENOENT;
+  if (q_open (&img, s->filename, &o, NULL) < 0)
+    return 0;
   q_get_info (img, &info);
   *external = info.data_file || o.data_file;
   q_close (&img, err);
@@ -411,7 +415,7 @@ img_finish_session (const struct img_spec *spec, const char *state_dir)
   if (!k)
     return false;
   r = finish_session (&k->source, state_dir, &external, &err);
-  if (r == 0 || r == -ENOENT || !external)
+  if (r == 0 || !external)
     return true; /* the caller's open says why */
   img_error ("%s", err.text);
   img_error ("%s: what a server that was killed may have left is not in the image", spec->name);
@@ -439,9 +443,7 @@ img_open_spec (const struct img_spec *spec)
   if (distrust)
     k->source.open.data_file_policy = Q_DATA_FILE_NONE;
   if (spec->writable && !spec->repair) { /* who repairs has seen to it, if it is wanted */
-    int found = finish_session (&k->source, "", &external, &err);
-
-    if (found < 0 && found != -ENOENT) {
+    if (finish_session (&k->source, "", &external, &err) < 0) {
       img_error ("%s", err.text);
       return NULL;
     }
@@ -452,11 +454,21 @@ img_open_spec (const struct img_spec *spec)
   if (k->source.ignore_flush)
     opts.opener = img_unsynced (opts.opener);
 
-  int r = q_open (&img, k->source.filename, &opts, &err);
+  int r = 0;
 
+  if (opts.snapshot && opts.format == Q_FORMAT_RAW) {
+    snprintf (err.text, sizeof err.text, "%s: a raw disk has no snapshot '%s'", k->source.filename,
+              opts.snapshot);
+    r = -ENOTSUP;
+  } else
+    r = q_open (&img, k->source.filename, &opts, &err);
   if (r < 0)
-    img_error ("%s%s", err.text,
-               r == -EPERM && distrust ? "; -f qcow2 does so as well: the format was guessed" : "");
+    img_error ("%s%s%s%s", spec->named_by ? spec->named_by : "",
+               spec->named_by ? ": its backing file: " : "", err.text,
+               r == -EPERM && distrust ? "; -f qcow2 does so as well: the format was guessed"
+               : r == -EAGAIN && !spec->writable ? ": -U"
+               : r == -ENOENT && spec->named_by  ? " ('rebase -u' records another one)"
+                                                 : "");
   k->img = img;
   return img;
 }
@@ -552,6 +564,7 @@ img_follow (struct q_image *img, const struct img_spec *top, struct img_spec *be
   }
   q_get_info (img, &info);
   *below = (struct img_spec){ .name = *path,
+                              .named_by = q_filename (img),
                               .recorded = recorded,
                               .format = info.backing_format,
                               .backing_mode = top->backing_mode,

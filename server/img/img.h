@@ -131,6 +131,7 @@ void img_pairs_free (struct img_pairs *pairs);
  * with its backing files, the format found out. */
 struct img_spec {
   const char *name;         /* a file, json:{...}, an NBD URI; with image_opts, KEY=VALUE,... */
+  const char *named_by;     /* the image that says NAME, for messages, or NULL */
   const char *format;       /* -f; NULL: as img_probe says */
   const char *cache;        /* -t, -T: a mode of qemu-img's; NULL: writeback.  unsafe: nothing is
                              * synced, so the caller's flushes are for the order alone */
@@ -221,8 +222,8 @@ int img_walk (const struct img_layers *l, uint64_t offset, uint64_t len, img_ext
 bool img_close (struct q_image **img);
 /* What opens IMG's backing file, as far as the words in TOP, about the chain that IMG is in, let it
  * be opened: *BELOW gets its name, which the caller frees and nobody takes for anything but a path
- * (recorded), its format, and those words; the rest is as in a new one.  -ENOENT if there is none;
- * other errors are reported. */
+ * (recorded), its format, those words, and IMG's name, until IMG is closed; the rest is as in a new
+ * one.  -ENOENT if there is none; other errors are reported. */
 int img_follow (struct q_image *img, const struct img_spec *top, struct img_spec *below,
                 char **path);
 /* False, and reported, if IMG was opened with another backing file than it records (or with none):

@@ -177,6 +177,7 @@ refuse (const struct recompression *c, uint64_t *end)
   bool raw;
 
   spec.writable = false;
+  spec.force_share = true; /* who opens it for writing minds the locks, and says so */
   img = img_open_spec (&spec);
   if (!img)
     return true;
@@ -194,7 +195,8 @@ refuse (const struct recompression *c, uint64_t *end)
   if (info.nb_snapshots) {
     img_error (
         "%s: has %u internal snapshots, which would keep the clusters as they are beside new "
-        "ones: delete them first, or convert the image",
+        "ones: delete them first (nbdcow-img snapshot -d), or compress the disk, and with "
+        "-l SNAPSHOT each snapshot, to an image of its own (nbdcow-img convert -c)",
         c->spec.name, info.nb_snapshots);
     return true;
   }

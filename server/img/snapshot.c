@@ -52,6 +52,7 @@ list (struct q_image *img)
 static int
 act (struct snapshotting *s, struct q_image *img)
 {
+  static const char hint[] = ": nbdcow-img snapshot -l lists them";
   char id[Q_SNAPSHOT_ID_SIZE];
   struct q_error err;
   int r;
@@ -62,11 +63,13 @@ act (struct snapshotting *s, struct q_image *img)
     return r < 0 ? img_error ("Could not create snapshot '%s': %s", s->name, err.text) : 0;
   case 'a':
     r = q_snapshot_apply (img, s->name, &err);
-    return r < 0 ? img_error ("Could not apply snapshot '%s': %s", s->name, err.text) : 0;
+    return r < 0 ? img_error ("Could not apply snapshot '%s': %s%s", s->name, err.text,
+                              r == -ENOENT ? hint : "")
+                 : 0;
   case 'd':
     r = q_snapshot_delete (img, s->name, &err);
-    return r == -ENOENT ? img_error ("Could not delete snapshot '%s': snapshot not found: %s",
-                                     s->name, err.text)
+    return r == -ENOENT ? img_error ("Could not delete snapshot '%s': snapshot not found: %s%s",
+                                     s->name, err.text, hint)
            : r < 0      ? img_error ("Could not delete snapshot '%s': %s", s->name, err.text)
                         : 0;
   default:

@@ -417,9 +417,10 @@ q_bitmap_begin (struct q_image *img, const struct q_bitmap_action *const *action
   if (r < 0)
     return q_fail (err, r, "%s: the image is read-only", img->filename);
   if (img->format != Q_FORMAT_QCOW2 || img->version < 3)
-    return q_fail (err, -ENOTSUP,
-                   "%s: only qcow2 images of version 3 (compat=1.1) have persistent bitmaps",
-                   img->filename);
+    return q_fail (
+        err, -ENOTSUP, "%s: only qcow2 images of version 3 (compat=1.1) have persistent bitmaps%s",
+        img->filename,
+        img->format == Q_FORMAT_QCOW2 ? ": nbdcow-img amend -o compat=v3 makes it one" : "");
   c = calloc (1, sizeof *c);
   if (c)
     c->step = calloc (n + 1ull, sizeof *c->step);

@@ -301,8 +301,11 @@ q_resize (struct q_image *img, uint64_t size, struct q_error *err)
   if (r < 0)
     return r;
   if (size < old)
-    return q_fail (err, -ENOTSUP, "%s: cannot be made smaller (from %llu to %llu bytes)",
-                   img->filename, ull (old), ull (size));
+    return q_fail (
+        err, -ENOTSUP,
+        "%s: cannot be made smaller (from %llu to %llu bytes) like this: nbdcow-img resize "
+        "--shrink does it",
+        img->filename, ull (old), ull (size));
   if (size == old)
     return 0;
   pthread_mutex_lock (&img->layout_lock);
