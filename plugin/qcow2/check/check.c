@@ -191,6 +191,32 @@ record_highest (struct q_image *img, uint64_t end, bool dry_run, struct q_error 
                : 0;
 }
 
+/* A table that lies where that of the snapshots is has this changed with it when it is mended, and
+ * then nobody could open the image any more: F, a rehearsal of the repair of REAL, has left it as
+ * it was. */
+static int
+snapshots_kept (const struct q_image *img, struct q_file *real, struct q_file *f,
+                struct q_error *err)
+{
+  const uint64_t bytes = img->nb_snapshots ? img->snapshots_bytes : 0;
+  uint8_t *was = malloc (2 * bytes + 1);
+  int r = was ? 0 : -ENOMEM;
+
+  if (r == 0)
+    r = q_file_pread (real, was, bytes, img->snapshots_offset);
+  if (r == 0)
+    r = q_file_pread (f, was + bytes, bytes, img->snapshots_offset);
+  if (r < 0)
+    q_fail (err, r, "%s: repairing: %s", img->filename, strerror (-r));
+  else if (memcmp (was, was + bytes, bytes) != 0)
+    r = q_fail (err, -EIO,
+                "%s: a repair would change the snapshot table, which another table lies upon: "
+                "nothing was written; copy what is readable to a new image",
+                img->filename);
+  free (was);
+  return r;
+}
+
 /* Mends what C found, in memory, checks what that leaves, and if that is no worse, writes it.
  * *RESULT becomes what is left. */
 static int
@@ -212,6 +238,8 @@ mend (struct q_check *c, const struct q_check_options *o, bool dirty, bool *wrot
   img->file = f;
   *wrote = true; /* the tables in memory are not those of the file any more, whatever happens */
   r = q_check_repair (c);
+  if (r == 0)
+    r = snapshots_kept (img, real, f, c->err);
   if (r == 0) {
     r = q_check_look (&again);
     q_check_close (&again);
