@@ -8,7 +8,7 @@ requires_file "${NBDCOW_IMG:-}" nbdcow-img
 requires qemu-img qemu-io
 in_memory 400
 
-# size FILE: the disk's, as QEMU sees it.
+# size FILE FORMAT: the disk's, as QEMU sees it.
 size ()
 {
   qemu-img info --output=json -f "$2" "$1" | sed -n 's/^    "virtual-size": \([0-9]*\),*/\1/p'
@@ -99,7 +99,7 @@ for size in 2M 512k; do
   qemu-io -f raw -c "read -P 5 0 1M" x.raw | grep -q "Pattern verification failed" && fail "the snapshot has changed"
   "$NBDCOW_IMG" snapshot -a x old.qcow2
   check_image old.qcow2
-  [ "$(qemu-img info -f qcow2 --output=json old.qcow2 | sed -n 's/.*"virtual-size": \([0-9]*\).*/\1/p' | head -n 1)" = 1048576 ] ||
+  [ "$(size old.qcow2 qcow2)" = 1048576 ] ||
     fail "going back did not take the size along"
 done
 
