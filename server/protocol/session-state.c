@@ -347,6 +347,22 @@ check_export (struct exports *set, const json_t *state, unsigned mode, const jso
   return r;
 }
 
+/* A reply that has begun, and is not made of pieces, has nothing else beside it. */
+static bool
+fit_together (const json_t *parked, bool simple)
+{
+  const json_t *rq;
+  size_t i;
+
+  json_array_foreach ((json_t *)parked, i, rq)
+  {
+    if (value (rq, "done") > 0 && (simple || (value (rq, "flags") & NBD_CMD_FLAG_DF)) &&
+        json_array_size (parked) > 1)
+      return false;
+  }
+  return true;
+}
+
 int
 saved_session_check (struct exports *set, json_t *state, uint8_t *bytes, size_t size,
                      struct saved_session *saved, struct q_error *err)
@@ -366,6 +382,7 @@ saved_session_check (struct exports *set, json_t *state, uint8_t *bytes, size_t 
       !number (state, "unsent", 0, MAX_BYTES) ||
       (uint64_t)value (state, "unread") + (uint64_t)value (state, "unsent") != size ||
       !json_is_array (parked) || json_array_size (parked) > 256 ||
+      !fit_together (parked, word (state, "mode", modes, 3) == MODE_SIMPLE) ||
       json_is_object (export) != (phase == 2) ||
       (phase != 2 && (!json_is_null (long_write) || json_array_size (parked) > 0)))
     return fail (err, -EPROTO, "a connection's state makes no sense");
@@ -483,7 +500,11 @@ session_restore (struct session *s, struct shard *shard, void (*notify) (struct 
   s->n_requests = (uint64_t)value (state, "requests");
   s->bytes_read = (uint64_t)value (state, "read");
   s->bytes_written = (uint64_t)value (state, "written");
-  session_send (s, saved->bytes + saved->unread, saved->unsent);
+  /* In pieces, lest it takes more memory than it did. */
+  for (size_t at = 0, n; at < saved->unsent; at += n) {
+    n = saved->unsent - at < LOW_PIECE ? saved->unsent - at : LOW_PIECE;
+    session_send (s, saved->bytes + saved->unread + at, n);
+  }
   if (phase == 2)
     return restore_transmission (s, state);
   if (phase == 1)
