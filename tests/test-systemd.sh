@@ -41,6 +41,8 @@ for unit in *.service *.socket; do
   fi
 done
 
+# The drop-in is for the time of an upgrade.
+rm -r nbdcow.service.d
 for unit in *.service; do
   case $unit in *@.*) continue ;; esac
   wanted=$(sed -n 's/.*--offline=true. gives \([0-9.]*\) on a scale.*/\1/p' "$unit")
