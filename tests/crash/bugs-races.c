@@ -335,6 +335,36 @@ test_late_punch (void)
   end_run (&run);
 }
 
+/* The same where compressed data is packed: the rest of a host cluster that is about to be punched
+ * is nobody's any more. */
+void
+test_late_punch_of_packed (void)
+{
+  static const struct workload image = { .name = "empty", SMALL_IMAGE };
+  struct guest g;
+  struct gate gate;
+  struct other o;
+  struct run run;
+
+  open_run (&run, &image);
+  guest_init (&g, &run, 0, 0, run.size);
+  guest_compress (&g, 0, 8 * 4096);
+  flush (&run);
+  guest_discard (&g, 0, 8 * 4096);
+  gate_close (&gate, &run, MEM_ZERO);
+  start_other (&o, &g, flush_twice);
+  gate_await (&gate);
+  for (uint64_t at = 16; at < 40; ++at)
+    guest_compress (&g, at * 4096, 4096);
+  gate_open (&gate);
+  pthread_join (o.id, NULL);
+  guest_read (&g, 0, run.size);
+  flush (&run);
+  check_image (&run);
+  guest_free (&g);
+  end_run (&run);
+}
+
 /* ---- cloud-hypervisor 8621: several queues over one image with a backing file -------------------
  */
 

@@ -29,6 +29,7 @@ static const struct {
   { "abort-after-eio", test_abort_after_eio },
   { "discard-uncovers-backing-file", test_uncovered_backing },
   { "late-punch-into-reused-cluster", test_late_punch },
+  { "late-punch-into-packed-cluster", test_late_punch_of_packed },
   { "several-queues-over-backing-file", test_queues_over_backing },
   { "failed-l2-relocation", test_failed_l2_relocation },
   { "failed-write-frees-nothing-live", test_failed_write },

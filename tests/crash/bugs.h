@@ -23,6 +23,7 @@ void test_discard_during_overwrite (void);
 void test_zeroes_beside_write (void);
 void test_status_while_changing (void);
 void test_late_punch (void);
+void test_late_punch_of_packed (void);
 void test_queues_over_backing (void);
 void test_abort_after_eio (void);
 void test_failed_l2_relocation (void);

@@ -276,7 +276,7 @@ without eviction-spares-the-dirty table/l2.c \
 
 # ---- compressed data -------------------------------------------------------------------------------
 
-first "crash -w pack" "crash -w pack-threads" "crash -w pack-snapshot" "faults -w pack"
+first "bugs late-punch-into-packed-cluster" "crash -w pack" "crash -w pack-threads" "crash -w pack-snapshot" "faults -w pack"
 
 without packed-counts-raised compress/pack.c \
   's/0, \+\+count\)/0, count ? count : ++count)/'

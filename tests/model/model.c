@@ -5,6 +5,7 @@
  *     model [-s SEED] [-n OPERATIONS] [-t THREADS] [-c] [-d] [-z] [-b] [-g] [-u] [-K] [-e
  * DIRECTORY]
  *           [-l L2_CACHE_BYTES] [-S STATE_DIR] [-k PASSWORD] [-R DATA_FILE] IMAGE
+ *     model [-s SEED] -m IMAGES DIRECTORY
  *
  * IMAGE is a qcow2 image, whose present contents become the model's, or those that the model has in
  * DIRECTORY, where it leaves what it has at the end.  With several threads each has a part of the
@@ -18,6 +19,9 @@
  * At the end everything is read back, closed, opened, and read again.  With -K the process kills
  * itself instead, with the image open: what it has acknowledged is for the next one to find
  * (without a state file, what it has flushed).
+ *
+ * With -m so many images are made in DIRECTORY, with options and work drawn from seeds that begin
+ * with SEED (which is $SEED unless it is given).
  */
 
 #include <dirent.h>
@@ -35,6 +39,8 @@
 #include "model.h"
 #include "schedule.h"
 
+uint64_t seed = 1;
+const char *tried;
 const char *path;
 struct q_open_options opts;
 struct q_image *img;
@@ -45,7 +51,6 @@ pthread_rwlock_t world;
 _Atomic unsigned long image_operations;
 
 static int raw = -1; /* the data file */
-static uint64_t seed = 1;
 static bool compress, with_bitmaps, with_layout;
 
 void
@@ -55,6 +60,8 @@ die (const char *fmt, ...)
 
   va_start (ap, fmt);
   fprintf (stderr, "model: seed %llu: ", (unsigned long long)seed);
+  if (tried)
+    fprintf (stderr, "%s: ", tried);
   vfprintf (stderr, fmt, ap);
   fprintf (stderr, "\n");
   va_end (ap);
@@ -503,27 +510,53 @@ init_world (void)
   pthread_rwlockattr_destroy (&attr);
 }
 
+void
+model_run (const struct run *run)
+{
+  compress = run->compress;
+  with_bitmaps = run->bitmaps;
+  with_layout = run->layout;
+  printf ("model: seed %llu, %lu operations, %lu threads\n", (unsigned long long)seed,
+          run->operations, run->threads);
+  if (run->raw) {
+    raw = open (run->raw, O_RDONLY | O_CLOEXEC);
+    if (raw == -1)
+      die ("%s: %s", run->raw, strerror (errno));
+  }
+  init_world ();
+  open_image ();
+  load (run->dir);
+  schedule_fuzz (run->threads > 1 ? seed : 0);
+  work_all ((unsigned)run->threads, run->operations, run->reopens);
+  schedule_fuzz (0);
+  if (run->killed)
+    end_killed (run->dir);
+  end_closed (run->dir);
+}
+
 int
 main (int argc, char **argv)
 {
-  unsigned long operations = 1000, threads = 1;
-  const char *dir = NULL;
+  struct run run = { .operations = 1000, .threads = 1 };
+  const char *from = getenv ("SEED");
+  unsigned long images = 0;
   struct q_secret key;
-  bool reopens = false, killed = false;
   int c;
 
   q_open_options_init (&opts);
   opts.discard = true;
-  while ((c = getopt (argc, argv, "s:n:t:l:S:R:k:e:cdzbguK")) != -1)
+  if (from)
+    seed = strtoull (from, NULL, 0);
+  while ((c = getopt (argc, argv, "s:n:t:l:S:R:k:e:m:cdzbguK")) != -1)
     switch (c) {
     case 's':
       seed = strtoull (optarg, NULL, 0);
       break;
     case 'n':
-      operations = strtoul (optarg, NULL, 0);
+      run.operations = strtoul (optarg, NULL, 0);
       break;
     case 't':
-      threads = strtoul (optarg, NULL, 0);
+      run.threads = strtoul (optarg, NULL, 0);
       break;
     case 'l':
       opts.l2_cache_size = opts.refcount_cache_size = strtoull (optarg, NULL, 0);
@@ -536,30 +569,31 @@ main (int argc, char **argv)
       opts.secret = &key;
       break;
     case 'R':
-      raw = open (optarg, O_RDONLY | O_CLOEXEC);
-      if (raw == -1)
-        die ("%s: %s", optarg, strerror (errno));
+      run.raw = optarg;
       break;
     case 'e':
-      dir = optarg;
+      run.dir = optarg;
+      break;
+    case 'm':
+      images = strtoul (optarg, NULL, 0);
       break;
     case 'c':
-      reopens = true;
+      run.reopens = true;
       break;
     case 'z':
-      compress = true;
+      run.compress = true;
       break;
     case 'b':
-      with_bitmaps = true;
+      run.bitmaps = true;
       break;
     case 'g':
-      with_layout = true;
+      run.layout = true;
       break;
     case 'u':
       opts.discard_no_unref = true;
       break;
     case 'K':
-      killed = true;
+      run.killed = true;
       break;
     case 'd':
       opts.cache = Q_CACHE_DIRECT;
@@ -567,19 +601,11 @@ main (int argc, char **argv)
     default:
       return 2;
     }
-  if (optind + 1 != argc || threads == 0 || (killed && !dir))
+  if (optind + 1 != argc || run.threads == 0 || (run.killed && !run.dir))
     return 2;
+  if (images > 0)
+    return seeds_run (argv[optind], images);
   path = argv[optind];
-  printf ("model: seed %llu, %lu operations, %lu threads\n", (unsigned long long)seed, operations,
-          threads);
-  init_world ();
-  open_image ();
-  load (dir);
-  schedule_fuzz (threads > 1 ? seed : 0);
-  work_all ((unsigned)threads, operations, reopens);
-  schedule_fuzz (0);
-  if (killed)
-    end_killed (dir);
-  end_closed (dir);
+  model_run (&run);
   return 0;
 }

@@ -6,6 +6,8 @@
  * It can be written to a directory and read from there, so that it goes on in another process after
  * the image was closed, or its process killed.
  *
+ * With -m it makes the images itself, many small ones (seeds.c).
+ *
  * Locks: whoever reads or writes the disk holds `world` for reading.  Who holds it for writing is
  * alone: for what changes all of the disk at once.
  */
@@ -21,7 +23,9 @@
 #define MAX_IO      (3u << 20)
 #define MAX_BITMAPS 8
 
-extern const char *path; /* of the image */
+extern uint64_t seed;
+extern const char *tried; /* what is being tried, for the message of a failure */
+extern const char *path;  /* of the image */
 extern struct q_open_options opts;
 extern struct q_image *img;
 extern uint8_t *model;      /* the disk; */
@@ -47,6 +51,20 @@ void *load_file (const char *dir, const char *name, uint64_t *size);
 void save_file (const char *dir, const char *name, const void *data, uint64_t size);
 /* Compares IMAGE's disk with DATA. */
 void compare_disk (struct q_image *image, const uint8_t *data, uint64_t size, const char *what);
+
+/* What is done to one image, from opening to the end. */
+struct run {
+  unsigned long operations, threads;
+  bool reopens, compress, bitmaps, layout, killed;
+  const char *dir; /* where the model is read from and written to, or NULL */
+  const char *raw; /* the raw data file, or NULL */
+};
+void model_run (const struct run *run);
+
+/* ---- seeds.c --------------------------------------------------------------------------------- */
+
+/* IMAGES images, from `seed` on, in DIR, which is made if it is not there.  The exit status. */
+int seeds_run (const char *dir, unsigned long images);
 
 /* ---- bitmaps.c ------------------------------------------------------------------------------- */
 
