@@ -278,11 +278,13 @@ good_write (const json_t *o, const struct export *x)
   return good_request (o, x, NBD_CMD_WRITE, NBD_CMD_FLAG_FUA, NBD_MAX_PAYLOAD);
 }
 
-/* Only what is answered in pieces can be under way, and without structured replies nothing is. */
+/* What the protocol has no pieces for is no longer than one reply. */
 static bool
 good_read (const json_t *o, const struct export *x, unsigned mode)
 {
-  return mode != MODE_SIMPLE && good_request (o, x, NBD_CMD_READ, NBD_CMD_FLAG_FUA, INT64_MAX);
+  bool in_pieces = mode != MODE_SIMPLE && !(value (o, "flags") & NBD_CMD_FLAG_DF);
+  return good_request (o, x, NBD_CMD_READ, NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_DF,
+                       in_pieces ? INT64_MAX : NBD_MAX_PAYLOAD);
 }
 
 /* Whether the client finds X, which is ours, as it has left STATE. */
