@@ -11,6 +11,7 @@
 
 #include "bugs.h"
 #include "schedule.h"
+#include "snaps.h"
 
 /* ---- a cluster freed before its L2 update reaches the disk ----------------------------------- */
 
@@ -247,10 +248,12 @@ test_device_shows_nothing_old (void)
  * take it along or leave it for the next one, but not half of it.  Needs probes. */
 
 static struct {
-  const char *place; /* NULL: it has happened */
+  const char *after; /* this place, if not NULL ... */
+  const char *place; /* ... this one; NULL: it has happened */
   struct guest *guest;
   unsigned what;
   pthread_t flusher;
+  bool fills, full; /* the disk, by then */
 } meanwhile;
 
 static void
@@ -276,12 +279,16 @@ at_place (const char *place)
 {
   struct other o;
 
-  if (!meanwhile.place || strcmp (place, meanwhile.place) != 0 ||
-      !pthread_equal (pthread_self (), meanwhile.flusher))
+  if (!meanwhile.place || !pthread_equal (pthread_self (), meanwhile.flusher))
+    return;
+  if (meanwhile.after && strcmp (place, meanwhile.after) == 0)
+    meanwhile.after = NULL;
+  if (meanwhile.after || strcmp (place, meanwhile.place) != 0)
     return;
   meanwhile.place = NULL;
   start_other (&o, meanwhile.guest, do_meanwhile);
   pthread_join (o.id, NULL);
+  meanwhile.full = meanwhile.fills;
 }
 
 static void
@@ -331,6 +338,89 @@ test_published_during_flush (void)
   for (size_t i = 0; schedule_has_probes () && i < sizeof places / sizeof places[0]; ++i)
     for (unsigned what = 0; what < 3; ++what)
       publish_during_flush (places[i], what);
+}
+
+/* ---- what is published while a snapshot is made durable ----------------------------------------
+ *
+ * The disk goes on before the storage has what the snapshot refers to.  What is changed by then is
+ * not the snapshot's, however a power cut ends it; and when the storage is full, there is no
+ * snapshot, and the disk has all of it.  Needs probes. */
+
+static int
+full_by_then (void *opaque, const struct mem_call *call, uint64_t *partial)
+{
+  (void)opaque;
+  (void)partial;
+  return meanwhile.full && call->kind == MEM_WRITE ? -ENOSPC : 0;
+}
+
+static void
+publish_during_snapshot (const char *place, unsigned what, bool fills)
+{
+  static const char over[] = "the snapshot's moment is over, it is not durable";
+  static const struct workload image = {
+    .name = "settling", .fill = 20, SMALL_IMAGE, .mix = { .snapshot = 1 }
+  };
+  struct states_options o = { .each = 8 };
+  struct states_counts n = { 0 };
+  struct mem_tap tap = { .before = full_by_then, .done = record_done };
+  struct recorder rec;
+  struct guest g;
+  struct run run;
+
+  open_run (&run, &image);
+  guest_init (&g, &run, 0, 0, run.size);
+  g.steps = false;
+  rec_init (&rec, run.top);
+  tap.opaque = &rec;
+  run.top->tap = &tap;
+  run.rec = &rec;
+  snaps_begin (run.snaps);
+  guest_write (&g, 0, 8 * 4096);
+  guest_write (&g, 40 * 4096, 4096);
+  meanwhile.guest = &g;
+  meanwhile.what = what;
+  meanwhile.flusher = pthread_self ();
+  meanwhile.after = over;
+  meanwhile.place = place ? place : over;
+  meanwhile.fills = fills;
+  run.storm = fills ? ENOSPC : 0;
+  schedule_watch (at_place);
+  snaps_make (&run);
+  schedule_watch (NULL);
+  check (!run.failure[0] && !meanwhile.place && run.snaps->s[0].there == !fills, "at '%s', %u: %s",
+         place ? place : over, what,
+         run.failure[0] ? run.failure : "it is not there, or should not be");
+  meanwhile.full = meanwhile.fills = false;
+  run.storm = 0;
+  guest_read (&g, 0, run.size);
+  if (what == 1)
+    flush (&run);
+  if (fills)
+    snaps_make (&run);
+  check (run.snaps->s[fills].there, "no snapshot");
+  do_meanwhile (&g);
+  flush (&run);
+  guest_read (&g, 0, run.size);
+  guest_free (&g);
+  check (workload_close (&run, NULL) == 0, "close failed");
+  run.top->tap = NULL;
+  check (!run.failure[0] && states_try (&run, &rec, &o, &n), "at '%s', %u: %s",
+         place ? place : over, what, run.failure);
+  rec_free (&rec);
+  workload_free (&run);
+}
+
+void
+test_published_during_snapshot (void)
+{
+  static const char *const places[] = { NULL, "before a sync", "all durable, limbo not told" };
+
+  for (unsigned what = 0; schedule_has_probes () && what < 3; ++what) {
+    for (size_t i = 0; i < sizeof places / sizeof places[0]; ++i)
+      publish_during_snapshot (places[i], what, false);
+    publish_during_snapshot (NULL, what, true);
+  }
 }
 
 /* ---- a refcount table that grows ---------------------------------------------------------------

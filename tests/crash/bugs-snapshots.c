@@ -4,7 +4,8 @@
  *
  * What was counted is saved when it changes, and once the memory for that is full it is taken back.
  * Here there is memory for a few tables alone, and while the one that makes the snapshot waits for
- * the storage another thread writes to all of them.
+ * the storage another thread writes to all of them.  The last times that it waits the snapshot's
+ * moment is over: what is written then is not the snapshot's.
  */
 
 #include <errno.h>
@@ -37,6 +38,7 @@ struct outrun {
   atomic_bool away;        /* it has been outrun */
   uint64_t changes, fails; /* from then on; the one for which there is no room, from 1 */
   int result;
+  uint8_t *last; /* the disk as it was before it was outrun for the last time */
 };
 
 static struct outrun *outrun;
@@ -123,6 +125,7 @@ run_away (struct outrun *o, struct guest *g)
       continue;
     }
     pthread_mutex_unlock (&o->lock);
+    check (q_pread (o->run->img, o->last, 0, o->run->size) == 0, "cannot read");
     write_everywhere (g);
     atomic_store (&o->away, true);
     pthread_mutex_lock (&o->lock);
@@ -137,9 +140,10 @@ run_away (struct outrun *o, struct guest *g)
   pthread_mutex_destroy (&o->lock);
 }
 
-/* What OPTS open shows the disk as it is; not a cluster is lost or wrongly counted. */
+/* What OPTS open shows the disk as it is; not a cluster is lost, nor wrongly counted unless LEAKS.
+ */
 static void
-look (struct run *run, const struct q_open_options *opts, const char *when)
+look (struct run *run, const struct q_open_options *opts, bool leaks, const char *when)
 {
   struct q_check_result result;
   struct q_error err;
@@ -150,31 +154,39 @@ look (struct run *run, const struct q_open_options *opts, const char *when)
   check (workload_compare (run->img, &run->live, &bad, &byte), "%s: byte %llu is %#x", when,
          (unsigned long long)bad, byte);
   check (q_check (run->img, 0, &result, NULL, NULL, &err) == 0, "%s: %s", when, err.text);
-  check (result.corruptions == 0 && result.leaks == 0, "%s: %llu corruptions, %llu clusters leaked",
-         when, (unsigned long long)result.corruptions, (unsigned long long)result.leaks);
+  check (result.corruptions == 0 && (leaks || result.leaks == 0),
+         "%s: %llu corruptions, %llu clusters leaked", when, (unsigned long long)result.corruptions,
+         (unsigned long long)result.leaks);
   q_close (&run->img, NULL);
 }
 
-/* The snapshot is the disk as it was when it was made: THEN. */
-static void
-look_at_snapshot (struct run *run, const struct q_open_options *opts, const uint8_t *then,
-                  const char *when)
+/* The snapshot is the disk as it was when it was made: at the end, or before it was outrun for the
+ * last time (true). */
+static bool
+look_at_snapshot (struct run *run, const struct q_open_options *opts, const uint8_t *end,
+                  const uint8_t *last, const char *when)
 {
   struct q_open_options show = *opts;
   uint8_t *data = xalloc (run->size);
   struct q_error err;
+  bool is_last;
 
   show.snapshot = "outrun";
   check (q_open (&run->img, "top", &show, &err) == 0, "%s: %s", when, err.text);
-  check (q_pread (run->img, data, 0, run->size) == 0 && memcmp (data, then, run->size) == 0,
-         "%s: the snapshot is not what the disk was", when);
+  check (q_pread (run->img, data, 0, run->size) == 0, "%s: cannot read", when);
+  is_last = memcmp (data, last, run->size) == 0;
+  check (is_last || memcmp (data, end, run->size) == 0, "%s: the snapshot is not what the disk was",
+         when);
   q_close (&run->img, NULL);
   free (data);
+  return is_last;
 }
 
-/* Outrun at sync AT, and no room for change FAILS after that; false if it does not come to that. */
+/* Outrun at sync AT, and no room for change FAILS after that; false if it does not come to that.
+ * *LATE: when the snapshot's moment was over.  LEAKS: some are tolerated until it is opened for
+ * writing. */
 static bool
-outrun_at (unsigned at, uint64_t fails)
+outrun_at (unsigned at, uint64_t fails, bool leaks, bool *late)
 {
   struct outrun o = { .at = at, .fails = fails };
   struct q_open_options show;
@@ -182,7 +194,7 @@ outrun_at (unsigned at, uint64_t fails)
   struct guest g;
   struct run run;
   char when[80];
-  uint8_t *then;
+  uint8_t *end;
 
   snprintf (when, sizeof when, "outrun at sync %u, then no room for change %llu", at,
             (unsigned long long)fails);
@@ -196,6 +208,7 @@ outrun_at (unsigned at, uint64_t fails)
   guest_write (&g, 0, run.size);
   flush (&run);
   o.run = &run;
+  o.last = xalloc (run.size);
   run_away (&o, &g);
   check (!run.failure[0], "%s: %s", when, run.failure);
   check (!schedule_has_probes () || atomic_load (&taken_back) >= 32 - SAVED,
@@ -203,8 +216,8 @@ outrun_at (unsigned at, uint64_t fails)
          SAVED);
   check (o.result == 0 || (fails && o.result == -ENOSPC), "%s: %s", when, strerror (-o.result));
   check (!q_read_only (run.img), "%s: and the image is read-only", when);
-  then = xalloc (run.size);
-  check (q_pread (run.img, then, 0, run.size) == 0, "%s: cannot read", when);
+  end = xalloc (run.size);
+  check (q_pread (run.img, end, 0, run.size) == 0, "%s: cannot read", when);
   guest_write (&g, 5000, 5000);
   guest_read (&g, 0, run.size);
   check (!run.failure[0], "%s: %s", when, run.failure);
@@ -212,10 +225,16 @@ outrun_at (unsigned at, uint64_t fails)
 
   show = run.opts;
   show.read_only = true;
-  look (&run, &show, when);
+  look (&run, &show, leaks && o.result < 0, when);
   if (o.result == 0)
-    look_at_snapshot (&run, &show, then, when);
-  free (then);
+    *late = look_at_snapshot (&run, &show, end, o.last, when);
+  if (leaks) {
+    check (q_open (&run.img, "top", &run.opts, &err) == 0, "%s: %s", when, err.text);
+    check (q_close (&run.img, &err) == 0, "%s: %s", when, err.text);
+    look (&run, &show, false, when);
+  }
+  free (end);
+  free (o.last);
   guest_free (&g);
   workload_free (&run);
   return fails ? o.changes >= fails : o.syncs >= at;
@@ -224,14 +243,24 @@ outrun_at (unsigned at, uint64_t fails)
 void
 test_snapshot_outrun (void)
 {
-  unsigned at = 1;
-  uint64_t fails = 1;
+  unsigned at = 1, n_late = 0;
+  bool late = false;
 
-  while (outrun_at (at, 0))
-    ++at;
-  check (at > 3, "the disk is outrun at %u places, should be at 3 or more", at - 1);
-  while (outrun_at (1, fails))
-    ++fails;
-  check (fails > 3, "there is no room at %llu places, should be at 3 or more",
-         (unsigned long long)fails - 1);
+  for (; outrun_at (at, 0, false, &late); ++at) {
+    check (late || n_late == 0, "at sync %u the snapshot's moment is to come again", at);
+    n_late += late;
+  }
+  check (at - n_late > 3,
+         "the disk is outrun at %u places before the snapshot's moment, should be "
+         "at 3 or more",
+         at - n_late - 1);
+  check (n_late > 0, "the disk is not outrun after the snapshot's moment");
+  for (unsigned i = 0; i < 2; ++i) {
+    uint64_t fails = 1;
+
+    while (outrun_at (i == 0 ? 1 : at - n_late, fails, i > 0, &late))
+      ++fails;
+    check (fails > 3, "there is no room at %llu places, should be at 3 or more",
+           (unsigned long long)fails - 1);
+  }
 }

@@ -38,6 +38,7 @@ void test_flush_of_counts_keeps_state (void);
 void test_refcount_table_grows (void);
 void test_device_shows_nothing_old (void);
 void test_published_during_flush (void);
+void test_published_during_snapshot (void);
 void test_state_of_another_session (void);
 void test_halves_of_an_entry (void);
 void test_data_is_not_copied (void);

@@ -227,7 +227,7 @@ without sync-before-references disk/flush.c \
 without sync-after-references disk/flush.c \
   's/(r = q_state_write_sequence \(img\);\s*if \(r == 0 && \w+\))\s*r = sync_file \(img, round\);/$1 round->wrote = false;/'
 without sync-of-data-alone disk/flush.c \
-  's/return sync_files \(img, &round\);/return 0;/'
+  's/return sync_files \(img, round\);/return 0;/'
 without sync-of-added-header header/header.c \
   's/(r = q_file_pwrite \(img->file, tail, [^;]*;)\s*if \(r == 0\)\s*r = sync_header \(img\);/$1/'
 without sync-of-moved-name header/header.c \
@@ -244,7 +244,9 @@ without fresh-reftable-before-header disk/flush.c \
 without old-tables-stay-referenced disk/flush.c \
   's/: \(kind == Q_TABLE_L2 \? PHASE_REFERENCES : PHASE_COUNTS\)/: PHASE_COUNTS/'
 without fresh-only-once disk/flush.c \
-  's/p->table->fresh = false;/(void) p;/'
+  's/p->table->fresh = 0;/(void) p;/; s/atomic_compare_exchange_strong \(&p->table->fresh, &place, 0\);/(void) place;/'
+without fresh-while-not-moved disk/flush.c \
+  's/atomic_compare_exchange_strong \(&p->table->fresh, &place, 0\);/(void) place; p->table->fresh = 0;/'
 without references-copied-first disk/flush.c \
   's/(l1 = atomic_load \(&img->l1\);\s*if \(atomic_load \(&l1->table->listed\)\)\s*r = copy_listed \(round, l1->table, PHASE_REFERENCES\);)/list = take_dirty_list (img); q_alloc_lock (img); r = copy_counts (img, round, &list); q_alloc_unlock (img); put_back (img, list); Q_PROBE ("L2 copied"); $1/; s/r = copy_counts \(img, round, &list\);\s*q_alloc_unlock \(img\);\s*\}\s*put_back/q_alloc_unlock (img); } put_back/'
 
@@ -343,7 +345,7 @@ without snapshot-takes-back-what-it-counted snapshot/snapshot-make.c \
 without snapshot-sets-flags-of-what-it-took-back snapshot/snapshot-make.c \
   's/else if \(m->stopped \|\| m->c->state\[i\] == TAKEN_BACK\)/else if (m->stopped)/'
 without snapshot-is-of-one-moment snapshot/snapshot-make.c \
-  's/r = q_flush_round \(m->img\);/r = 0;/'
+  's/int r = q_flush_write \(img, m->round\);/int r = 0;/'
 without snapshot-table-before-header snapshot/snapshot.c \
   's/r = q_file_sync \(img->file\);\s*if \(r < 0\)\s*return q_stick \(img, r, "syncing the snapshot table failed"\);//'
 without snapshot-unlisted-first snapshot/snapshot-drop.c \

@@ -48,8 +48,8 @@ read_disk (struct run *run)
   return NULL;
 }
 
-static void
-make (struct run *run)
+void
+snaps_make (struct run *run)
 {
   struct snap *s;
   struct q_error err;
@@ -149,7 +149,7 @@ snaps_operate (struct guest *g)
   at = (unsigned)random_below (&g->random, n);
   pthread_mutex_unlock (&run->lock);
   if (n == 0 || pick < 3)
-    make (run);
+    snaps_make (run);
   else if (pick < 6 || run->w->threads > 1) {
     if (g->from == 0) /* one thread deletes: what another has chosen is still there */
       drop (run, there[at]);

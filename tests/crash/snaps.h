@@ -29,8 +29,9 @@ struct snaps {
 };
 
 void snaps_free (struct snaps *s);
-/* One operation at random. */
+/* One operation at random; making one. */
 void snaps_operate (struct guest *g);
+void snaps_make (struct run *run);
 /* The recording that follows begins with those that there are now. */
 void snaps_begin (struct snaps *s);
 /* Before a recording is gone through, and for each mark in it that is one of ours. */

@@ -47,8 +47,9 @@ struct piece {
   uint8_t data[];
 };
 
-struct round {
+struct q_flush_round {
   struct piece *list[PHASES];
+  bool plain;          /* no metadata was dirty */
   bool reftable_moved; /* the header must be pointed to ... */
   uint64_t reftable_offset;
   uint32_t reftable_clusters; /* ... this one */
@@ -83,7 +84,7 @@ copy_blocks (struct q_table *t, uint32_t first, uint32_t count)
 
 /* Clears T's dirty marks and copies the blocks that had one to PHASE. */
 static int
-copy_table (struct round *round, struct q_table *t, enum phase phase)
+copy_table (struct q_flush_round *round, struct q_table *t, enum phase phase)
 {
   uint32_t blocks = (uint32_t)q_div_up (t->bytes, 1u << t->block_bits);
   uint64_t changes = t->slot ? atomic_load (&t->slot->changed) : 0;
@@ -117,7 +118,7 @@ copy_table (struct round *round, struct q_table *t, enum phase phase)
 
 /* Takes T off the dirty list (it is off already in fact) and copies it. */
 static int
-copy_listed (struct round *round, struct q_table *t, enum phase phase)
+copy_listed (struct q_flush_round *round, struct q_table *t, enum phase phase)
 {
   int r;
 
@@ -142,7 +143,8 @@ take_dirty_list (struct q_image *img)
 
 /* Copies the tables on LIST that are of KIND and leaves the others on it. */
 static int
-copy_kind (struct q_image *img, struct round *round, struct q_table **list, enum q_table_kind kind)
+copy_kind (struct q_image *img, struct q_flush_round *round, struct q_table **list,
+           enum q_table_kind kind)
 {
   struct q_table **p = list, *t;
   int r = 0;
@@ -179,7 +181,7 @@ put_back (struct q_image *img, struct q_table *list)
 
 /* Copies the counts.  alloc_lock held: counts change under it. */
 static int
-copy_counts (struct q_image *img, struct round *round, struct q_table **list)
+copy_counts (struct q_image *img, struct q_flush_round *round, struct q_table **list)
 {
   int r = copy_kind (img, round, list, Q_TABLE_REFBLOCK);
 
@@ -193,7 +195,7 @@ copy_counts (struct q_image *img, struct round *round, struct q_table **list)
 }
 
 static int
-copy_all (struct q_image *img, struct round *round)
+copy_all (struct q_image *img, struct q_flush_round *round)
 {
   struct q_l1 *l1;
   struct q_table *list;
@@ -231,7 +233,7 @@ copy_all (struct q_image *img, struct round *round)
 /* ---- writing -------------------------------------------------------------------------------- */
 
 static int
-write_phase (struct q_image *img, struct round *round, enum phase phase)
+write_phase (struct q_image *img, struct q_flush_round *round, enum phase phase)
 {
   int r = 0;
 
@@ -243,7 +245,7 @@ write_phase (struct q_image *img, struct round *round, enum phase phase)
 }
 
 static int
-sync_file (struct q_image *img, struct round *round)
+sync_file (struct q_image *img, struct q_flush_round *round)
 {
   int r;
 
@@ -259,7 +261,7 @@ sync_file (struct q_image *img, struct round *round)
 
 /* Data that has a file of its own. */
 static int
-sync_data (struct q_image *img, struct round *round)
+sync_data (struct q_image *img, struct q_flush_round *round)
 {
   int r;
 
@@ -274,7 +276,7 @@ sync_data (struct q_image *img, struct round *round)
 }
 
 static int
-sync_files (struct q_image *img, struct round *round)
+sync_files (struct q_image *img, struct q_flush_round *round)
 {
   int r = round->wrote_data ? sync_data (img, round) : 0;
 
@@ -285,14 +287,19 @@ sync_files (struct q_image *img, struct round *round)
  * them again: from now on they are tables like others.  This must not wait for the end of the
  * round, which may fail after something on disk points to them. */
 static void
-no_longer_fresh (struct round *round, enum phase phase)
+no_longer_fresh (struct q_flush_round *round, enum phase phase)
 {
   for (struct piece *p = round->list[phase]; p; p = p->next)
-    p->table->fresh = false;
+    if (p->table->kind == Q_TABLE_L2) {
+      uint64_t place = p->host - p->offset;
+
+      atomic_compare_exchange_strong (&p->table->fresh, &place, 0); /* or it has been moved */
+    } else
+      p->table->fresh = 0;
 }
 
 static int
-write_all (struct q_image *img, struct round *round)
+write_all (struct q_image *img, struct q_flush_round *round)
 {
   bool numbered;
   int r = 0;
@@ -340,7 +347,7 @@ write_all (struct q_image *img, struct round *round)
 
 /* All of it is on disk. */
 static void
-settle (struct q_image *img, struct round *round)
+settle (struct q_image *img, struct q_flush_round *round)
 {
   Q_PROBE ("all durable, limbo not told");
   q_alloc_lock (img);
@@ -351,7 +358,7 @@ settle (struct q_image *img, struct round *round)
 }
 
 static void
-end_round (struct round *round, bool again)
+end_round (struct q_flush_round *round, bool again)
 {
   for (int i = 0; i < PHASES; ++i) {
     struct piece *p;
@@ -373,7 +380,7 @@ end_round (struct round *round, bool again)
 static int
 write_lowered_counts (struct q_image *img)
 {
-  struct round round = { 0 };
+  struct q_flush_round round = { 0 };
   struct q_table *list, **p, *t, *skipped = NULL;
   int r;
 
@@ -415,33 +422,42 @@ has_dirty_metadata (struct q_image *img)
          atomic_load (&img->limbo.clusters) > 0 || q_highest_offset (img) != img->highest_recorded;
 }
 
-int
-q_flush_round (struct q_image *img)
+static int
+copy_round (struct q_image *img, struct q_flush_round *round)
 {
-  int r = atomic_load (&img->sticky);
-  struct round round = { 0 };
   bool data;
 
-  if (r < 0)
-    return r;
   ++img->flush_rounds;
   data = atomic_exchange (&img->needs_sync, false);
-  round.wrote = atomic_exchange (&img->file_needs_sync, false);
+  round->wrote = atomic_exchange (&img->file_needs_sync, false);
   if (has_data_file (img))
-    round.wrote_data = data;
+    round->wrote_data = data;
   else
-    round.wrote |= data;
-  if (img->format != Q_FORMAT_QCOW2 || !has_dirty_metadata (img)) {
-    if (atomic_load (&img->dropped.clusters) > 0)
-      q_limbo_release (img);
-    return sync_files (img, &round);
-  }
+    round->wrote |= data;
+  round->plain = img->format != Q_FORMAT_QCOW2 || !has_dirty_metadata (img);
+  if (round->plain)
+    return 0;
   ++img->metadata_rounds;
-  r = copy_all (img, &round);
+  return copy_all (img, round);
+}
+
+static int
+write_round (struct q_image *img, struct q_flush_round *round)
+{
+  if (!round->plain)
+    return write_all (img, round);
+  if (atomic_load (&img->dropped.clusters) > 0)
+    q_limbo_release (img);
+  return sync_files (img, round);
+}
+
+static int
+finish_round (struct q_image *img, struct q_flush_round *round, int r)
+{
+  if (round->plain)
+    return r;
   if (r == 0)
-    r = write_all (img, &round);
-  if (r == 0)
-    settle (img, &round);
+    settle (img, round);
   else {
     q_note_data_written (img);
     atomic_store (&img->file_needs_sync, true);
@@ -451,13 +467,55 @@ q_flush_round (struct q_image *img)
     img->limbo.n_marked = img->limbo.n_durable;
     q_alloc_unlock (img);
   }
-  end_round (&round, r < 0);
+  end_round (round, r < 0);
   q_refcount_free_old (img);
   if (r == 0) {
     r = q_limbo_release (img);
     if (r == 0)
       r = write_lowered_counts (img);
   }
+  return r;
+}
+
+int
+q_flush_round (struct q_image *img)
+{
+  struct q_flush_round round = { 0 };
+  int r = atomic_load (&img->sticky);
+
+  if (r < 0)
+    return r;
+  r = copy_round (img, &round);
+  if (r == 0)
+    r = write_round (img, &round);
+  return finish_round (img, &round, r);
+}
+
+int
+q_flush_copy (struct q_image *img, struct q_flush_round **round)
+{
+  int r = atomic_load (&img->sticky);
+
+  *round = NULL;
+  if (r < 0)
+    return r;
+  *round = calloc (1, sizeof **round);
+  return *round ? copy_round (img, *round) : -ENOMEM;
+}
+
+int
+q_flush_write (struct q_image *img, struct q_flush_round *round)
+{
+  return write_round (img, round);
+}
+
+int
+q_flush_end (struct q_image *img, struct q_flush_round *round, int r)
+{
+  if (!round)
+    return r;
+  r = finish_round (img, round, r);
+  free (round);
   return r;
 }
 

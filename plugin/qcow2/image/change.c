@@ -153,9 +153,27 @@ go_on (struct changing *t)
 {
   for (unsigned i = t->n; i-- > 0;)
     q_gate_open (t->part[i].img);
+}
+
+static void
+let_flush_go (struct changing *t)
+{
   for (unsigned i = t->n; i-- > 0;)
     if (t->part[i].snapshot)
       q_flush_let_go (t->part[i].img);
+}
+
+static int
+settle_snapshots (struct changing *t, bool stopped, struct q_error *err)
+{
+  int r = 0;
+
+  for (unsigned i = 0; i < t->n; ++i)
+    if (t->part[i].making) {
+      int r2 = q_snapshot_settle (t->part[i].making, stopped, r < 0 ? NULL : err);
+      r = r < 0 ? r : r2;
+    }
+  return r;
 }
 
 static int
@@ -178,19 +196,26 @@ now_ns (void)
   return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* *DONE: the instant has been, and bitmaps have changed. */
+/* All that is changed at the instant has to be on disk before the disk goes on, or none of it could
+ * be taken back; but a snapshot alone was either made at its instant or not at all, and need not
+ * keep anybody waiting for the storage.  *DONE: the instant has been, and bitmaps have changed. */
 static int
 take_effect (struct changing *t, bool *done, struct q_error *err)
 {
   bool alone = t->n_snapshots == 1 && !t->bitmaps;
   uint64_t start, paused;
-  int r = 0;
+  int r = 0, r2;
 
   stop (t);
   start = now_ns ();
   for (unsigned i = 0; r == 0 && i < t->n; ++i)
     if (t->part[i].making)
       r = q_snapshot_stop (t->part[i].making, err);
+  if (!alone) {
+    r2 = settle_snapshots (t, true,
+                           r < 0 ? NULL : err); /* what has stood still, also if others failed */
+    r = r < 0 ? r : r2;
+  }
   if (r == 0 && !alone)
     r = write_snapshots (t, err);
   *done = r == 0;
@@ -199,6 +224,9 @@ take_effect (struct changing *t, bool *done, struct q_error *err)
       q_bitmap_commit (t->part[i].bitmaps);
   go_on (t);
   paused = now_ns () - start;
+  if (r == 0 && alone)
+    r = settle_snapshots (t, false, err);
+  let_flush_go (t);
   if (r == 0 && alone)
     r = write_snapshots (t, err);
   for (unsigned i = 0; r == 0 && i < t->n; ++i)

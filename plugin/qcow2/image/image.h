@@ -45,8 +45,8 @@ struct q_table {
   _Atomic uint32_t users;  /* plans and flushes that hold it: not evictable while above 0 */
   _Atomic bool referenced; /* the clock's second chance */
   _Atomic bool listed;     /* on the image's dirty list */
-  bool fresh;              /* nothing durable on disk points to it yet, so its contents may be
-                            * written at any time */
+  _Atomic uint64_t fresh;  /* its place, while nothing durable on disk points there yet, so that its
+                            * contents may be written at any time; or 0 */
   struct q_table *dirty_next;
   struct q_table *prev, *next; /* the cache's clock ring */
   struct q_state *state;       /* state.h: where its memory is, or NULL for the heap */
@@ -553,14 +553,16 @@ int q_snapshots_record_sizes (struct q_image *img, struct q_error *err);
 
 /* Making a snapshot in steps (change.c), with the layout lock held all the while: begin counts what
  * it refers to while the disk is in use; stop counts the rest, with the flush held and the gate
- * closed, and then the disk as it is at this moment is the snapshot's; write, with the readers
- * locked, makes it one, from when on a crash leaves it there.  End: when the gate is open again and
+ * closed, and then the disk as it is at this moment is the snapshot's; settle, with the flush still
+ * held and the gate closed or open again, makes that durable; write, with the readers locked, makes
+ * it a snapshot, from when on a crash leaves it there.  End: when the gate is open again and
  * nothing is held but the layout lock; undoes whatever was done unless KEEP; frees.  A failure of
  * one step leaves end to be called.  ID is set by begin. */
 struct q_making;
 int q_snapshot_begin (struct q_image *img, const char *name, char id[Q_SNAPSHOT_ID_SIZE],
                       struct q_making **making, struct q_error *err);
 int q_snapshot_stop (struct q_making *m, struct q_error *err);
+int q_snapshot_settle (struct q_making *m, bool stopped, struct q_error *err);
 int q_snapshot_write (struct q_making *m, struct q_error *err);
 void q_snapshot_end (struct q_making *m, bool keep);
 
@@ -595,6 +597,8 @@ int q_tree_read (struct q_image *img, uint64_t host, uint8_t *l2);
 int q_tree_lower_all (struct q_image *img, const uint64_t *entry, uint32_t entries);
 /* Sets the COPIED flags for the active L1 entry INDEX and all below it where the counts say so. */
 int q_tree_set_copied (struct q_image *img, uint64_t index);
+/* Some counts are too high and stay so: the dirty bit will not be cleared. */
+void q_tree_leak (struct q_image *img);
 /* The end of a change of counts that was made under the dirty bit: all of it is made durable, and
  * the bit cleared, unless something was leaked. */
 void q_tree_settle (struct q_image *img);
@@ -772,10 +776,17 @@ void q_pack_close (struct q_image *img);
 /* ---- flush.c --------------------------------------------------------------------------------- */
 
 /* For those who must have the metadata still (resize.c): while held, nobody flushes but the caller,
- * by q_flush_round. */
+ * by q_flush_round, or by its three steps: copy what is dirty to *ROUND, which may need a moment in
+ * which nothing changes; write it, and make it durable; end, always, with what those two have
+ * returned: after a failure all of it is dirty again, so that what was copied must not be shared by
+ * then.  An L2 table may be given another place after the first step. */
+struct q_flush_round;
 void q_flush_hold (struct q_image *img);
 void q_flush_let_go (struct q_image *img);
 int q_flush_round (struct q_image *img);
+int q_flush_copy (struct q_image *img, struct q_flush_round **round);
+int q_flush_write (struct q_image *img, struct q_flush_round *round);
+int q_flush_end (struct q_image *img, struct q_flush_round *round, int r);
 /* After -ENOSPC, holding nothing: true if a flush let go of clusters that may do for another try.
  */
 bool q_flush_frees_space (struct q_image *img);

@@ -10,12 +10,14 @@
  * a table after that saves what was counted first (q_counting_save), or, where as much is saved as
  * may be, takes the counting back; such tables are counted again while the disk is in use, until
  * few are left.  Then the gate is closed, and what is left is what changed since: tables that
- * differ from what was counted are counted again, L2 tables themselves are counted, all of it is
- * flushed, and the L1 table is copied.  How long that takes depends on how many tables were written
- * in the time of one such pass, not on the size of the disk but for one count an L2 table, and on
- * how long the storage takes to sync what was written since the flush before.  That is the moment
- * of the snapshot, between two writes; the gate opens.  Last the copy and a new snapshot table are
- * written, and one write to the header makes the snapshot.
+ * differ from what was counted are counted again, L2 tables themselves are counted, and the L1
+ * table and all that is dirty of the metadata are copied.  How long that takes depends on how many
+ * tables were written in the time of one such pass, and not on the size of the disk, but for one
+ * count an L2 table, nor on the storage.  That is the moment of the snapshot, between two writes;
+ * the gate opens.  No flag is left, so whoever changes a table now gives it another place, and
+ * nobody writes to the old one but the flush of what was copied.  That comes next, and then the
+ * copy of the L1 table and a new snapshot table are written, and one write to the header makes the
+ * snapshot.
  *
  * Until that write the disk has what it had, with counts that are too high and some flags missing.
  * Such counts are leaks; a missing flag costs a copy; a flag that is still there beside a count of
@@ -29,9 +31,12 @@
  *     the old snapshot table's clusters are given back after that
  *
  * Anything that fails before the write to the header is undone: counts are lowered, and flags are
- * set where the count is 1.  What cannot even be undone leaves the dirty bit set.
+ * set where the count is 1.  What cannot even be undone leaves the dirty bit set.  What is changed
+ * between the moment and the end of the flush is saved for this as well; but there it cannot be
+ * taken back, so where there is no room for it, a flush that fails leaves counts that are too high.
  */
 
+#include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -59,12 +64,14 @@ enum {
   UNCOUNTED,
   COUNTED,
   TAKEN_BACK, /* it was, and then changed when there was no room to save it: its flags are gone */
+  FORGOTTEN,  /* the same, when it was the snapshot's already */
 };
 
 struct q_counting {
   uint32_t entries;       /* of the L1 table */
   uint8_t *state;         /* by L1 index: whether what the table refers to has been counted ... */
   uint8_t **before;       /* ... and was this, if it has been changed since */
+  bool over;              /* the snapshot's moment is: what is counted is the snapshot's */
   uint64_t most;          /* bytes that may be saved in BEFORE ... */
   _Atomic uint64_t saved; /* ... and are */
   _Atomic uint64_t taken_back; /* bytes of such tables */
@@ -74,14 +81,15 @@ struct q_making {
   struct q_image *img;
   char name[MAX_NAME + 1], id[Q_SNAPSHOT_ID_SIZE];
   struct q_counting *c;
-  uint8_t *l2, *other; /* an L2 table each */
-  uint64_t *l1;        /* the copy, in host byte order, with the flags that there were */
-  uint32_t tables;     /* L2 tables below so many L1 entries have been counted */
-  bool begun;          /* the image has been touched */
-  bool stopped;        /* the disk has stood still: l1 is complete */
-  bool made;           /* the header has been touched */
-  struct timeval when; /* that it is of */
-  uint64_t size;       /* of the disk by then */
+  uint8_t *l2, *other;         /* an L2 table each */
+  uint64_t *l1;                /* the copy, in host byte order, with the flags that there were */
+  uint32_t tables;             /* L2 tables below so many L1 entries have been counted */
+  bool begun;                  /* the image has been touched */
+  bool stopped;                /* the disk has stood still: l1 is complete, ... */
+  struct q_flush_round *round; /* ... and this is a copy of what was dirty then */
+  bool made;                   /* the header has been touched */
+  struct timeval when;         /* that it is of */
+  uint64_t size;               /* of the disk by then */
   uint64_t l1_cluster, l1_clusters, table_cluster, table_clusters;
 };
 
@@ -152,6 +160,11 @@ q_counting_save (struct q_image *img, const struct q_table *t, unsigned flags)
   q_entries_copy (t, 0, t->bytes, copy);
   if (may_save (c, t->bytes)) {
     c->before[t->index] = copy;
+    return 0;
+  }
+  if (c->over) {
+    c->state[t->index] = FORGOTTEN;
+    free (copy);
     return 0;
   }
   /* The disk has each of these references as well: nothing becomes free. */
@@ -361,15 +374,21 @@ count_tables (struct q_making *m)
   return r;
 }
 
-/* Takes back count_tables: before the gate opens, since a shared table must not be dirty. */
+/* Takes back count_tables, with the gate closed: a shared table must not be dirty.  Those that have
+ * been given another place since have a cluster of their own. */
 static void
 uncount_tables (struct q_making *m)
 {
+  struct q_l1 *l1 = atomic_load (&m->img->l1);
+
   for (uint32_t i = 0; i < m->tables; ++i) {
-    if ((m->l1[i] & Q_OFFSET_MASK) == 0)
+    uint64_t host = m->l1[i] & Q_OFFSET_MASK;
+
+    if (host == 0)
       continue;
-    q_alloc_release (m->img, (m->l1[i] & Q_OFFSET_MASK) >> m->img->cluster_bits, 1);
-    q_l1_set_copied (m->img, i, m->l1[i] & Q_COPIED);
+    q_alloc_release (m->img, host >> m->img->cluster_bits, 1);
+    if ((q_entry_get (l1->table, i) & Q_OFFSET_MASK) == host)
+      q_l1_set_copied (m->img, i, m->l1[i] & Q_COPIED);
   }
   m->tables = 0;
 }
@@ -388,9 +407,36 @@ stand_still (struct q_making *m)
     r = count_tables (m);
   /* Counts, flags, and every table as it is now. */
   if (r == 0)
-    r = q_flush_round (m->img);
-  if (r < 0)
+    r = q_flush_copy (m->img, &m->round);
+  if (r < 0) {
     uncount_tables (m);
+    q_flush_end (m->img, m->round, r);
+    m->round = NULL;
+  }
+  return r;
+}
+
+/* What was copied is made durable, with the gate closed if STOPPED. */
+static int
+settle (struct q_making *m, bool stopped)
+{
+  struct q_image *img = m->img;
+  int r = q_flush_write (img, m->round);
+
+  if (!stopped)
+    q_gate_close (img);
+  if (r == 0)
+    atomic_store (&img->counting, NULL); /* nobody is inside any more who could look at it */
+  else {
+    uncount_tables (m);
+    q_flush_end (img, m->round, r);
+    m->stopped = m->c->over = false;
+  }
+  if (!stopped)
+    q_gate_open (img);
+  if (r == 0)
+    r = q_flush_end (img, m->round, r);
+  m->round = NULL;
   return r;
 }
 
@@ -435,6 +481,8 @@ undo (struct q_making *m)
       uncount (m, i);
     else if (m->stopped || m->c->state[i] == TAKEN_BACK)
       q_tree_set_copied (img, i);
+    else if (m->c->state[i] == FORGOTTEN)
+      q_tree_leak (img);
     q_tree_release (img, &claim);
   }
   /* Nobody is inside any more who could look at it. */
@@ -629,11 +677,16 @@ q_snapshot_stop (struct q_making *m, struct q_error *err)
 
   Q_PROBE ("standing still for a snapshot");
   r = stand_still (m);
-  m->stopped = r == 0;
-  if (r == 0)
-    atomic_store (&m->img->counting, NULL);
+  m->stopped = m->c->over = r == 0;
   gettimeofday (&m->when, NULL);
   return explain (m, r, err);
+}
+
+int
+q_snapshot_settle (struct q_making *m, bool stopped, struct q_error *err)
+{
+  Q_PROBE ("the snapshot's moment is over, it is not durable");
+  return explain (m, m->round ? settle (m, stopped) : 0, err);
 }
 
 int
@@ -658,6 +711,7 @@ q_snapshot_end (struct q_making *m, bool keep)
   if (!m)
     return;
   img = m->img;
+  assert (!m->round);
   if (m->made && !keep && q_writable (img) == 0) {
     struct q_error err = { "" };
 

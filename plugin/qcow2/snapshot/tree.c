@@ -102,8 +102,8 @@ q_tree_difference (const struct q_image *img, uint8_t *old, uint8_t *new)
   }
 }
 
-static void
-leak (struct q_image *img)
+void
+q_tree_leak (struct q_image *img)
 {
   q_alloc_lock (img);
   img->leaked = true;
@@ -234,7 +234,7 @@ q_tree_lower_all (struct q_image *img, const uint64_t *entry, uint32_t entries)
       continue;
     r2 = q_tree_read (img, host, l2);
     if (r2 < 0)
-      leak (img);
+      q_tree_leak (img);
     if (r2 == 0)
       r2 = q_tree_lower (img, l2);
     if (r2 == 0)
@@ -317,7 +317,7 @@ q_tree_set_copied (struct q_image *img, uint64_t index)
 out:
   q_unpin (pin);
   if (r < 0)
-    leak (img); /* a flag that is missing is put right in the same way */
+    q_tree_leak (img); /* a flag that is missing is put right in the same way */
   return r;
 }
 

@@ -287,7 +287,7 @@ create (struct q_image *img, struct q_l1 *l1, uint64_t index, unsigned flags, st
     q_alloc_drop (img, host >> img->cluster_bits, 1);
     return -ENOMEM;
   }
-  (*t)->fresh = true;
+  (*t)->fresh = host;
   q_table_mark_dirty (*t, 0, (*t)->bytes);
   publish (l1, *t);
   set_l1_entry (l1, *t);
@@ -319,7 +319,7 @@ move (struct q_image *img, struct q_l1 *l1, struct q_table *t, unsigned flags)
     uint64_t old = t->host >> img->cluster_bits;
 
     q_table_move (t, host);
-    t->fresh = true;
+    t->fresh = host;
     q_table_mark_dirty (t, 0, t->bytes);
     set_l1_entry (l1, t);
     q_alloc_lock (img);

@@ -225,7 +225,7 @@ new_block (struct q_image *img, uint64_t index, uint64_t cluster, uint64_t leadi
 
   if (!t)
     return NULL;
-  t->fresh = true;
+  t->fresh = t->host;
   for (uint64_t i = 0; i < q_min (leading, q_refblock_entries (img)); ++i)
     q_refblock_write (t->mem, img->refcount_order, i, 1);
   cache_insert (img, t);
@@ -282,7 +282,7 @@ grow_table (struct q_image *img, uint64_t index)
     goto nomem;
   memcpy (t->mem, old->mem, old_bytes);
   memcpy (refblock, img->refblock, img->reftable_entries * sizeof *refblock);
-  t->fresh = true;
+  t->fresh = t->host;
 
   /* From here on the new table is the table; on failure half way, what it already says is true
    * and the rest is simply not there. */
