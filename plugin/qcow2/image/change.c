@@ -35,6 +35,7 @@
 
 #include "bitmap.h"
 #include "readers.h"
+#include "tree.h"
 
 /* One image, and what happens to it. */
 struct part {

@@ -19,6 +19,7 @@
 #include <stdlib.h>
 
 #include "cluster.h"
+#include "tree.h"
 
 #define ull(v) ((unsigned long long)(v))
 

@@ -22,6 +22,7 @@
 
 #include "entry.h"
 #include "readers.h"
+#include "tree.h"
 
 #define ull(v) ((unsigned long long)(v))
 

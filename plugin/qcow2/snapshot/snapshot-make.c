@@ -45,6 +45,7 @@
 
 #include "entry.h"
 #include "readers.h"
+#include "tree.h"
 
 /* As many as QEMU can name. */
 #define MAX_NAME 255u

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 
 #include "readers.h"
+#include "tree.h"
 
 #define ull(v) ((unsigned long long)(v))
 

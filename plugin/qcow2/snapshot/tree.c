@@ -15,6 +15,7 @@
 #include <stdlib.h>
 
 #include "cluster.h"
+#include "tree.h"
 
 #define ull(v) ((unsigned long long)(v))
 

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 
 #include "runs.h"
+#include "tree.h"
 
 #define ull(v) ((unsigned long long)(v))
 
