@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "bugs.h"
+#include "schedule.h"
 #include "statefile.h"
 
 static char said[512]; /* the last thing that the engine said at opening */
@@ -145,5 +146,120 @@ test_state_of_another_session (void)
   check_image (&run);
   guest_free (&g);
   check (workload_close (&run, &err) == 0, "%s", err.text);
+  workload_free (&run);
+}
+
+/* ---- killed while an L2 table is given another place -------------------------------------------
+ *
+ * A snapshot's moment is over, what it refers to is not on the disk yet, and a table of that is
+ * about to be changed.  Its place is a new one before the L1 table says so.  Needs probes. */
+
+#define MAX_DEATHS 64u
+
+static struct {
+  struct guest *guest;
+  pthread_t maker;  /* of the snapshot */
+  bool over;        /* its moment is */
+  unsigned written; /* clusters */
+  unsigned n;
+  struct {
+    struct state_copy state;
+    uint8_t *image;
+    uint64_t size;
+  } death[MAX_DEATHS];
+} moved;
+
+static void
+write_next (struct guest *g)
+{
+  guest_write (g, (uint64_t)moved.written++ * 4096, 4096);
+}
+
+/* What is there is written once more: whenever it ends, the disk is the same. */
+static void
+write_again (struct guest *g)
+{
+  uint8_t data[4096];
+
+  check (q_pread (g->run->img, data, 0, sizeof data) == 0 &&
+             q_pwrite (g->run->img, data, 0, sizeof data) == 0,
+         "cannot write what is there");
+}
+
+static void
+die_there (void)
+{
+  const struct mem_file *top = moved.guest->run->top;
+
+  check (moved.n < MAX_DEATHS, "a write has too many steps");
+  state_save (&moved.death[moved.n].state);
+  moved.death[moved.n].size = top->size;
+  moved.death[moved.n].image = xalloc (top->size);
+  memcpy (moved.death[moved.n++].image, top->data, top->size);
+}
+
+static void
+at_step (const char *place)
+{
+  static const char over[] = "the snapshot's moment is over, it is not durable";
+  struct other o;
+  bool is_over = strcmp (place, over) == 0;
+
+  if (moved.over) {
+    if (!pthread_equal (pthread_self (), moved.maker))
+      die_there ();
+    return;
+  }
+  if (!pthread_equal (pthread_self (), moved.maker))
+    return;
+  /* Something is to be dirty when the moment comes. */
+  if (!is_over && strcmp (place, "all durable, limbo not told") != 0)
+    return;
+  moved.over = is_over;
+  start_other (&o, moved.guest, is_over ? write_again : write_next);
+  pthread_join (o.id, NULL);
+  if (is_over)
+    schedule_watch (NULL);
+}
+
+void
+test_killed_while_a_table_moves (void)
+{
+  char id[Q_SNAPSHOT_ID_SIZE];
+  struct mem_file *cut;
+  struct q_error err;
+  struct guest g;
+  struct run run;
+  uint64_t bad = 0;
+  uint8_t byte = 0;
+
+  if (!schedule_has_probes ())
+    return;
+  open_with_state (&run);
+  guest_init (&g, &run, 0, 0, run.size);
+  moved.guest = &g;
+  moved.maker = pthread_self ();
+  write_next (&g);
+  schedule_watch (at_step);
+  check (q_snapshot_create (run.img, "moved", id, &err) == 0, "%s", err.text);
+  check (moved.over && moved.written > 1 && moved.n > 1, "nothing was killed");
+  guest_free (&g);
+  cut = mem_add (&run.store, "cut");
+  check (workload_close (&run, &err) == 0, "%s", err.text);
+  for (unsigned i = 0; i < moved.n; ++i) {
+    mem_set (cut, moved.death[i].image, moved.death[i].size);
+    state_restore (&moved.death[i].state);
+    said[0] = '\0';
+    q_set_log (listen, NULL);
+    check (q_open (&run.img, "cut", &run.opts, &err) == 0, "%s", err.text);
+    q_set_log (bugs_quiet, NULL);
+    check (workload_compare (run.img, &run.live, &bad, &byte),
+           "killed at step %u of %u of a write: byte %llu is %#x: %s", i, moved.n,
+           (unsigned long long)bad, byte, said);
+    check_image (&run);
+    check (workload_close (&run, &err) == 0, "%s", err.text);
+    state_free (&moved.death[i].state);
+    free (moved.death[i].image);
+  }
   workload_free (&run);
 }

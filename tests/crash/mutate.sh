@@ -402,6 +402,8 @@ first bugs deaths
 
 without data-before-changed table/table.c \
   's/if \(t->slot\)\s*atomic_fetch_add \(&t->slot->changed, 1\);//'
+without moving-tables-are-where-they-were table/table.c \
+  's/atomic_store \(&t->slot->moving, 1\);/;/'
 without mark-of-the-session state/state.c \
   's/img->autoclear \|= Q_AUTOCLEAR_SESSION;//'
 without number-of-the-flush state/state.c \

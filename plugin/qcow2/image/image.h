@@ -64,8 +64,10 @@ struct q_table {
 struct q_table *q_table_new (struct q_image *img, enum q_table_kind kind, uint64_t index,
                              uint64_t host, uint32_t bytes);
 void q_table_free (void *table);
-/* Gives it another place on disk; nothing of it is dirty. */
+/* Gives it another place on disk; nothing of it is dirty, but it may be in a flush that is not
+ * over. Then what points to it is changed, and then it is moved. */
 void q_table_move (struct q_table *t, uint64_t host);
+void q_table_moved (struct q_table *t);
 /* It has been unpublished and is only waiting to be freed. */
 void q_table_retired (struct q_table *t);
 /* A refcount table, complete, becomes the one that counts. */

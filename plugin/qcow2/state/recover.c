@@ -234,20 +234,27 @@ table_entry (const struct replay *p, const struct q_state_slot *table, uint64_t 
   return get64 (v);
 }
 
-/* A table counts only if what would point to it does. */
-static bool
-is_reachable (const struct replay *p, const struct q_state_slot *slot)
+/* A table counts only if what would point to it does, and is there; or 0.  One that was being given
+ * another place is where it was: nothing has changed in it since. */
+static uint64_t
+place (const struct replay *p, const struct q_state_slot *slot)
 {
+  uint64_t host = atomic_load (&slot->host), to;
+
   switch (slot->kind) {
   case Q_TABLE_L1:
-    return slot == p->l1;
+    return slot == p->l1 ? host : 0;
   case Q_TABLE_REFTABLE:
-    return slot == p->reftable;
+    return slot == p->reftable ? host : 0;
   case Q_TABLE_L2:
-    return (table_entry (p, p->l1, slot->index) & Q_OFFSET_MASK) == atomic_load (&slot->host);
+    to = table_entry (p, p->l1, slot->index) & Q_OFFSET_MASK;
+    if (atomic_load (&slot->moving) && to % q_cluster_bytes (p->img) == 0)
+      return to;
+    break;
   default:
-    return table_entry (p, p->reftable, slot->index) == atomic_load (&slot->host);
+    to = table_entry (p, p->reftable, slot->index);
   }
+  return to == host ? host : 0;
 }
 
 static int
@@ -309,15 +316,17 @@ collect (struct replay *p)
     return "out of memory";
   for (uint32_t i = 0; i < p->h->n_slots; ++i) {
     const struct q_state_slot *s = &p->slot[i];
+    uint64_t host;
 
     if (!atomic_load (&s->in_use) || atomic_load (&s->changed) == atomic_load (&s->saved))
       continue;
     if (!slot_is_sane (p, s))
       return "it is damaged";
-    if (!is_reachable (p, s))
+    host = place (p, s);
+    if (host == 0)
       continue;
     p->patch[p->n] = (struct patch){
-      .host = atomic_load (&s->host), .bytes = s->bytes, .data = p->map + s->offset, .kind = s->kind
+      .host = host, .bytes = s->bytes, .data = p->map + s->offset, .kind = s->kind
     };
     wrong = mend_halves (p, &p->patch[p->n++]);
     if (wrong)

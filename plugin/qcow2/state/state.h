@@ -50,7 +50,7 @@ struct q_state_slot {
   _Atomic uint64_t changed; /* counts changes ... */
   _Atomic uint64_t saved;   /* ... of which so many are on disk */
   uint32_t backed;          /* its memory is reserved in the tmpfs */
-  uint32_t padding;
+  _Atomic uint32_t moving;  /* its place is new, and what points to it may have the old one yet */
 };
 
 struct q_state_header {

@@ -323,6 +323,7 @@ move (struct q_image *img, struct q_l1 *l1, struct q_table *t, unsigned flags)
     t->fresh = host;
     q_table_mark_dirty (t, 0, t->bytes);
     set_l1_entry (l1, t);
+    q_table_moved (t);
     q_alloc_lock (img);
     q_limbo_add (&img->limbo, old, 1);
     q_alloc_unlock (img);

@@ -74,9 +74,18 @@ void
 q_table_move (struct q_table *t, uint64_t host)
 {
   assert (!q_table_is_dirty (t));
+  if (t->slot)
+    atomic_store (&t->slot->moving, 1);
   t->host = host;
   if (t->slot)
     atomic_store (&t->slot->host, host);
+}
+
+void
+q_table_moved (struct q_table *t)
+{
+  if (t->slot)
+    atomic_store (&t->slot->moving, 0);
 }
 
 void
