@@ -15,14 +15,16 @@
  *     bitmap locks; bitmaps prepare
  *     readers' locks, flushes, gates                           here the disks stand still ...
  *     snapshots count the rest
- *     snapshots are written, unless there is only one and nothing else
+ *     snapshots are made durable and written, unless there is only one and nothing else
  *     bitmaps change
- *     gates, flushes                                           ... up to here
+ *     gates                                                    ... up to here
+ *     the only snapshot is made durable
+ *     flushes
  *     the only snapshot is written
  *     bitmaps are finished; snapshots settle, or are undone
  *
  * A snapshot that is not alone is written while the disks stand still, for bitmaps that have
- * changed cannot be undone; that costs the pause two syncs an image.
+ * changed cannot be undone; that costs the pause a flush and two syncs an image.
  *
  * Locks of one kind are taken in the order of the images' addresses, so that two of these calls do
  * not wait for each other.  A crash may leave some images changed and others not, and with a
