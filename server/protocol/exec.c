@@ -512,9 +512,11 @@ next_piece (struct request *rq)
   struct session *s = rq->session;
   uint64_t len = rq->piece = choose_piece (rq);
 
-  if (len < rq->len && !read_is_in_pieces (rq) && !s->alone)
+  if (len < rq->len && !read_is_in_pieces (rq) && !s->alone) {
     s->alone = rq;
-  if (s->alone == rq && s->inflight > 1) {
+    merge_flush (s->shard); /* what is still to be written may have to be flushed, too */
+  }
+  if (s->alone == rq && s->inflight > 1 && !s->dropped) {
     batch_add (&s->parked, &rq->job); /* until the others have been answered */
     return true;
   }
