@@ -475,8 +475,8 @@ restore_transmission (struct session *s, const json_t *state)
       return -ENOMEM;
     session_count_inflight (s, 1);
     batch_add (&s->parked, &rq->job);
-    if (rq->done > 0 && !read_is_in_pieces (rq))
-      s->alone = rq;
+    if (!read_is_in_pieces (rq))
+      s->alone = rq; /* also if it has not begun, but waits for the others */
   }
   return 0;
 }
