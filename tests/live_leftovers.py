@@ -114,7 +114,6 @@ def files():
     client.connect_uri(uri(sock, "a"))
     client.pwrite(b"x" * MIB, 0)
     before = listing()
-    log = log_from_here()
     other = os.path.abspath("run/control2"), os.path.abspath("run/pid2")
 
     def same(what):
@@ -134,7 +133,7 @@ def files():
         same(what)
     for stage in "connected", "offer", "ready", "guards", "opened":
         fake(control, stage)
-        log.wait("this server goes on")
+        wait_until(stage, is_over)
         same(stage)
 
     # Killed at any moment, and before the running server had heard of it.
