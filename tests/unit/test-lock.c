@@ -198,7 +198,7 @@ test_not_a_file (void **state)
   rmdir (path);
 }
 
-/* What a guard keeps out, and whom it lets in: one, once, and only by whom it was adopted. */
+/* What a guard keeps out, and whom it lets in: one at a time, and only by whom it was adopted. */
 static void
 test_guard (void **state)
 {
@@ -270,7 +270,15 @@ test_reader_guard (void **state)
   reader = must_open (&opts, true);
   for (int i = 0; i < 2; ++i)
     assert_int_equal (q_lock_adopt (guards[i]), 0);
+  /* Somebody who tries to write the backing file holds locks for a moment: the overlay's own guard
+   * is as good as before. */
+  struct flock moment = { .l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = 101, .l_len = 1 };
+  int other = open (path, O_RDONLY);
+  assert_int_equal (fcntl (other, F_OFD_SETLK, &moment), 0);
+  assert_int_equal (q_open (&img, overlay, &opts, &err), -EAGAIN);
+  close (other);
   assert_int_equal (q_open (&top, overlay, &opts, &err), 0);
+  assert_int_equal (q_open (&img, overlay, &opts, &err), -EAGAIN);
   unit_close (reader);
   q_lock_disown ();
   assert_int_equal (try_open (&opts, false, &img, &err), -EAGAIN);

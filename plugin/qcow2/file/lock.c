@@ -74,7 +74,6 @@ struct guard {
   int fd;
   dev_t dev;
   ino_t ino;
-  bool used; /* whoever comes next is kept out by the one who came */
 };
 
 static pthread_mutex_t guards_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -164,33 +163,17 @@ q_lock_disown (void)
   pthread_mutex_unlock (&guards_lock);
 }
 
-/* The guard of FD's file, from now on used; -1: there is none. */
+/* Under the lock: a guard of FD's file; -1: there is none. */
 static int
-claim_guard (int fd)
+find_guard (int fd)
 {
   struct stat st;
-  int found = -1;
 
-  pthread_mutex_lock (&guards_lock);
   if (guards && fstat (fd, &st) == 0)
-    for (struct guard *g = guards; g && found == -1; g = g->next)
-      if (!g->used && g->dev == st.st_dev && g->ino == st.st_ino) {
-        g->used = true;
-        found = g->fd;
-      }
-  pthread_mutex_unlock (&guards_lock);
-  return found;
-}
-
-/* Whoever claimed it could not use it. */
-static void
-return_guard (int guard)
-{
-  pthread_mutex_lock (&guards_lock);
-  for (struct guard *g = guards; g; g = g->next)
-    if (g->fd == guard)
-      g->used = false;
-  pthread_mutex_unlock (&guards_lock);
+    for (struct guard *g = guards; g; g = g->next)
+      if (g->dev == st.st_dev && g->ino == st.st_ino)
+        return g->fd;
+  return -1;
 }
 
 /* ---- locking --------------------------------------------------------------------------------- */
@@ -242,10 +225,13 @@ lock_file (int fd, bool write, int guard, const char *name, struct q_error *err)
 int
 q_lock_take (int fd, bool write, const char *name, struct q_error *err)
 {
-  int guard = claim_guard (fd);
+  /* One after the other: whoever a guard lets in keeps out whoever comes next. */
+  pthread_mutex_lock (&guards_lock);
+  int guard = find_guard (fd);
+  if (guard < 0)
+    pthread_mutex_unlock (&guards_lock);
   int r = lock_file (fd, write, guard, name, err);
-
-  if (r < 0 && guard >= 0)
-    return_guard (guard);
+  if (guard >= 0)
+    pthread_mutex_unlock (&guards_lock);
   return r;
 }

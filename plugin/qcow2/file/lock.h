@@ -25,9 +25,10 @@ int q_lock_take (int fd, bool write, const char *name, struct q_error *err);
  *
  *     n = q_lock_guards (img, fds, max, &err)      beside the image's own locks
  *     ... close the image ...                      the guards' locks stay
- *     q_lock_adopt (fd)                            in whichever process is to open it: the next one
- *                                                  who locks that file, once, is not kept out by
- *                                                  the guard (who fails may try again)
+ *     q_lock_adopt (fd)                            in whichever process is to open it: who locks
+ *                                                  that file there is not kept out by the guard,
+ *                                                  only by others who have locked it (who fails may
+ *                                                  try again, also when it was another file)
  *     ... open the image ...
  *     q_lock_disown ()
  *
