@@ -395,6 +395,36 @@ write_pid_file (void)
   return complain (pid_file_write (&err), &err);
 }
 
+/* Whether the sockets' files are to be given to --user.  What a server hands over that is not
+ * root's is that user's already, and where it lies that server has said, which may be anybody's by
+ * now. */
+static bool
+is_ours_to_give (const struct program *p, bool taken)
+{
+  return !p->takeover || !taken || takeover_is_from_root (p->takeover);
+}
+
+static void
+give_sockets (struct program *p)
+{
+  const uid_t uid = p->identity.uid;
+  const gid_t gid = p->identity.gid;
+  const char *user = p->opts.user;
+  const bool took_control = p->takeover && takeover_took (p->takeover, TAKEOVER_CONTROL);
+  const bool took_metrics = p->takeover && takeover_took (p->takeover, TAKEOVER_METRICS);
+
+  for (unsigned i = 0; i < p->listeners.n && is_ours_to_give (p, true); i++) {
+    const char *path = p->listeners.l[i].unix_path;
+    /* Whom the server belongs to, its socket belongs to. */
+    if (path && lchown (path, uid, gid) < 0)
+      log_warning ("cannot give socket '%s' to user %s: %m", path, user);
+  }
+  if (p->control && is_ours_to_give (p, took_control) && control_give (p->control, uid, gid) < 0)
+    log_warning ("cannot give socket '%s' to user %s: %m", p->opts.control, user);
+  if (is_ours_to_give (p, took_metrics))
+    metrics_give (p->metrics, uid, gid);
+}
+
 /* From here on, nothing that clients or images can do happens with more rights than wanted. */
 static bool
 drop_privileges (struct program *p)
@@ -413,15 +443,8 @@ drop_privileges (struct program *p)
         log_warning ("cannot give '%s' to user %s: %m", dir ? dir : "", opts->user);
       free (dir);
     }
-    for (unsigned i = 0; r == 0 && i < p->listeners.n; i++) {
-      const char *path = p->listeners.l[i].unix_path;
-      /* Whom the server belongs to, its socket belongs to. */
-      if (path && lchown (path, p->identity.uid, p->identity.gid) < 0)
-        log_warning ("cannot give socket '%s' to user %s: %m", path, opts->user);
-    }
-    if (p->control && control_give (p->control, p->identity.uid, p->identity.gid) < 0)
-      log_warning ("cannot give socket '%s' to user %s: %m", opts->control, opts->user);
-    metrics_give (p->metrics, p->identity.uid, p->identity.gid);
+    if (r == 0)
+      give_sockets (p);
     if (r == 0)
       r = identity_assume (&p->identity, &err);
   }

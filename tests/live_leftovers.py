@@ -24,7 +24,7 @@ import time
 import nbd
 
 from live import Log, exports, uri, wait_until
-from live_fake import fake, qmp, status
+from live_fake import MAGIC, VERSION, fake, qmp, status
 
 nbdcow = sys.argv[1]
 seed = os.environ.get("SEED", "0")
@@ -294,6 +294,53 @@ def lost():
 
 # ---- who ----------------------------------------------------------------------------------------
 
+def liar(user, image):
+    """A server of another user's does not get a file of root's by calling it its socket's."""
+    os.mkdir("roots")
+    names = [os.path.abspath("roots/" + n) for n in ("secret", "socket")]
+    open(names[0], "w").close()
+    s = sockets.socket(sockets.AF_UNIX)
+    s.bind(names[1])
+    s.listen()
+    ready, begun = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setuid(user)
+            listener = sockets.socket(sockets.AF_UNIX)
+            listener.bind(control)
+            listener.listen()
+            os.write(begun, b"x")
+            client, _ = listener.accept()
+            client.sendall(b'{"QMP": {}}\r\n')
+            lines = client.makefile()
+            assert json.loads(lines.readline())["execute"] == "qmp_capabilities"
+            wire = sockets.socket(sockets.AF_UNIX)
+            wire.connect(json.loads(lines.readline())["arguments"]["socket"])
+            offer = json.dumps({"type": "offer", "control": None, "pid-file": None, "metrics": [{"fd": 2, "path": names[1]}],
+                                "listeners": [{"fd": n, "path": name, "dev": 0, "ino": 0} for n, name in enumerate(names)]})
+            header = struct.pack("=QIIQII", MAGIC, VERSION, len(offer), 0, 3, 0)
+            sockets.send_fds(wire, [header], [listener.fileno()] * 3)
+            wire.sendall(offer.encode())
+            said = b""
+            while b'"ready"' not in said:
+                part = wire.recv(4096)
+                assert part, said
+                said += part
+            os._exit(0)
+        except BaseException as e:
+            print("liar:", repr(e), file=sys.stderr)
+        os._exit(1)
+    os.read(ready, 1)
+    new = start("--takeover", control, "--user", "nobody", *METRICS, *image, paths=(control + "2", pid_file))
+    refused(new, "takeover")
+    _, ended = os.waitpid(pid, 0)
+    assert ended == 0, ended
+    for name in names:
+        assert os.stat(name).st_uid == 0, name
+    os.unlink(control)
+
+
 def users():
     try:
         nobody = pwd.getpwnam("nobody").pw_uid
@@ -315,6 +362,7 @@ def users():
         return
     image = ["--export", "name=b,file=b.qcow2"]
 
+    liar(nobody, image)
     # Root's server is not for others.
     old = up(start(*LISTEN, *image))
     before = listing()

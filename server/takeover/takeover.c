@@ -379,6 +379,16 @@ takeover_took (const struct takeover *t, enum takeover_part part)
   return t->took & part;
 }
 
+bool
+takeover_is_from_root (const struct takeover *t)
+{
+  struct ucred cred;
+  socklen_t len = sizeof cred;
+
+  /* Who connected to us is meant, not who once made the socket that we connected to. */
+  return getsockopt (t->wire.fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) == 0 && cred.uid == 0;
+}
+
 int
 takeover_ready (struct takeover *t, struct q_error *err)
 {

@@ -56,6 +56,9 @@ int takeover_pid_file (struct takeover *t, const char *path, struct q_error *err
  * what it had besides. */
 enum takeover_part { TAKEOVER_CONTROL = 1, TAKEOVER_METRICS = 2, TAKEOVER_PID_FILE = 4 };
 bool takeover_took (const struct takeover *t, enum takeover_part part);
+/* Whether the other process is root's.  If it is not, nothing is to be done as root with files by
+ * the names that it says they have. */
+bool takeover_is_from_root (const struct takeover *t);
 
 /* Everything else is ready: clients wait from here on.  0 or -errno. */
 int takeover_ready (struct takeover *t, struct q_error *err);
