@@ -165,9 +165,17 @@ def files():
         s.close()
     with open("%s.%d0" % (control, gone.pid), "w"):
         pass
+    # Somebody else's, who listens: numbers need not be of processes.
+    other_gone = subprocess.Popen(["true"])
+    other_gone.wait()
+    served = sockets.socket(sockets.AF_UNIX)
+    served.bind("%s.%d" % (control, other_gone.pid))
+    served.listen(100)
+    answer = qmp(control)("takeover", socket=control)
+    assert "error" in answer, answer
     refused(start("--takeover", control, *METRICS, *IMAGES, *missing), "missing.qcow2")
     wait_until("the server", is_over)
-    for name in strays[1:] + ["%s.%d0" % (control, gone.pid)]:
+    for name in strays[1:] + ["%s.%d0" % (control, gone.pid), "%s.%d" % (control, other_gone.pid)]:
         os.unlink(name)
     same("killed")
 

@@ -69,29 +69,38 @@ fail (struct q_error *err, int r, const char *what)
 
 /* ---- the other process ----------------------------------------------------------------------- */
 
+/* PATH has done its duty; who made it may be killed before it comes to remove it.  Whatever has not
+ * the name that such a process gives it (NAME.PID) is somebody else's. */
+static void
+remove_socket (const char *path, pid_t pid)
+{
+  const char *dot = strrchr (path, '.');
+  char number[24];
+  struct stat st;
+
+  snprintf (number, sizeof number, ".%d", (int)pid);
+  if (dot && strcmp (dot, number) == 0 && lstat (path, &st) == 0 && S_ISSOCK (st.st_mode))
+    unlink (path);
+}
+
 static int
 connect_to (struct handover *h, const char *path, struct q_error *err)
 {
   struct sockaddr_un addr = { .sun_family = AF_UNIX };
-  struct stat st;
 
   if (strlen (path) >= sizeof addr.sun_path)
     return fail (err, -ENAMETOOLONG, "the name of the socket is too long");
   memcpy (addr.sun_path, path, strlen (path));
   h->wire.fd = socket (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  bool connected =
-      h->wire.fd >= 0 && connect (h->wire.fd, (struct sockaddr *)&addr, sizeof addr) == 0;
-  int r = connected ? 0 : -errno;
-  /* It has done its duty; who made it may be killed before it comes to remove it. */
-  if ((connected || r == -ECONNREFUSED) && stat (path, &st) == 0 && S_ISSOCK (st.st_mode))
-    unlink (path);
-  if (r < 0) {
+  if (h->wire.fd < 0 || connect (h->wire.fd, (struct sockaddr *)&addr, sizeof addr) < 0) {
+    int r = -errno;
     snprintf (err->text, sizeof err->text, "cannot connect to '%s': %s", path, strerror (-r));
     return r;
   }
-  r = wire_check_peer (h->wire.fd, geteuid (), &h->pid, err);
+  int r = wire_check_peer (h->wire.fd, geteuid (), &h->pid, err);
   if (r < 0)
     return r;
+  remove_socket (path, h->pid);
   h->pidfd = (int)syscall (SYS_pidfd_open, h->pid, 0);
   return h->pidfd < 0 ? fail (err, -errno, "the new process cannot be watched") : 0;
 }

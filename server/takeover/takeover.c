@@ -86,6 +86,24 @@ connect_control (struct takeover *t, const char *path, struct q_error *err)
   return r;
 }
 
+/* Whether nobody listens on the socket PATH.  A server's control socket may end in a number, too.
+ */
+static bool
+is_left (const char *path)
+{
+  struct sockaddr_un addr = { .sun_family = AF_UNIX };
+
+  if (strlen (path) >= sizeof addr.sun_path)
+    return false;
+  memcpy (addr.sun_path, path, strlen (path));
+  int fd = socket (AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  bool left =
+      fd >= 0 && connect (fd, (struct sockaddr *)&addr, sizeof addr) < 0 && errno == ECONNREFUSED;
+  if (fd >= 0)
+    close (fd);
+  return left;
+}
+
 /* Removes what those left there that were killed before the running server had found them: sockets
  * of processes that there are no more. */
 static void
@@ -99,12 +117,16 @@ clear_away (const char *control_path)
 
   while (d && (e = readdir (d))) {
     size_t n = strlen (base);
-    char *end;
+    char *end, *path;
     if (strncmp (e->d_name, base, n) != 0 || e->d_name[n] != '.' || e->d_type != DT_SOCK)
       continue;
     long pid = strtol (e->d_name + n + 1, &end, 10);
-    if (pid > 0 && pid <= INT_MAX && !*end && kill ((pid_t)pid, 0) < 0 && errno == ESRCH)
+    if (pid <= 0 || pid > INT_MAX || *end || kill ((pid_t)pid, 0) == 0 || errno != ESRCH ||
+        asprintf (&path, "%s%s", dir, e->d_name) < 0)
+      continue;
+    if (is_left (path))
       unlinkat (dirfd (d), e->d_name, 0);
+    free (path);
   }
   if (d)
     closedir (d);
