@@ -132,8 +132,16 @@ for args in "x" "'' 0" "'' 1x" "'' 1 2"; do
 done
 stop_server
 truncate -s 1M disk.raw
-start_nbdcow disk.raw format=raw "arg=--control=$NBDCOW_CONTROL"
+qemu-img create -q -f qcow2 served.qcow2 1M
+qemu-img snapshot -c s served.qcow2
+start_nbdcow disk.raw format=raw "arg=--control=$NBDCOW_CONTROL" \
+  "arg=--export=name=a,file=served.qcow2,format=qcow2,snapshots=on"
 S=0
 "$NBDCOW_CTL" check '' 2>log || S=$?
 one_line $S log raw || fail "check of a raw disk: $REASON"
+# Of a snapshot's export the flushes are not those of the image that is written.
+S=0
+"$NBDCOW_CTL" check a@s 2>log || S=$?
+one_line $S log snapshot || fail "check of a snapshot beside the writer: $REASON"
+"$NBDCOW_CTL" check a
 stop_server

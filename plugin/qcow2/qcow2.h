@@ -769,7 +769,7 @@ int q_check (struct q_image *img, unsigned repair, struct q_check_result *result
  * It looks at everything twice.  The second time, whose result counts, flushes wait, and changes of
  * the image as a whole, and writes that need more room for tables than the caches have: for
  * *HELD_NS.  If the first time takes longer than MAX_HELD_NS, also when tried again, there is no
- * second one: -ETIME. */
+ * second one: -ETIME.  -EBUSY: IMG shows a snapshot of a file that another image writes. */
 int q_check_live (struct q_image *img, const struct q_check_options *o, uint64_t max_held_ns,
                   struct q_check_result *result, uint64_t *held_ns, struct q_error *err);
 

@@ -76,6 +76,12 @@ q_check_live (struct q_image *img, const struct q_check_options *given, uint64_t
   if (img->format != Q_FORMAT_QCOW2)
     return q_fail (err, -ENOTSUP, "%s: a raw image has nothing that could be checked",
                    img->filename);
+  /* What is held would be this image's own: that would not keep the file as it is. */
+  if (img->beside_writer)
+    return q_fail (err, -EBUSY,
+                   "%s: this shows a snapshot in a file that is being written: have the image "
+                   "checked that writes it",
+                   img->filename);
   /* Beside a writer anything may seem wrong: this is for the page cache, and for the clock. */
   for (unsigned i = 0; i < TRIES && took > max_held_ns; i++) {
     start = now_ns ();
