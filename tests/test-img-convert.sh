@@ -188,7 +188,7 @@ must_fail "preallocation" $IMG convert -c -o preallocation=full -f raw -O qcow2 
 must_fail "nosuch.raw" $IMG convert -f raw -O qcow2 nosuch.raw x
 must_fail "cannot be true" $IMG convert -n --target-is-zero -f raw -O qcow2 two.raw over.qcow2
 before=$(digest two.raw)
-must_fail "in use" $IMG convert -f raw -O raw two.raw two.raw
+must_fail "the same file" $IMG convert -f raw -O raw two.raw two.raw
 unchanged "$before" two.raw
 
 for format in qcow2 raw; do

@@ -303,6 +303,39 @@ def refused(image, *words, tools=("info", "check", "map", "convert"), options=()
         raise Sin("%s was changed" % image)
 
 
+def without_refcounts(image, *words):
+    """All programs refuse IMAGE, but for the check, which says what is wrong and could mend it."""
+    refused(image, *words, tools=("info", "map", "convert"))
+    before = digest(image)
+    r = tool("check", image)
+    if r.status != 2 or "refcount" not in r.out + r.err:
+        raise Sin("%s instead of status 2" % r)
+    if digest(image) != before:
+        raise Sin("%s was changed" % image)
+
+
+def without_snapshots(image, *words):
+    """Nobody writes to IMAGE, nor checks it; who only reads is told that it has no snapshots."""
+    before = digest(image)
+    for kind in kinds():
+        if kind == "nbdcow":
+            serve_refused(kind, image, words)
+            continue
+        # The plugin opens it for the first client, who wants to write.
+        with Server(kind, image) as s:
+            if s.started and run("reading from " + kind, [IMG, "convert", "-f", "raw", "-O", "raw", s.uri, "out.raw"]).status == 0:
+                raise Sin("%s serves %s all the same" % (kind, image))
+    for name in ("info", "map", "convert"):
+        r = tool(name, image)
+        if r.status:
+            raise Sin(str(r))
+        r.status = 1
+        one_line(r, ("without its snapshots", *words))
+    one_line(tool("check", image), words)
+    if digest(image) != before:
+        raise Sin("%s was changed" % image)
+
+
 def backing_mode(option):
     """An option of the servers, as nbdcow-img calls it."""
     return option.replace("--backing=", "--backing-mode=")
