@@ -435,6 +435,15 @@ same_contents ()
   }
 }
 
+# lot N WORD...: prints N of the words, drawn by SEED.
+lot ()
+{
+  _n=$1
+  shift
+  printf '%s\n' "$@" | awk -v seed=$((SEED % 2147483647)) 'BEGIN { srand (seed) } { printf "%.9f %s\n", rand (), $0 }' |
+    sort -n | head -n "$_n" | cut -d' ' -f2
+}
+
 # derive COMMAND...: a tool of QEMU's that makes a key from a password; see the script.
 derive ()
 {

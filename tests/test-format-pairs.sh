@@ -9,7 +9,7 @@
 . "${SRCDIR:-$(dirname "$0")}/functions.sh"
 requires_frontend
 requires_file "${NBDCOW_IMG:-}" nbdcow-img
-requires qemu-img qemu-io qemu-nbd shuf
+requires qemu-img qemu-io qemu-nbd
 requires_python_nbd
 use_seed
 
@@ -251,7 +251,7 @@ done
 case ${PAIRS:-8} in
 all) ;;
 *+*) pairs=$PAIRS ;;
-*) pairs=$(printf '%s\n' $pairs | shuf --random-source="$(printf '%0256d' "$SEED" >lot; echo lot)" -n "${PAIRS:-8}") ;;
+*) pairs=$(lot "${PAIRS:-8}" $pairs) ;;
 esac
 n=$SEED
 for pair in $pairs; do

@@ -9,7 +9,7 @@
 
 . "${SRCDIR:-$(dirname "$0")}/functions.sh"
 requires_file "${NBDCOW_IMG:-}" nbdcow-img
-requires qemu-img qemu-io shuf
+requires qemu-img qemu-io
 in_memory 400
 
 printf secret >key
@@ -127,7 +127,7 @@ no) all='plain v2 small extl2 narrow zstd+lazy data raw below extl2+data extl2+r
 yes)
   use_seed
   # shellcheck disable=SC2086 # words
-  all=$(printf '%s\n' $encrypted | shuf --random-source="$(printf '%0256d' "$SEED" >lot; echo lot)" -n 4) least=4
+  all=$(lot 4 $encrypted) least=4
   ;;
 all) all=$encrypted least=16 ;;
 esac
