@@ -181,7 +181,8 @@ q_bits_next (const struct q_bits *b, uint64_t offset, uint64_t end, uint64_t *ru
     return false;
   last = (q_min (end, b->size) - 1) >> b->granularity_bits;
   value = atomic_load_explicit (&b->word[bit / 64], memory_order_acquire) >> (bit % 64) & 1;
-  bit = find_other (b, bit, last + 1, value);
+  /* Its own bit may have been set since: a run has one bit at least. */
+  bit = find_other (b, bit + 1, last + 1, value);
   if (bit <= last)
     *run_end = bit << b->granularity_bits;
   else if (value)
