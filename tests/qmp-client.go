@@ -45,8 +45,15 @@ func main() {
 	defer m.Disconnect()
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
-	events, err := m.Events(ctx)
+	stream, err := m.Events(ctx)
 	must("Events", err)
+	// An event may come before the reply to the command that caused it, and the monitor reads no further until it is taken.
+	events := make(chan qmp.Event, 100)
+	go func() {
+		for e := range stream {
+			events <- e
+		}
+	}()
 	r := raw.NewMonitor(m)
 
 	version, err := r.QueryVersion()
