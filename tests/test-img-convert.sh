@@ -187,9 +187,19 @@ must_fail "needs -c" $IMG convert --compression-level=2 -f raw -O qcow2 two.raw 
 must_fail "preallocation" $IMG convert -c -o preallocation=full -f raw -O qcow2 two.raw x
 must_fail "nosuch.raw" $IMG convert -f raw -O qcow2 nosuch.raw x
 must_fail "cannot be true" $IMG convert -n --target-is-zero -f raw -O qcow2 two.raw over.qcow2
-before=$(digest two.raw)
-must_fail "the same file" $IMG convert -f raw -O raw two.raw two.raw
-unchanged "$before" two.raw
+# What is read is not written, also without locks, and under whatever name.
+qemu-img create -q -f qcow2 -b two.raw -F raw on-two.qcow2
+ln -s two.raw linked.raw
+before=$(cat two.raw on-two.qcow2 | sha256sum)
+for file in two.raw on-two.qcow2; do
+  for target in $file linked.raw; do
+    must_fail "which it is read from" $IMG convert -O raw $file $target
+    must_fail "which it is read from" $IMG convert -U -O raw $file $target
+    must_fail "which it is read from" $IMG convert -U --image-opts -O qcow2 driver=qcow2,file.filename=on-two.qcow2 $target
+    must_fail "which it is read from" $IMG dd -U if=$file of=$target
+  done
+done
+[ "$(cat two.raw on-two.qcow2 | sha256sum)" = "$before" ] || fail "what is read was written"
 
 for format in qcow2 raw; do
   $IMG convert -O $format -o help | grep -q '^  size=' || fail "convert -O $format -o help"

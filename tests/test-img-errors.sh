@@ -243,7 +243,7 @@ cat >table <<'END_OF_TABLE'
 1 convert -l s raw.img new => ^raw.img: a raw disk has no snapshot 's'
 1 convert -B other.qcow2 -O qcow2 disk.qcow2 new => backing file 'other.qcow2': say what format it has with -F
 1 convert -B nothere -F qcow2 -O qcow2 disk.qcow2 new => backing file 'nothere'.*No such file
-1 convert -O qcow2 disk.qcow2 disk.qcow2 => ^disk.qcow2: cannot be copied to disk.qcow2, which is the same file
+1 convert -O qcow2 disk.qcow2 disk.qcow2 => ^disk.qcow2: cannot be copied to disk.qcow2, which it is read from
 1 convert -O qcow2 disk.qcow2 inuse.qcow2 => ^inuse.qcow2: the image is in use
 1 convert -O qcow2 disk.qcow2 nodir/new => ^nodir/new: cannot open for creating: No such file
 1 convert --bitmaps -O raw disk.qcow2 new => --bitmaps: raw images have no bitmaps: say -O qcow2

@@ -53,14 +53,14 @@ open_sources (struct conversion *c, const struct convert_options *o, char **name
     uint64_t size;
 
     spec.name = names[i];
-    if (!spec.image_opts && !o->target.image_opts && img_same_file (names[i], o->target.name)) {
-      img_error ("%s: cannot be copied to %s, which is the same file", names[i], o->target.name);
-      return false;
-    }
     c->source[i] = img_open_spec (&spec);
     if (!c->source[i])
       return false;
     c->n_sources = i + 1;
+    if (!o->target.image_opts && img_reads (c->source[i], o->target.name)) {
+      img_error ("%s: cannot be copied to %s, which it is read from", names[i], o->target.name);
+      return false;
+    }
     img_layers_init (&c->layers[i], c->source[i]);
     size = (q_size (c->source[i]) + SECTOR - 1) & ~(uint64_t)(SECTOR - 1);
     if (size > INT64_MAX - c->start[i]) {

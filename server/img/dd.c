@@ -169,6 +169,11 @@ dd (struct copying *c)
   c->in = img_open_spec (&c->spec);
   if (!c->in)
     return 1;
+  if (img_reads (c->in, c->output)) {
+    img_error ("%s: cannot be copied to %s, which it is read from", c->spec.name, c->output);
+    img_close (&c->in);
+    return 1;
+  }
   choose (c);
   img_creation_init (&made);
   made.raw = format == Q_FORMAT_RAW;

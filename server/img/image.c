@@ -538,6 +538,20 @@ img_same_file (const char *a, const char *b)
 }
 
 bool
+img_reads (struct q_image *img, const char *name)
+{
+  for (; img; img = q_backing_image (img)) {
+    struct q_image_info info;
+
+    q_get_info (img, &info);
+    if (img_same_file (q_filename (img), name) ||
+        (info.data_path && img_same_file (info.data_path, name)))
+      return true;
+  }
+  return false;
+}
+
+bool
 img_is_zero (const void *buf, uint64_t len)
 {
   const uint8_t *p = buf;

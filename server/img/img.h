@@ -179,6 +179,9 @@ const struct q_file_opener *img_unsynced (const struct q_file_opener *below);
 bool img_finish_session (const struct img_spec *spec, const char *state_dir);
 /* Whether two names lead to one file that is there. */
 bool img_same_file (const char *a, const char *b);
+/* Whether NAME leads to a file that IMG (may be NULL), or an image below it, is read from.  Locks
+ * say so too, but not under -U. */
+bool img_reads (struct q_image *img, const char *name);
 /* Whether all LEN bytes are 0. */
 bool img_is_zero (const void *buf, uint64_t len);
 /* The names of qemu-img's cache modes; reports any other. */

@@ -213,11 +213,10 @@ open_new (struct rebase *b)
     return false;
   }
   b->new = img_open_spec (&spec);
-  for (struct q_image *i = b->new; i; i = q_backing_image (i))
-    if (img_same_file (q_filename (i), q_filename (b->top))) {
-      img_error ("%s: '%s' has it in its own chain", b->spec.name, b->backing);
-      return false;
-    }
+  if (img_reads (b->new, q_filename (b->top))) {
+    img_error ("%s: '%s' has it in its own chain", b->spec.name, b->backing);
+    return false;
+  }
   return b->new;
 }
 
