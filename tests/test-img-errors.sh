@@ -217,7 +217,7 @@ cat >table <<'END_OF_TABLE'
 1 commit -f raw raw.img => ^raw.img: has no backing file to commit to
 1 commit lost.qcow2 => ^lost.qcow2: its backing file: away.qcow2: .*No such file.*rebase -u
 1 commit -b nothere.qcow2 top.qcow2 => ^top.qcow2: 'nothere.qcow2' is not in the chain
-1 commit -r abc top.qcow2 => rate limit 'abc' is not a size
+1 commit -r abc top.qcow2 => --rate-limit 'abc' is not a size
 1 commit -t none2 top.qcow2 => cache mode 'none2' is not known
 
 1 rebase top.qcow2 => say with -b what the backing file is to be

@@ -339,3 +339,20 @@ img_pairs_free (struct img_pairs *pairs)
   free (pairs->pair);
   *pairs = (struct img_pairs){ 0 };
 }
+
+bool
+img_work_option (struct img_work *work, struct img_spec *spec, int letter, int *status)
+{
+  switch (letter) {
+  case 'r':
+    if (!img_parse_size ("--rate-limit", optarg, &work->rate))
+      *status = 1;
+    return true;
+  case 'p':
+    return work->progress = true;
+  case 'q':
+    return work->quiet = true;
+  default:
+    return img_image_option (spec, letter, status);
+  }
+}

@@ -23,7 +23,8 @@
 struct commit {
   struct img_spec spec;
   const char *base_name; /* -b; NULL: the layer below the top */
-  bool drop, progress, quiet;
+  struct img_work work;
+  bool drop;
   struct q_image *layer[Q_MAX_CHAIN]; /* those above the base, the top first */
   unsigned n;
   char *base_path; /* of the base */
@@ -222,8 +223,7 @@ run_commit (struct commit *c)
 {
   int r;
 
-  img_catch_signals ();
-  img_progress_begin (c->progress, c->quiet, q_size (c->layer[0]));
+  img_work_begin (&c->work, q_size (c->layer[0]));
   r = img_for_pieces (q_size (c->layer[0]), PIECE, 0, commit_piece, c);
   if (r == 0)
     r = q_flush (c->base);
@@ -249,7 +249,7 @@ commit (struct commit *c)
   for (unsigned i = 0; i < c->n; i++)
     ok = img_close (&c->layer[i]) && ok;
   free (c->base_path);
-  if (ok && !c->quiet)
+  if (ok && !c->work.quiet)
     printf ("Image committed.\n");
   return ok ? 0 : 1;
 }
@@ -263,14 +263,11 @@ run (int argc, char **argv)
                                            { "cache", required_argument, NULL, 't' },
                                            { "base", required_argument, NULL, 'b' },
                                            { "drop", no_argument, NULL, 'd' },
-                                           { "rate-limit", required_argument, NULL, 'r' },
                                            { "rate", required_argument, NULL, 'r' },
-                                           { "progress", no_argument, NULL, 'p' },
-                                           { "quiet", no_argument, NULL, 'q' },
+                                           IMG_WORK_OPTIONS,
                                            IMG_IMAGE_OPTIONS,
                                            IMG_COMMON_OPTIONS };
   struct commit c = { .n = 0 };
-  uint64_t rate = 0;
   int status = 0, letter;
 
   while ((letter = img_getopt (&img_commit_command, argc, argv, ":f:t:b:dr:pqh", options,
@@ -289,18 +286,8 @@ run (int argc, char **argv)
     case 'd':
       c.drop = true;
       break;
-    case 'r':
-      if (!img_parse_size ("rate limit", optarg, &rate))
-        return 1;
-      break;
-    case 'p':
-      c.progress = true;
-      break;
-    case 'q':
-      c.quiet = true;
-      break;
     default:
-      if (!img_image_option (&c.spec, letter, &status) || status)
+      if (!img_work_option (&c.work, &c.spec, letter, &status) || status)
         return status;
     }
   if (argc - optind != 1)
@@ -308,7 +295,6 @@ run (int argc, char **argv)
   if (c.spec.force_share)
     return img_error ("commit: -U is not possible: the images are written");
   c.spec.name = argv[optind];
-  img_rate_limit (rate);
   return commit (&c);
 }
 

@@ -12,8 +12,8 @@
 struct compacting {
   struct img_spec spec;
   const char *state_dir; /* of img_finish_session */
-  uint64_t rate;
-  bool json, progress, quiet;
+  struct img_work work;
+  bool json;
 };
 
 /* What was told of the work so far. */
@@ -64,7 +64,7 @@ img_print_shorter (const char *name, const char *key, const char *what, uint64_t
 }
 
 bool
-img_compact (const struct img_spec *given, const char *state_dir, bool progress, bool quiet,
+img_compact (const struct img_spec *given, const char *state_dir, const struct img_work *work,
              struct q_compact_result *result)
 {
   struct img_spec spec = *given;
@@ -84,9 +84,8 @@ img_compact (const struct img_spec *given, const char *state_dir, bool progress,
     return false;
   q_get_info (img, &info);
   showing.cluster = q_cluster_size (img);
-  img_catch_signals ();
   /* What can move is not known yet: about as much as the file would get shorter by. */
-  img_progress_begin (progress, quiet, info.file_size / showing.cluster);
+  img_work_begin (work, info.file_size / showing.cluster);
   r = q_compact (img, &o, result, &err);
   if (r == 0 && showing.done < info.file_size / showing.cluster) /* the rest stays where it is */
     img_progress_add (info.file_size / showing.cluster - showing.done);
@@ -103,10 +102,9 @@ compact (const struct compacting *c)
 {
   struct q_compact_result result = { 0 };
 
-  img_rate_limit (c->rate);
-  return img_compact (&c->spec, c->state_dir, c->progress, c->quiet || c->json, &result) &&
+  return img_compact (&c->spec, c->state_dir, &c->work, &result) &&
                  img_print_shorter (c->spec.name, "moved-clusters", "moved", result.moved, &result,
-                                    c->json, c->quiet)
+                                    c->json, c->work.quiet)
              ? 0
              : 1;
 }
@@ -121,9 +119,7 @@ run (int argc, char **argv)
                                            { "cache", required_argument, NULL, 't' },
                                            { "output", required_argument, NULL, OUTPUT },
                                            { "state-dir", required_argument, NULL, STATE_DIR },
-                                           { "rate-limit", required_argument, NULL, 'r' },
-                                           { "progress", no_argument, NULL, 'p' },
-                                           { "quiet", no_argument, NULL, 'q' },
+                                           IMG_WORK_OPTIONS,
                                            IMG_IMAGE_OPTIONS,
                                            IMG_COMMON_OPTIONS };
   struct compacting c = { .state_dir = "" };
@@ -146,24 +142,15 @@ run (int argc, char **argv)
       if (!img_parse_state_dir (optarg, &c.state_dir))
         return 1;
       break;
-    case 'r':
-      if (!img_parse_size ("--rate-limit", optarg, &c.rate))
-        return 1;
-      break;
-    case 'p':
-      c.progress = true;
-      break;
-    case 'q':
-      c.quiet = true;
-      break;
     default:
-      if (!img_image_option (&c.spec, letter, &status) || status)
+      if (!img_work_option (&c.work, &c.spec, letter, &status) || status)
         return status;
     }
   if (argc - optind != 1)
     return img_error ("compact: one file name is needed, %d were given", argc - optind);
   if (c.spec.force_share)
     return img_error ("compact: -U is not possible: the image is written");
+  c.work.quiet |= c.json;
   c.spec.name = argv[optind];
   c.spec.writable = true;
   c.spec.metadata_only = true;

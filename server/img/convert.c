@@ -29,8 +29,8 @@ struct convert_options {
   const char *backing, *backing_format;
   bool no_create, target_is_zero, offload;
   bool has_sparse;
-  bool progress, quiet;
-  uint64_t sparse, threads, rate, level;
+  struct img_work work;
+  uint64_t sparse, threads, level;
   bool compress, salvage;
   bool bitmaps, skip_broken;
   bool help; /* -o help was answered */
@@ -203,9 +203,7 @@ copy (struct conversion *c, const struct convert_options *o)
 {
   int r;
 
-  img_catch_signals ();
-  img_rate_limit (o->rate);
-  img_progress_begin (o->progress, o->quiet, c->start[c->n_sources]);
+  img_work_begin (&o->work, c->start[c->n_sources]);
   r = img_convert_copy (c);
   img_progress_end ();
   if (r == -ENOMEM)
@@ -347,12 +345,6 @@ take (struct convert_options *o, int letter, const char *arg)
     return parse_sparse (o, arg);
   case 'n':
     return o->no_create = true;
-  case 'p':
-    return o->progress = true;
-  case 'q':
-    return o->quiet = true;
-  case 'r':
-    return img_parse_size ("--rate-limit", arg, &o->rate);
   case 't':
     o->target.cache = arg;
     return img_check_cache (arg);
@@ -398,12 +390,10 @@ run (int argc, char **argv)
     { "target-is-zero", no_argument, NULL, TARGET_IS_ZERO },
     { "compress", no_argument, NULL, 'c' },
     { "compression-level", required_argument, NULL, LEVEL },
-    { "rate-limit", required_argument, NULL, 'r' },
     { "parallel", required_argument, NULL, 'm' },
     { "oob-writes", no_argument, NULL, 'W' },
     { "copy-range-offloading", no_argument, NULL, 'C' },
-    { "progress", no_argument, NULL, 'p' },
-    { "quiet", no_argument, NULL, 'q' },
+    IMG_WORK_OPTIONS,
     IMG_IMAGE_OPTIONS,
     IMG_COMMON_OPTIONS
   };
@@ -418,7 +408,7 @@ run (int argc, char **argv)
     if (!take (&o, letter, optarg)) {
       if (letter == 'h' || letter == '?')
         goto out;
-      if (!img_image_option (&o.source, letter, &status))
+      if (!img_work_option (&o.work, &o.source, letter, &status))
         status = 1; /* take has said why */
       if (status)
         goto out;

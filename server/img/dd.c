@@ -17,8 +17,9 @@ struct copying {
   struct img_spec spec;
   const char *format; /* of the output */
   const char *output;
-  uint64_t block, count, skip, rate;
-  bool has_count, progress, quiet;
+  struct img_work work;
+  uint64_t block, count, skip;
+  bool has_count;
   struct q_image *in, *out;
   uint64_t from, len; /* of the input */
 };
@@ -126,9 +127,7 @@ copy (struct copying *c)
 {
   int r;
 
-  img_catch_signals ();
-  img_rate_limit (c->rate);
-  img_progress_begin (c->progress, c->quiet, c->len);
+  img_work_begin (&c->work, c->len);
   r = img_for_pieces (c->len, PIECE, 0, copy_piece, c);
   img_progress_end ();
   if (r < 0)
@@ -194,9 +193,7 @@ run (int argc, char **argv)
 {
   static const struct option options[] = { { "format", required_argument, NULL, 'f' },
                                            { "output-format", required_argument, NULL, 'O' },
-                                           { "rate-limit", required_argument, NULL, 'r' },
-                                           { "progress", no_argument, NULL, 'p' },
-                                           { "quiet", no_argument, NULL, 'q' },
+                                           IMG_WORK_OPTIONS,
                                            IMG_IMAGE_OPTIONS,
                                            IMG_COMMON_OPTIONS };
   struct copying c = { .block = SECTOR };
@@ -210,18 +207,8 @@ run (int argc, char **argv)
     case 'O':
       c.format = optarg;
       break;
-    case 'r':
-      if (!img_parse_size ("--rate-limit", optarg, &c.rate))
-        return 1;
-      break;
-    case 'p':
-      c.progress = true;
-      break;
-    case 'q':
-      c.quiet = true;
-      break;
     default:
-      if (!img_image_option (&c.spec, letter, &status) || status)
+      if (!img_work_option (&c.work, &c.spec, letter, &status) || status)
         return status;
     }
   for (int i = optind; i < argc; i++)

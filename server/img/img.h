@@ -70,6 +70,13 @@ void img_warning (const char *fmt, ...) __attribute__ ((format (printf, 1, 2)));
     "untrusted", no_argument, NULL, IMG_OPT_UNTRUSTED                                              \
   }
 
+/* What those understand that work for long: see img_work_option. */
+#define IMG_WORK_OPTIONS                                                                           \
+  { "rate-limit", required_argument, NULL, 'r' }, { "progress", no_argument, NULL, 'p' },          \
+  {                                                                                                \
+    "quiet", no_argument, NULL, 'q'                                                                \
+  }
+
 /* Values of long options without a letter; a sub-command's own start at IMG_OPT_LONG. */
 enum {
   IMG_OPT_OPTS = 256,
@@ -156,6 +163,9 @@ struct img_spec {
  * secret into img_objects.  True if LETTER is one of them; *STATUS is set if it could not be taken,
  * and then it was reported. */
 bool img_image_option (struct img_spec *spec, int letter, int *status);
+/* The same of IMG_WORK_OPTIONS, into WORK, and of those. */
+struct img_work;
+bool img_work_option (struct img_work *work, struct img_spec *spec, int letter, int *status);
 /* What --object defined so far. */
 struct objects;
 extern struct objects img_objects;
@@ -254,8 +264,14 @@ void img_progress_end (void);
 void img_catch_signals (void);
 int img_interrupted (void); /* the signal, or 0 */
 
-/* --rate: at most so many bytes a second in all threads together; 0 lifts the limit. */
-void img_rate_limit (uint64_t bytes_per_second);
+/* How a piece of work is to be done. */
+struct img_work {
+  uint64_t rate; /* --rate-limit: bytes a second in all threads together; 0: as fast as can be */
+  bool progress, quiet;
+};
+/* img_catch_signals and img_progress_begin, and from here on that rate; img_progress_end ends it.
+ */
+void img_work_begin (const struct img_work *work, uint64_t total);
 /* Pays for BYTES: returns when more may be moved, or when interrupted. */
 void img_rate_pay (uint64_t bytes);
 
@@ -271,7 +287,7 @@ unsigned img_default_threads (void);
 
 /* What compact does, to the image that SPEC, open for writing, names (compact.c).  Reports what is
  * wrong; false then. */
-bool img_compact (const struct img_spec *spec, const char *state_dir, bool progress, bool quiet,
+bool img_compact (const struct img_spec *spec, const char *state_dir, const struct img_work *work,
                   struct q_compact_result *result);
 /* What became of a file: N clusters were WHAT, "moved" say, which JSON calls KEY. */
 bool img_print_shorter (const char *name, const char *key, const char *what, uint64_t n,

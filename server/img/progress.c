@@ -57,12 +57,6 @@ img_interrupted (void)
 static struct rate rate;
 
 void
-img_rate_limit (uint64_t bytes_per_second)
-{
-  rate.bytes_per_second = bytes_per_second;
-}
-
-void
 img_rate_pay (uint64_t bytes)
 {
   double wait;
@@ -214,4 +208,12 @@ img_progress_end (void)
     fprintf (progress.out, "\r%*s\r", 70, "");
   fflush (progress.out);
   progress.show = SHOW_NOTHING;
+}
+
+void
+img_work_begin (const struct img_work *work, uint64_t total)
+{
+  img_catch_signals ();
+  rate.bytes_per_second = work->rate;
+  img_progress_begin (work->progress, work->quiet, total);
 }

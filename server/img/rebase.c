@@ -26,7 +26,8 @@ struct rebase {
   struct img_spec spec;
   const char *backing; /* -b; "": none */
   const char *backing_format, *backing_cache;
-  bool unsafe, compress, progress, quiet;
+  struct img_work work;
+  bool unsafe, compress;
   struct q_image *top, *old, *new; /* old and new may be NULL: zeros */
   char *new_path;
   uint64_t unit; /* bytes that have a mapping of their own */
@@ -164,8 +165,7 @@ copy_differences (struct rebase *b)
     b->unit = q_cluster_size (b->top);
   if (b->new)
     q_expect_backing (b->top);
-  img_catch_signals ();
-  img_progress_begin (b->progress, b->quiet, q_size (b->top));
+  img_work_begin (&b->work, q_size (b->top));
   r = img_for_pieces (q_size (b->top), PIECE, 0, rebase_piece, b);
   img_progress_end ();
   if (r == -EINTR)
@@ -289,13 +289,11 @@ run (int argc, char **argv)
                                            { "backing-unsafe", no_argument, NULL, 'u' },
                                            { "compress", no_argument, NULL, 'c' },
                                            { "rate", required_argument, NULL, 'r' },
-                                           { "progress", no_argument, NULL, 'p' },
-                                           { "quiet", no_argument, NULL, 'q' },
+                                           IMG_WORK_OPTIONS,
                                            IMG_IMAGE_OPTIONS,
                                            IMG_COMMON_OPTIONS };
   struct rebase b = { .unsafe = false };
   enum q_format format;
-  uint64_t rate = 0;
   int status = 0, letter;
 
   while ((letter = img_getopt (&img_rebase_command, argc, argv, ":f:t:b:B:F:T:ucr:pqUh", options,
@@ -327,18 +325,8 @@ run (int argc, char **argv)
     case 'c':
       b.compress = true;
       break;
-    case 'r':
-      if (!img_parse_size ("rate", optarg, &rate))
-        return 1;
-      break;
-    case 'p':
-      b.progress = true;
-      break;
-    case 'q':
-      b.quiet = true;
-      break;
     default:
-      if (!img_image_option (&b.spec, letter, &status) || status)
+      if (!img_work_option (&b.work, &b.spec, letter, &status) || status)
         return status;
     }
   if (argc - optind != 1)
@@ -356,7 +344,6 @@ run (int argc, char **argv)
   if (b.compress && b.unsafe)
     return img_error ("rebase: -c is about data that is copied, and -u copies none");
   b.spec.name = argv[optind];
-  img_rate_limit (rate);
   return rebase (&b);
 }
 
@@ -374,7 +361,7 @@ const struct img_command img_rebase_command = {
           "  -T, --backing-cache=MODE      for the backing files\n"
           "  -u, --backing-unsafe          only change the name: they have the same contents\n"
           "  -c, --compress                compress what is copied\n"
-          "  -r, --rate=RATE               at most so many bytes a second\n"
+          "  -r, --rate-limit=RATE         at most so many bytes a second\n"
           "  -p, --progress                show how far it is\n"
           "  -q, --quiet                   only the exit status, and errors\n",
 };

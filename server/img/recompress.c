@@ -31,10 +31,11 @@ struct recompression {
   const char *state_dir;
   const char *type; /* zlib, zstd, or NULL: as it is */
   bool zstd;        /* TYPE is */
-  uint64_t level, threads, rate;
+  struct img_work work;
+  uint64_t level, threads;
   bool all;  /* also what is not compressed */
   bool keep; /* do not compact */
-  bool json, progress, quiet;
+  bool json;
 
   struct q_image *img;
   struct img_layers layers;
@@ -147,7 +148,7 @@ do_all (struct recompression *c, unsigned what, bool expand)
   c->what = what;
   c->expand = expand;
   img_layers_init (&c->layers, c->img);
-  img_progress_begin (c->progress, c->quiet || c->json, q_size (c->img));
+  img_work_begin (&c->work, q_size (c->img));
   r = img_for_pieces (q_size (c->img), eight > PIECE ? eight : PIECE, (unsigned)c->threads,
                       do_piece, c);
   img_progress_end ();
@@ -245,7 +246,6 @@ recompress (struct recompression *c)
   if (!img_finish_session (&c->spec, c->state_dir) || refuse (c, &end_before) || !open_image (c))
     return 1;
   img_catch_signals ();
-  img_rate_limit (c->rate);
   r = change_type (c);
   /* What was compressed before the type was changed is not any more, and noted. */
   if (r == 0)
@@ -258,7 +258,7 @@ recompress (struct recompression *c)
     r = 1;
   free (c->was);
   if (r == 0 && !c->keep)
-    r = img_compact (&c->spec, c->state_dir, c->progress, c->quiet || c->json, &result) ? 0 : 1;
+    r = img_compact (&c->spec, c->state_dir, &c->work, &result) ? 0 : 1;
   else if (r == 0 && open_image (c)) {
     q_get_info (c->img, &info);
     result.end_after = info.file_size;
@@ -266,7 +266,7 @@ recompress (struct recompression *c)
   }
   result.end_before = end_before;
   return r == 0 && img_print_shorter (c->spec.name, "rewritten-clusters", "written anew", c->done,
-                                      &result, c->json, c->quiet)
+                                      &result, c->json, c->work.quiet)
              ? 0
              : 1;
 }
@@ -288,12 +288,6 @@ take (struct recompression *c, int letter, const char *arg)
     return img_check_cache (arg);
   case 'm':
     return img_parse_number ("-m", arg, 1, 64, &c->threads);
-  case 'r':
-    return img_parse_size ("--rate-limit", arg, &c->rate);
-  case 'p':
-    return c->progress = true;
-  case 'q':
-    return c->quiet = true;
   case ALL:
     return c->all = true;
   case NO_COMPACT:
@@ -323,11 +317,9 @@ run (int argc, char **argv)
                                            { "all", no_argument, NULL, ALL },
                                            { "no-compact", no_argument, NULL, NO_COMPACT },
                                            { "parallel", required_argument, NULL, 'm' },
-                                           { "rate-limit", required_argument, NULL, 'r' },
                                            { "output", required_argument, NULL, OUTPUT },
                                            { "state-dir", required_argument, NULL, STATE_DIR },
-                                           { "progress", no_argument, NULL, 'p' },
-                                           { "quiet", no_argument, NULL, 'q' },
+                                           IMG_WORK_OPTIONS,
                                            IMG_IMAGE_OPTIONS,
                                            IMG_COMMON_OPTIONS };
   struct recompression c = { .state_dir = "" };
@@ -338,7 +330,7 @@ run (int argc, char **argv)
     if (!take (&c, letter, optarg)) {
       if (letter == 'h' || letter == '?')
         return status;
-      if (!img_image_option (&c.spec, letter, &status))
+      if (!img_work_option (&c.work, &c.spec, letter, &status))
         return 1; /* take has said why */
       if (status)
         return status;
@@ -347,6 +339,7 @@ run (int argc, char **argv)
     return img_error ("recompress: one file name is needed, %d were given", argc - optind);
   if (c.spec.force_share)
     return img_error ("recompress: -U is not possible: the image is written");
+  c.work.quiet |= c.json;
   c.spec.name = argv[optind];
   c.spec.compression_level = (int)c.level;
   c.spec.writable = true;

@@ -16,8 +16,8 @@
 struct resizing {
   struct img_spec spec;
   enum q_preallocation preallocation;
-  uint64_t rate;
-  bool shrink, progress, quiet;
+  struct img_work work;
+  bool shrink;
   int sign; /* of a size that is relative; 0: it is not */
   uint64_t size;
 };
@@ -47,12 +47,10 @@ new_size (const struct resizing *z, const struct q_image *img, uint64_t *size)
 static int
 preallocate (const struct resizing *z, struct q_image *img, uint64_t from, uint64_t to)
 {
-  const uint64_t piece = z->rate ? LIMITED_PIECE : PIECE;
+  const uint64_t piece = z->work.rate ? LIMITED_PIECE : PIECE;
   int r = 0;
 
-  img_catch_signals ();
-  img_rate_limit (z->rate);
-  img_progress_begin (z->progress, z->quiet, to - from);
+  img_work_begin (&z->work, to - from);
   for (uint64_t n; r == 0 && from < to; from += n) {
     n = piece - from % piece;
     n = n < to - from ? n : to - from;
@@ -93,7 +91,7 @@ resize_image (const struct resizing *z, struct q_image *img)
     return img_error ("%s", err.text);
   if (size > old && z->preallocation != Q_PREALLOC_OFF && preallocate (z, img, old, size) != 0)
     return 1;
-  if (!z->quiet)
+  if (!z->work.quiet)
     printf ("Image resized.\n");
   return 0;
 }
@@ -149,9 +147,7 @@ run (int argc, char **argv)
                                            { "shrink", no_argument, NULL, SHRINK },
                                            { "preallocation", required_argument, NULL,
                                              PREALLOCATION },
-                                           { "rate-limit", required_argument, NULL, 'r' },
-                                           { "progress", no_argument, NULL, 'p' },
-                                           { "quiet", no_argument, NULL, 'q' },
+                                           IMG_WORK_OPTIONS,
                                            IMG_IMAGE_OPTIONS,
                                            IMG_COMMON_OPTIONS };
   struct resizing z = { 0 };
@@ -174,18 +170,8 @@ run (int argc, char **argv)
       if (!parse_preallocation (&z, optarg))
         return 1;
       break;
-    case 'r':
-      if (!img_parse_size ("--rate-limit", optarg, &z.rate))
-        return 1;
-      break;
-    case 'p':
-      z.progress = true;
-      break;
-    case 'q':
-      z.quiet = true;
-      break;
     default:
-      if (!img_image_option (&z.spec, letter, &status) || status)
+      if (!img_work_option (&z.work, &z.spec, letter, &status) || status)
         return status;
     }
   if (argc - optind != 1 || !size)
