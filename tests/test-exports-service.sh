@@ -141,6 +141,28 @@ if [ "$(id -u)" = 0 ] && id nobody >/dev/null 2>&1; then
     --run 'echo served' disk.qcow2 >served 2>user.log || fail "a pid file out of reach: $(cat user.log)"
   [ "$(cat served)" = served ] || fail "a pid file out of reach: $(cat user.log)"
   ! grep -q 'sandbox' user.log || fail "a pid file out of reach: $(cat user.log)"
+  # What that user has put there does not lead root to another file; what root has does.
+  mkdir theirs
+  chown nobody theirs
+  echo precious >precious
+  chmod 600 precious
+  ln -s "$tmp/precious" theirs/symbolic
+  ln precious theirs/hard
+  for option in --pid-file --log; do
+    for link in symbolic hard; do
+      status=0
+      "$NBDCOW" --user=nobody -k "$tmp/sock" --state-dir=off $option="$tmp/theirs/$link" --run true disk.qcow2 \
+        2>user.log || status=$?
+      one_line "$status" user.log "theirs/$link" 'it is a link' || fail "$option, a link of others: $REASON"
+      [ "$(cat precious)" = precious ] || fail "$option wrote to where a link of others leads"
+    done
+    "$NBDCOW" --user=nobody -k "$tmp/sock" --state-dir=off $option="$tmp/theirs/file" --run true disk.qcow2 ||
+      fail "$option in a directory of others"
+  done
+  ln -s precious link
+  "$NBDCOW" --user=nobody -k "$tmp/sock" --state-dir=off --pid-file="$tmp/link" --run true disk.qcow2 ||
+    fail "--pid-file: a link of root's"
+  [ ! -s precious ] || fail "--pid-file: a link of root's was not followed"
   # What that user may not open is not opened.
   chown root disk.qcow2
   chmod 600 disk.qcow2

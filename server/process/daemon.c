@@ -103,32 +103,37 @@ is_named (int fd, const char *path)
 
 /* A descriptor of the file PATH, locked and empty. */
 static int
-lock_file (const char *path)
+lock_file (const char *path, const char **why)
 {
-  int fd = open (path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-  int r = fd < 0 || flock (fd, LOCK_EX | LOCK_NB) < 0 ? -errno : 0;
+  int fd = path_create (path, O_WRONLY, 0600, why);
 
+  if (fd < 0)
+    return fd;
+  int r = flock (fd, LOCK_EX | LOCK_NB) < 0 ? -errno : 0;
   if (r == 0 && !is_named (fd, path))
     r = -ESTALE; /* a server that ended has removed it before we had the lock */
   if (r == 0 && ftruncate (fd, 0) < 0)
     r = -errno;
-  if (r < 0 && fd >= 0)
-    close (fd);
-  return r < 0 ? r : fd;
+  if (r == 0)
+    return fd;
+  close (fd);
+  *why = strerror (-r);
+  return r;
 }
 
 int
 pid_file_open (const char *path, struct q_error *err)
 {
-  int fd = lock_file (path);
+  const char *why;
+  int fd = lock_file (path, &why);
 
   for (unsigned tries = 0; fd == -ESTALE && tries < 100; tries++)
-    fd = lock_file (path);
+    fd = lock_file (path, &why);
   if (fd == -EWOULDBLOCK)
     snprintf (err->text, sizeof err->text,
               "pid file '%s' belongs to a running server: stop it or use another file", path);
   else if (fd < 0)
-    snprintf (err->text, sizeof err->text, "cannot write pid file '%s': %s", path, strerror (-fd));
+    snprintf (err->text, sizeof err->text, "cannot write pid file '%s': %s", path, why);
   if (fd < 0)
     return fd;
   pid_fd = fd;

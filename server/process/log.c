@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "log.h"
+#include "path.h"
 #include "systemd.h"
 
 enum destination { TO_FD, TO_SYSLOG, TO_JOURNAL };
@@ -177,11 +178,11 @@ log_open (const char *where, struct q_error *err)
               "--log=%s: stderr, syslog, journal or the absolute name of a file is wanted", where);
     return -EINVAL;
   }
-  int fd = open (where, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640);
+  const char *why;
+  int fd = path_create (where, O_WRONLY | O_APPEND, 0640, &why);
   if (fd < 0) {
-    int r = -errno;
-    snprintf (err->text, sizeof err->text, "--log=%s: %s", where, strerror (-r));
-    return r;
+    snprintf (err->text, sizeof err->text, "--log=%s: %s", where, why);
+    return fd;
   }
   log_fd = fd;
   return 0;

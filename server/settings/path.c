@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "path.h"
@@ -19,4 +23,48 @@ path_absolute (const char *name)
     path = NULL;
   free (here);
   return path;
+}
+
+/* Whether what is in the directory DIR, open, may have been put there by somebody that we are not.
+ */
+static bool
+is_others (int dir)
+{
+  struct stat st;
+
+  return geteuid () == 0 &&
+         (fstat (dir, &st) < 0 || st.st_uid != 0 || (st.st_mode & (S_IWGRP | S_IWOTH)));
+}
+
+static bool
+has_other_names (int fd)
+{
+  struct stat st;
+
+  return fstat (fd, &st) < 0 || st.st_nlink > 1;
+}
+
+int
+path_create (const char *name, int flags, mode_t mode, const char **why)
+{
+  const char *slash = strrchr (name, '/');
+  char *parent = slash ? strndup (name, (size_t)(slash + 1 - name)) : strdup (".");
+  int dir = parent ? open (parent, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
+  int fd = -1, r = dir < 0 ? -errno : 0;
+  const bool others = r == 0 && is_others (dir);
+
+  free (parent);
+  if (r == 0) {
+    fd = openat (dir, slash ? slash + 1 : name,
+                 flags | O_CREAT | O_CLOEXEC | (others ? O_NOFOLLOW : 0), mode);
+    r = fd < 0 ? -errno : others && has_other_names (fd) ? -ELOOP : 0;
+    close (dir);
+  }
+  if (r == 0)
+    return fd;
+  if (fd >= 0)
+    close (fd);
+  *why = r == -ELOOP && others ? "it is a link, and others than root can write to its directory"
+                               : strerror (-r);
+  return r;
 }
