@@ -201,14 +201,10 @@ open_metrics (struct program *p)
 
   if (!p->opts.metrics)
     return true;
-  struct listeners theirs = { .n = 0 };
-  int r = p->takeover ? takeover_metrics (p->takeover, &theirs, &err) : 0;
-  if (r < 0) {
-    listen_leave (&theirs);
-    listen_close (&theirs);
-  } else
-    p->metrics =
-        theirs.n > 0 ? metrics_adopt (&theirs, &err) : metrics_open (p->opts.metrics, &err);
+  if (p->takeover)
+    p->metrics = takeover_metrics (p->takeover, p->opts.metrics, &err);
+  if (!p->metrics && !*err.text)
+    p->metrics = metrics_open (p->opts.metrics, &err);
   return complain (p->metrics ? 0 : -1, &err);
 }
 

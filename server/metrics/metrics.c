@@ -32,50 +32,72 @@ struct metrics {
 
 /* ---- the address ----------------------------------------------------------------------------- */
 
-/* Splits ADDRESS, a copy of WHOLE, at its last colon; an IPv6 address stands in brackets. */
-static int
-listen_at (struct listeners *ls, const char *whole, char *address, struct q_error *err)
-{
-  char *colon = strrchr (address, ':'), *host = address, *port = colon ? colon + 1 : address;
-  size_t len;
+struct place {
+  char *text;       /* a copy of the address, in which the others point */
+  const char *path; /* of a unix socket; NULL: it is TCP */
+  const char *host, *port;
+};
 
-  if (strncmp (address, "unix:", 5) == 0 && address[5])
-    return listen_unix (ls, address + 5, err);
-  if (!colon)
-    host = (char *)"localhost";
-  else
-    *colon = '\0';
-  len = strlen (host);
-  if (host[0] == '[' && host[len - 1] == ']') {
-    host[len - 1] = '\0';
-    host++;
-  } else if (strchr (host, ':'))
-    port = (char *)""; /* which of the colons was meant? */
-  if (*port == '\0') {
-    snprintf (err->text, sizeof err->text,
-              "--metrics=%s: PORT, HOST:PORT, [IPV6]:PORT or unix:PATH is wanted", whole);
-    return -EINVAL;
+/* Splits ADDRESS at its last colon; an IPv6 address stands in brackets.  PLACE->text is to be freed
+ * in any case. */
+static int
+find_place (struct place *place, const char *address, struct q_error *err)
+{
+  char *text = strdup (address), *colon = text ? strrchr (text, ':') : NULL, *host = text;
+
+  *place = (struct place){ .text = text };
+  if (!text) {
+    snprintf (err->text, sizeof err->text, "--metrics: out of memory");
+    return -ENOMEM;
   }
-  return listen_tcp (ls, host, port, err);
+  if (strncmp (text, "unix:", 5) == 0 && text[5]) {
+    place->path = text + 5;
+    return 0;
+  }
+  place->host = colon ? text : "localhost";
+  place->port = colon ? colon + 1 : text;
+  if (colon)
+    *colon = '\0';
+  size_t len = strlen (host);
+  if (colon && host[0] == '[' && host[len - 1] == ']') {
+    host[len - 1] = '\0';
+    place->host = host + 1;
+  } else if (strchr (place->host, ':'))
+    place->port = ""; /* which of the colons was meant? */
+  if (*place->port)
+    return 0;
+  snprintf (err->text, sizeof err->text,
+            "--metrics=%s: PORT, HOST:PORT, [IPV6]:PORT or unix:PATH is wanted", address);
+  return -EINVAL;
 }
 
 struct metrics *
 metrics_open (const char *address, struct q_error *err)
 {
-  struct metrics *m = calloc (1, sizeof *m);
-  char *copy = strdup (address);
-  int r = m && copy ? 0 : -ENOMEM;
+  struct listeners ls = { .n = 0 };
+  struct metrics *m = NULL;
+  struct place at;
+  int r = find_place (&at, address, err);
 
-  if (r < 0)
-    snprintf (err->text, sizeof err->text, "--metrics: out of memory");
-  else
-    r = listen_at (&m->listeners, address, copy, err);
-  free (copy);
-  if (r < 0) {
-    metrics_close (m);
-    return NULL;
-  }
+  if (r == 0)
+    r = at.path ? listen_unix (&ls, at.path, err) : listen_tcp (&ls, at.host, at.port, err);
+  if (r == 0)
+    m = metrics_adopt (&ls, err);
+  listen_close (&ls);
+  free (at.text);
   return m;
+}
+
+bool
+metrics_is_at (const struct listeners *ls, const char *address)
+{
+  struct q_error ignored;
+  struct place at;
+  bool found = find_place (&at, address, &ignored) == 0 &&
+               (at.path ? listen_has_unix (ls, at.path) : listen_has_tcp (ls, at.host, at.port));
+
+  free (at.text);
+  return found;
 }
 
 void
@@ -282,6 +304,14 @@ metrics_adopt (struct listeners *ls, struct q_error *err)
 {
   (void)ls;
   return metrics_open ("", err);
+}
+
+bool
+metrics_is_at (const struct listeners *ls, const char *address)
+{
+  (void)ls;
+  (void)address;
+  return false;
 }
 
 struct listeners *

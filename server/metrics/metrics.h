@@ -28,8 +28,10 @@ struct metrics;
 /* ADDRESS is PORT (of the loopback interface), HOST:PORT, [IPV6]:PORT, :PORT (all addresses) or
  * unix:PATH.  NULL on error. */
 struct metrics *metrics_open (const char *address, struct q_error *err);
-/* The same with sockets that another process has made; LS is empty afterwards. */
+/* The same with sockets that are there already; LS is empty afterwards, unless it is an error. */
 struct metrics *metrics_adopt (struct listeners *ls, struct q_error *err);
+/* Whether LS, which another process listens on, has what metrics_open would make for ADDRESS. */
+bool metrics_is_at (const struct listeners *ls, const char *address);
 /* NULL if M is. */
 struct listeners *metrics_listeners (struct metrics *m);
 /* Socket files are to belong to that user, who the server is about to become. */

@@ -71,14 +71,22 @@ listen_address (const struct addrinfo *a, bool only)
   return fd;
 }
 
+/* As getaddrinfo. */
+static int
+resolve (const char *host, const char *port, struct addrinfo **list)
+{
+  const struct addrinfo hints = { .ai_flags = AI_PASSIVE, .ai_socktype = SOCK_STREAM };
+
+  return getaddrinfo (*host ? host : NULL, port, &hints, list);
+}
+
 int
 listen_tcp (struct listeners *ls, const char *host, const char *port, struct q_error *err)
 {
-  struct addrinfo hints = { .ai_flags = AI_PASSIVE, .ai_socktype = SOCK_STREAM };
   struct addrinfo *list;
   bool any = false;
 
-  int r = getaddrinfo (*host ? host : NULL, port, &hints, &list);
+  int r = resolve (host, port, &list);
   if (r != 0) {
     snprintf (err->text, sizeof err->text, "cannot resolve address %s, port %s: %s", host, port,
               r == EAI_SYSTEM ? strerror (errno) : gai_strerror (r));
@@ -319,6 +327,42 @@ listen_leave (struct listeners *ls)
     free (ls->l[i].unix_path);
     ls->l[i].unix_path = NULL;
   }
+}
+
+bool
+listen_has_unix (const struct listeners *ls, const char *path)
+{
+  struct stat st;
+  bool there = lstat (path, &st) == 0, found = false;
+
+  for (unsigned i = 0; there && !found && i < ls->n; i++)
+    found = ls->l[i].unix_path && ls->l[i].dev == st.st_dev && ls->l[i].ino == st.st_ino;
+  return found;
+}
+
+static bool
+is_at (const struct listener *l, const struct addrinfo *a)
+{
+  struct sockaddr_storage at = { 0 };
+  socklen_t len = sizeof at;
+
+  return getsockname (l->fd, (struct sockaddr *)&at, &len) == 0 && len == a->ai_addrlen &&
+         memcmp (&at, a->ai_addr, len) == 0;
+}
+
+bool
+listen_has_tcp (const struct listeners *ls, const char *host, const char *port)
+{
+  struct addrinfo *list;
+  bool found = false;
+
+  if (resolve (host, port, &list) != 0)
+    return false;
+  for (const struct addrinfo *a = list; a; a = a->ai_next)
+    for (unsigned i = 0; i < ls->n; i++)
+      found = found || is_at (&ls->l[i], a);
+  freeaddrinfo (list);
+  return found;
 }
 
 int

@@ -8,6 +8,7 @@
 #ifndef LISTEN_H
 #define LISTEN_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "qcow2.h"
@@ -41,6 +42,10 @@ int listen_set_label (const char *label, struct q_error *err);
 /* How many sockets were handed to us by LISTEN_PID, LISTEN_FDS and LISTEN_FDNAMES; clears those
  * variables. */
 int listen_inherited (struct listeners *ls, struct q_error *err);
+/* Whether one of LS is what listen_unix would make at PATH, and is still there; or what listen_tcp
+ * would make for HOST and PORT. */
+bool listen_has_unix (const struct listeners *ls, const char *path);
+bool listen_has_tcp (const struct listeners *ls, const char *host, const char *port);
 /* Closes all and removes the unix sockets. */
 void listen_close (struct listeners *ls);
 

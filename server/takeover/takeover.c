@@ -299,23 +299,18 @@ take_fd (struct takeover *t, const json_t *o, const char *key)
   return fd;
 }
 
-/* Adopts the listening sockets that KEY lists.  *FOUND (may be NULL) if PATH is one of them. */
+/* Adopts the listening sockets that KEY lists. */
 static int
-adopt_listeners (struct takeover *t, const char *key, struct listeners *ls, const char *path,
-                 bool *found, struct q_error *err)
+adopt_listeners (struct takeover *t, const char *key, struct listeners *ls, struct q_error *err)
 {
   const json_t *list = json_object_get (t->offer.body, key), *l;
   size_t i;
 
   json_array_foreach ((json_t *)list, i, l)
   {
-    struct stat here;
     int fd = take_fd (t, l, "fd");
     if (fd < 0)
       return fail (err, -EPROTO, "a listening socket that was not handed over");
-    if (path && lstat (path, &here) == 0 && here.st_dev == integer (l, "dev") &&
-        here.st_ino == integer (l, "ino"))
-      *found = true;
     int r = listen_adopt (ls, fd, string (l, "path"), integer (l, "dev"), integer (l, "ino"),
                           string (l, "name"), err);
     if (r < 0)
@@ -328,12 +323,11 @@ int
 takeover_listeners (struct takeover *t, struct listeners *ls, const char *unix_path,
                     struct q_error *err)
 {
-  bool found = !unix_path;
-  int r = adopt_listeners (t, "listeners", ls, unix_path, &found, err);
+  int r = adopt_listeners (t, "listeners", ls, err);
 
   if (r == 0 && ls->n == 0)
     r = fail (err, -EPROTO, "the running server has no listening sockets");
-  if (r == 0 && !found) {
+  if (r == 0 && unix_path && !listen_has_unix (ls, unix_path)) {
     snprintf (err->text, sizeof err->text,
               "--socket=%s: the running server does not listen on that socket, and its sockets are "
               "what is taken over",
@@ -343,14 +337,20 @@ takeover_listeners (struct takeover *t, struct listeners *ls, const char *unix_p
   return r;
 }
 
-int
-takeover_metrics (struct takeover *t, struct listeners *ls, struct q_error *err)
+struct metrics *
+takeover_metrics (struct takeover *t, const char *address, struct q_error *err)
 {
-  int r = adopt_listeners (t, "metrics", ls, NULL, NULL, err);
+  struct listeners theirs = { .n = 0 };
+  struct metrics *m = NULL;
 
-  if (ls->n > 0)
+  err->text[0] = '\0';
+  if (adopt_listeners (t, "metrics", &theirs, err) == 0 && metrics_is_at (&theirs, address)) {
     t->took |= TAKEOVER_METRICS;
-  return r;
+    m = metrics_adopt (&theirs, err);
+  }
+  listen_leave (&theirs);
+  listen_close (&theirs);
+  return m;
 }
 
 struct control *

@@ -34,6 +34,7 @@
 
 #include "control.h"
 #include "listen.h"
+#include "metrics.h"
 #include "server.h"
 
 struct takeover;
@@ -45,9 +46,9 @@ struct takeover *takeover_begin (const char *control_path, uid_t user, struct q_
  * be among them.  0 or -errno. */
 int takeover_listeners (struct takeover *t, struct listeners *ls, const char *unix_path,
                         struct q_error *err);
-/* Those that it gives metrics at; there may be none. */
-int takeover_metrics (struct takeover *t, struct listeners *ls, struct q_error *err);
-/* Its control socket, if that is at PATH; else -1 with ERR empty, or an error. */
+/* Its metrics, if they are at ADDRESS, and its control socket, if that is at PATH; else NULL with
+ * ERR empty, or an error. */
+struct metrics *takeover_metrics (struct takeover *t, const char *address, struct q_error *err);
 struct control *takeover_control (struct takeover *t, const char *path, struct q_error *err);
 /* Its pid file, if that is PATH: 1.  0: it has another one, or none.  -errno. */
 int takeover_pid_file (struct takeover *t, const char *path, struct q_error *err);
