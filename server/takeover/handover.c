@@ -37,6 +37,12 @@
 /* Files of images, those of backing files included. */
 #define MAX_GUARDS 16384
 
+/* The file of a socket that was offered, as it was then. */
+struct offered {
+  const char *path;
+  struct stat st;
+};
+
 struct handover {
   const struct handover_context *context;
   struct wire wire;
@@ -44,6 +50,8 @@ struct handover {
   int pidfd; /* -1 before the new one is there */
   bool holds_reload, held, frozen, suspended, guards_sent;
   bool takes_control, takes_metrics, takes_pid_file; /* what it does not take, we remove */
+  struct offered offered[2 * MAX_LISTENERS + 1];
+  unsigned n_offered;
   int guards[MAX_GUARDS];
   unsigned n_guards;
   double frozen_at;
@@ -152,13 +160,38 @@ add_fd (int *fds, unsigned *n, int fd)
   return json_integer ((*n)++);
 }
 
+static void
+note_owner (struct handover *h, const char *path)
+{
+  struct offered *o = &h->offered[h->n_offered];
+
+  o->path = path;
+  if (path && lstat (path, &o->st) == 0)
+    h->n_offered++;
+}
+
+/* A new process of root's gives what it is offered to the user that it is to become, before it is
+ * certain that it goes on. */
+static void
+take_back (const struct handover *h)
+{
+  for (const struct offered *o = h->offered; o < h->offered + h->n_offered; o++) {
+    struct stat now;
+    if (lstat (o->path, &now) == 0 && now.st_dev == o->st.st_dev && now.st_ino == o->st.st_ino &&
+        (now.st_uid != o->st.st_uid || now.st_gid != o->st.st_gid) &&
+        lchown (o->path, o->st.st_uid, o->st.st_gid) < 0)
+      log_warning ("takeover: socket '%s' stays user %u's: %m", o->path, now.st_uid);
+  }
+}
+
 static json_t *
-add_listeners (int *fds, unsigned *n, const struct listeners *ls)
+add_listeners (struct handover *h, int *fds, unsigned *n, const struct listeners *ls)
 {
   json_t *list = json_array ();
 
   for (unsigned i = 0; ls && i < ls->n; i++) {
     const struct listener *l = &ls->l[i];
+    note_owner (h, l->unix_path);
     json_array_append_new (list, json_pack ("{s:o,s:s?,s:I,s:I,s:s?}", "fd", add_fd (fds, n, l->fd),
                                             "path", l->unix_path, "dev", (json_int_t)l->dev, "ino",
                                             (json_int_t)l->ino, "name", l->name));
@@ -174,8 +207,9 @@ offer (struct handover *h, struct q_error *err)
   const char *control_path = NULL;
   int control_fd = control_socket (h->context->control, &control_path);
 
-  json_t *listeners = add_listeners (fds, &n, server_listeners (h->context->server));
-  json_t *metrics = add_listeners (fds, &n, server_metrics (h->context->server));
+  note_owner (h, control_path);
+  json_t *listeners = add_listeners (h, fds, &n, server_listeners (h->context->server));
+  json_t *metrics = add_listeners (h, fds, &n, server_metrics (h->context->server));
   json_t *control = add_fd (fds, &n, control_fd), *pid = add_fd (fds, &n, pid_file_descriptor ());
   json_t *all =
       json_pack ("{s:s,s:o,s:o,s:o,s:s?,s:o,s:s?,s:I}", "type", "offer", "listeners", listeners,
@@ -442,6 +476,7 @@ undo (struct handover *h, const char *why)
   bool off = false;
 
   see_off (h, why);
+  take_back (h);
   if (h->suspended)
     exports_resume (h->context->exports, h->guards, h->n_guards);
   if (h->frozen)
