@@ -42,6 +42,7 @@ struct plan {
 struct leaving {
   struct leaving *next;
   char *name;
+  uint64_t id; /* a command may have put another one under its name since */
   uint64_t dev, ino;
   bool lost; /* it has no image, and its clients have been sent away */
   bool gone;
@@ -128,6 +129,66 @@ read_options (struct plan *p, struct q_error *err)
   return r;
 }
 
+/* ---- what was lost in a takeover that failed ------------------------------------------------- */
+
+static bool
+is_wanted_as_it_is (const struct plan *p, const struct export *x)
+{
+  const struct wanted *w = wanted_find (p->wanted, x->name);
+
+  return x->configured && !x->parent && w && strcmp (w->settings, x->settings) == 0;
+}
+
+/* The same of the export whose snapshot X shows, which is served. */
+static bool
+goes_with_wanted (const struct plan *p, const struct export *x)
+{
+  struct exports *set = p->reload->context.exports;
+  bool wanted = false;
+
+  for (struct export *y = exports_next (set, NULL); y; y = exports_next (set, y))
+    wanted = wanted || (y->id == x->parent && is_wanted_as_it_is (p, y));
+  return wanted;
+}
+
+/* The first one after the export with that id that is wanted as it was.  False: there is none. */
+static bool
+next_to_recover (const struct plan *p, uint64_t *id, bool *is_snapshot)
+{
+  struct exports *set = p->reload->context.exports;
+  bool found = false;
+
+  for (struct export *x = exports_next_lost (set, NULL); x; x = exports_next_lost (set, x))
+    if (!found && x->id > *id && (is_wanted_as_it_is (p, x) || goes_with_wanted (p, x))) {
+      found = true;
+      *id = x->id;
+      *is_snapshot = x->parent != 0;
+    }
+  return found;
+}
+
+/* What can be opened again as it was is: so the exports of snapshots, and their clients, stay as
+ * they are.  Where there is another image by now, the export is removed and added again, like one
+ * that has changed.  A snapshot that cannot be opened is not served, as anywhere. */
+static int
+recover (const struct plan *p, struct q_error *err)
+{
+  bool is_snapshot;
+  int r = 0;
+
+  for (uint64_t id = 0; r == 0 && next_to_recover (p, &id, &is_snapshot);) {
+    struct q_error why = { "" };
+    r = exports_recover (p->reload->context.exports, id, &why);
+    if (r < 0 && is_snapshot)
+      log_warning ("%s", why.text);
+    if (r == -ESTALE || is_snapshot)
+      r = 0;
+    else if (r < 0)
+      *err = why;
+  }
+  return r;
+}
+
 /* ---- what is to be done ---------------------------------------------------------------------- */
 
 static int
@@ -139,6 +200,7 @@ leave (struct plan *p, const struct export *x, struct q_error *err)
     free (l);
     return no_memory (err);
   }
+  l->id = x->id;
   l->dev = x->dev;
   l->ino = x->ino;
   l->lost = !x->img;
@@ -209,7 +271,8 @@ compare (struct plan *p, struct export *x, struct q_error *err)
   return -EBUSY;
 }
 
-/* X was lost in a takeover that failed: it comes back if its image can be opened now. */
+/* X was lost, and is so still: it comes back if its image, whatever that is by now, can be opened.
+ */
 static int
 bring_back (struct plan *p, struct export *x, struct q_error *err)
 {
@@ -347,7 +410,7 @@ static int
 remove_one (struct plan *p, struct leaving *l, bool hard, struct q_error *err)
 {
   struct q_error why = { "" };
-  int r = exports_remove (p->reload->context.exports, l->name, hard, &why);
+  int r = exports_remove_id (p->reload->context.exports, l->name, l->id, hard, &why);
 
   if (r == -EBUSY || r == -ENOENT) {
     *err = why;
@@ -443,6 +506,8 @@ execute (struct plan *p, struct q_error *err)
 {
   int r = read_options (p, err);
 
+  if (r == 0)
+    r = recover (p, err);
   if (r == 0)
     r = make_plan (p, err);
   if (r == 0)

@@ -24,6 +24,8 @@
  * was.  New images are opened before anything is changed; where that cannot be, because the server
  * itself still has the file open, it is at least tried whether they can be read.
  *
+ * What was lost in a takeover that failed, and is asked for as it was, is opened again in place.
+ *
  * Exports that were added by a command are none of the configuration's: they stay, and their names
  * are taken.  Objects other than secrets are what they were when the server was started.  Secrets
  * are read when they are new, or their settings are.  Settings that are not about exports take

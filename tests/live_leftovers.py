@@ -52,6 +52,7 @@ def start(*args, paths=(control, pid_file), user=None, env={}, program=nbdcow):
 
 IMAGES = ["--export", "name=a,file=a.qcow2", "--export", "name=over,file=over.qcow2",
           "--export", "name=ro,file=ro.qcow2,read-only=on"]
+MISSING = ["--export", "name=more,file=missing.qcow2"]
 METRICS = ["--metrics", "unix:" + metrics] if os.environ["METRICS"] else []
 LISTEN = ["-k", sock]
 
@@ -122,10 +123,9 @@ def files():
         assert old.poll() is None and status(control)["pid"] == old.pid and pid_in(pid_file) == old.pid, what
         assert client.pread(MIB, 0) == b"x" * MIB, what
 
-    missing = ["--export", "name=more,file=missing.qcow2"]
     for what, new, part in (
-            ("images, at the end", lambda: start("--takeover", control, *METRICS, *IMAGES, *missing), "missing.qcow2"),
-            ("files of its own", lambda: start("--takeover", control, *IMAGES, *missing, paths=other), "missing.qcow2"),
+            ("images, at the end", lambda: start("--takeover", control, *METRICS, *IMAGES, *MISSING), "missing.qcow2"),
+            ("files of its own", lambda: start("--takeover", control, *IMAGES, *MISSING, paths=other), "missing.qcow2"),
             ("sockets, at the beginning",
              lambda: start("--takeover", control, "-k", os.path.abspath("run/sock2"), *IMAGES, paths=other), "sock2")):
         refused(new(), part)
@@ -173,7 +173,7 @@ def files():
     served.listen(100)
     answer = qmp(control)("takeover", socket=control)
     assert "error" in answer, answer
-    refused(start("--takeover", control, *METRICS, *IMAGES, *missing), "missing.qcow2")
+    refused(start("--takeover", control, *METRICS, *IMAGES, *MISSING), "missing.qcow2")
     wait_until("the server", is_over)
     for name in strays[1:] + ["%s.%d0" % (control, gone.pid), "%s.%d" % (control, other_gone.pid)]:
         os.unlink(name)
@@ -194,6 +194,64 @@ def files():
     client.shutdown()
     end(new)
     assert listing() == nothing, set(listing()) ^ set(nothing)
+
+
+# ---- metrics ------------------------------------------------------------------------------------
+
+def scrape(where):
+    """Whether metrics are given at WHERE, a port or the name of a socket."""
+    try:
+        if isinstance(where, int):
+            s = sockets.create_connection(("127.0.0.1", where), 60)
+        else:
+            s = sockets.socket(sockets.AF_UNIX)
+            s.connect(where)
+    except (ConnectionRefusedError, FileNotFoundError):
+        return False
+    with s:
+        s.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        return b"nbdcow_" in s.makefile("rb").read()
+
+
+def free_ports(n):
+    listeners = [sockets.create_server(("127.0.0.1", 0)) for _ in range(n)]
+    found = [s.getsockname()[1] for s in listeners]
+    for s in listeners:
+        s.close()
+    return found
+
+
+def moves():
+    """Metrics stay where they are if the new server wants them there, and move if it does not."""
+    if not METRICS:
+        print("where metrics are: not tested, nbdcow was built without libmicrohttpd")
+        return
+    def at(where):
+        return ["--metrics", "127.0.0.1:%d" % where if isinstance(where, int) else "unix:" + where]
+
+    other = os.path.abspath("run/metrics2")
+    last, (first, second) = metrics, free_ports(2)
+    old = up(start(*LISTEN, *IMAGES, *at(last)))
+    wait_until("metrics", lambda: scrape(last))
+    before = listing()
+    for where in other, first:
+        refused(start("--takeover", control, *IMAGES, *at(where), *MISSING), "missing.qcow2")
+        wait_until("the server", is_over)
+        assert listing() == before and scrape(last) and not scrape(where)
+    for where in last, other, first, first, second, metrics:
+        new = start("--takeover", control, *IMAGES, *at(where))
+        assert old.wait(120) == 0
+        old = up(new)
+        wait_until("metrics at %s" % where, lambda: scrape(where))
+        assert where == last or not scrape(last) and not os.path.exists(str(last)), (last, where)
+        last = where
+    # Not where somebody else is.
+    with sockets.create_server(("127.0.0.1", first)):
+        refused(start("--takeover", control, *IMAGES, *at(first)), "port %d" % first)
+        wait_until("the server", is_over)
+        assert scrape(last)
+    end(old)
+    assert not os.path.exists(last)
 
 
 # ---- locks --------------------------------------------------------------------------------------
@@ -300,6 +358,55 @@ def lost():
     end(old)
 
 
+def lost_for_a_moment():
+    """What could not be opened again, and can be now, is opened as it was: others do not notice."""
+    write_config({"name": "a", "file": "a.qcow2", "snapshots": True})
+    server = up(start("--config", "config.json"))
+    call, log = qmp(control), log_from_here()
+    client = nbd.NBD()
+    client.connect_uri(uri(sock, "a@first"))
+    with open("a.qcow2", "rb+") as f:
+        def keep_writers_out():
+            fcntl.fcntl(f, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 201, 1, 0))
+        fake(control, "guards", last=keep_writers_out)
+        log.wait("this server goes on")
+        assert set(exports(sock)) == {"a@first"}
+        answer = call("reload")
+        assert "a.qcow2" in answer["error"]["desc"], answer
+        client.pread(512, 0)
+    answer = call("reload")["return"]
+    assert (answer["unchanged"], answer["replaced"]) == (1, 0), answer
+    assert set(exports(sock)) == {"a", "a@first"}
+    client.pread(512, 0)
+    client.shutdown()
+
+    # The snapshot alone.
+    with open("a.qcow2", "rb+", buffering=0) as f:
+        f.seek(64)
+        at, = struct.unpack(">Q", f.read(8))
+        f.seek(at)
+        l1 = f.read(8)
+
+        def say_where(text):
+            f.seek(at)
+            f.write(text)
+        fake(control, "guards", last=lambda: say_where(struct.pack(">Q", 1 << 40)))
+        log.wait("this server goes on")
+        assert set(exports(sock)) == {"a"}
+        answer = call("reload")["return"]
+        assert answer["unchanged"] == 1 and set(exports(sock)) == {"a"}, answer
+        say_where(l1)
+    answer = call("reload")["return"]
+    assert (answer["unchanged"], answer["replaced"]) == (1, 0), answer
+    assert set(exports(sock)) == {"a", "a@first"}
+    for name in "a", "a@first":
+        client = nbd.NBD()
+        client.connect_uri(uri(sock, name))
+        client.pread(512, 0)
+        client.shutdown()
+    end(server)
+
+
 # ---- who ----------------------------------------------------------------------------------------
 
 def liar(user, image):
@@ -318,6 +425,9 @@ def liar(user, image):
             listener = sockets.socket(sockets.AF_UNIX)
             listener.bind(control)
             listener.listen()
+            at = sockets.socket(sockets.AF_UNIX)
+            at.bind(metrics)  # so that what is said to be there is taken
+            there = os.stat(metrics)
             os.write(begun, b"x")
             client, _ = listener.accept()
             client.sendall(b'{"QMP": {}}\r\n')
@@ -325,7 +435,8 @@ def liar(user, image):
             assert json.loads(lines.readline())["execute"] == "qmp_capabilities"
             wire = sockets.socket(sockets.AF_UNIX)
             wire.connect(json.loads(lines.readline())["arguments"]["socket"])
-            offer = json.dumps({"type": "offer", "control": None, "pid-file": None, "metrics": [{"fd": 2, "path": names[1]}],
+            offer = json.dumps({"type": "offer", "control": None, "pid-file": None,
+                                "metrics": [{"fd": 2, "path": names[1], "dev": there.st_dev, "ino": there.st_ino}],
                                 "listeners": [{"fd": n, "path": name, "dev": 0, "ino": 0} for n, name in enumerate(names)]})
             header = struct.pack("=QIIQII", MAGIC, VERSION, len(offer), 0, 3, 0)
             sockets.send_fds(wire, [header], [listener.fileno()] * 3)
@@ -339,7 +450,8 @@ def liar(user, image):
         except BaseException as e:
             print("liar:", repr(e), file=sys.stderr)
         os._exit(1)
-    os.read(ready, 1)
+    os.close(begun)
+    assert os.read(ready, 1) == b"x"
     new = start("--takeover", control, "--user", "nobody", *METRICS, *image, paths=(control + "2", pid_file))
     refused(new, "takeover")
     _, ended = os.waitpid(pid, 0)
@@ -347,6 +459,7 @@ def liar(user, image):
     for name in names:
         assert os.stat(name).st_uid == 0, name
     os.unlink(control)
+    os.unlink(metrics)
 
 
 def users():
@@ -372,11 +485,14 @@ def users():
 
     liar(nobody, image)
     # Root's server is not for others.
-    old = up(start(*LISTEN, *image))
+    old = up(start(*LISTEN, *METRICS, *image))
     before = listing()
     refused(start("--takeover", control, *image, user=nobody, program=mine), "Permission denied")
     assert listing() == before
-    # It may become another user's.
+    # It may become another user's, but only as a whole.
+    refused(start("--takeover", control, "--user", "nobody", *METRICS, *image, *MISSING), "missing.qcow2")
+    wait_until("the server", is_over)
+    assert listing() == before, (listing(), before)
     new = start("--takeover", control, "--user", "nobody", *image)
     assert old.wait(120) == 0
     old = up(new)
@@ -424,7 +540,7 @@ def manager():
     assert pid == old.pid and ready[:2] == ["READY=1", "MAINPID=%d" % old.pid], ready
     up(old)
     alive(old.pid, 2)
-    refused(start("--takeover", control, *IMAGES, "--export", "name=more,file=missing.qcow2", env=env), "missing.qcow2")
+    refused(start("--takeover", control, *IMAGES, *MISSING, env=env), "missing.qcow2")
     wait_until("the server", is_over)
     alive(old.pid, 2)  # and nothing else was said
 
@@ -522,9 +638,31 @@ def reloads():
     end(server)
 
 
+def another_one():
+    """An export that a command has put in the place of one that is to go, while a reload is under way, stays."""
+    key = os.path.abspath("key")
+    with open(key, "w") as f:
+        f.write("secret")
+    write_config({"name": "a", "file": "a.qcow2"}, **{"key-file": key})
+    server = up(start("--config", "config.json"))
+    call, log = qmp(control), log_from_here()
+    os.unlink(key)
+    os.mkfifo(key)
+    write_config({"name": "b", "file": "b.qcow2"}, **{"key-file": key})
+    server.send_signal(signal.SIGHUP)
+    with open(key, "w") as f:  # by now it is decided what is to go
+        assert "return" in call("block-export-del", id="a")
+        answer = call("block-export-add", type="nbd", id="a", file=os.path.abspath("a.qcow2"))
+        assert "return" in answer, answer
+        f.write("secret")
+    log.wait("configuration reloaded")
+    assert set(exports(sock)) == {"a", "b"}, exports(sock)
+    end(server)
+
+
 print("SEED=%s" % seed)
 try:
-    for part in files, locks, refusals, lost, users, manager, says, reloads:
+    for part in files, moves, locks, refusals, lost, lost_for_a_moment, users, manager, says, reloads, another_one:
         began = time.monotonic()
         part()
         print("%s: %.1f s" % (part.__name__, time.monotonic() - began), flush=True)

@@ -179,6 +179,9 @@ void exports_abandon (struct export *prepared);
  * -ENOENT; else what q_close says: then it is gone, but what was written since the last flush may
  * be lost. */
 int exports_remove (struct exports *set, const char *name, bool hard, struct q_error *err);
+/* The same if it has that id: another one that has got the name since stays (-ENOENT). */
+int exports_remove_id (struct exports *set, const char *name, uint64_t id, bool hard,
+                       struct q_error *err);
 
 /* A reference to the export of that name, or NULL. */
 struct export *exports_get (struct exports *set, const void *name, size_t len);
@@ -188,7 +191,7 @@ struct export *exports_next (struct exports *set, struct export *x);
 /* The same with those that are leaving. */
 struct export *exports_next_any (struct exports *set, struct export *x);
 /* The same with those that exports_resume could not open again: they have no image, and nobody uses
- * them, but their names are taken until exports_remove. */
+ * them, but their names are taken until exports_remove, or exports_recover. */
 struct export *exports_next_lost (struct exports *set, struct export *x);
 /* How many are served.  Does not wait, whoever is having them. */
 unsigned exports_count (struct exports *set);
@@ -216,6 +219,10 @@ int exports_suspend (struct exports *set, int *guards, unsigned max, struct q_er
 /* Opens them again, and takes the guards over.  Those that cannot be opened have no image any more:
  * they are leaving, and their clients must not go on (conn_thaw sees to that). */
 void exports_resume (struct exports *set, const int *guards, unsigned n);
+/* Opens the one with that id, which exports_resume could not, again: as it was, or -errno and it
+ * stays as it is.  -ESTALE: its image is not what it was.  Blocking; any thread but a loop's; no
+ * reference of the caller's own may be left. */
+int exports_recover (struct exports *set, uint64_t id, struct q_error *err);
 /* Between the two: the export with that id, which stays as long; NULL if there is none. */
 const struct export *exports_suspended (struct exports *set, uint64_t id);
 /* They are another process's from now on: nobody finds an export any more, and exports_close has

@@ -352,7 +352,8 @@ exports_abandon (struct export *prepared)
 }
 
 int
-exports_remove (struct exports *set, const char *name, bool hard, struct q_error *err)
+exports_remove_id (struct exports *set, const char *name, uint64_t id, bool hard,
+                   struct q_error *err)
 {
   struct export *list = NULL;
   int r = 0;
@@ -364,7 +365,7 @@ exports_remove (struct exports *set, const char *name, bool hard, struct q_error
   pthread_mutex_lock (&set->lock);
   struct export *x = is_open (set) ? find (set->first, name, strlen (name)) : NULL;
   /* One that could not be opened again (exports_resume) has no image, and is removed like any. */
-  if (!x || (x->state != EXPORT_SERVED && x->img)) {
+  if (!x || (id != 0 && x->id != id) || (x->state != EXPORT_SERVED && x->img)) {
     snprintf (err->text, sizeof err->text, "there is no export \"%s\"", name);
     r = -ENOENT;
   } else if (hard || (r = check_idle (x, err)) == 0) {
@@ -376,6 +377,12 @@ exports_remove (struct exports *set, const char *name, bool hard, struct q_error
     r = close_all (list, err);
   pthread_mutex_unlock (&set->removing);
   return r;
+}
+
+int
+exports_remove (struct exports *set, const char *name, bool hard, struct q_error *err)
+{
+  return exports_remove_id (set, name, 0, hard, err);
 }
 
 void

@@ -156,6 +156,7 @@ resume_one (struct export *x, struct q_error *err)
   else {
     struct q_image *img = x->img;
     struct slice *slice = x->slice;
+    pthread_mutex_lock (&x->set->lock); /* others tell by its image that it is not lost */
     x->img = fresh->img;
     x->slice = fresh->slice;
     fresh->img = img;
@@ -164,6 +165,7 @@ resume_one (struct export *x, struct q_error *err)
       x->contexts[i].bitmap = fresh->contexts[i].bitmap;
       fresh->contexts[i].bitmap = NULL;
     }
+    pthread_mutex_unlock (&x->set->lock);
   }
   struct q_error ignored;
   export_close (fresh, &ignored); /* its watermark lets go of the image */
@@ -259,6 +261,40 @@ exports_resume (struct exports *set, const int *guards, unsigned n)
   }
   q_lock_disown ();
   set_state (set, EXPORTS_OPEN);
+}
+
+/* Under the lock. */
+static struct export *
+find_lost (struct exports *set, uint64_t id)
+{
+  struct export *x = set->first;
+
+  while (x && !(x->id == id && is_lost (x)))
+    x = x->next;
+  return x;
+}
+
+int
+exports_recover (struct exports *set, uint64_t id, struct q_error *err)
+{
+  /* From here on nobody removes it, nor the snapshot that it shows. */
+  pthread_mutex_lock (&set->removing);
+  pthread_mutex_lock (&set->snapshots);
+  pthread_mutex_lock (&set->lock);
+  struct export *x = find_lost (set, id);
+  while (x && x->refs > 0) /* its clients are still on their way out */
+    pthread_cond_wait (&set->unused, &set->lock);
+  pthread_mutex_unlock (&set->lock);
+  int r = x ? reopen (x, err) : fail (err, -ENOENT, "", "is not lost");
+  if (r == 0) {
+    pthread_mutex_lock (&set->lock);
+    x->state = EXPORT_SERVED;
+    atomic_store (&x->leaving, false);
+    pthread_mutex_unlock (&set->lock);
+  }
+  pthread_mutex_unlock (&set->snapshots);
+  pthread_mutex_unlock (&set->removing);
+  return r;
 }
 
 const struct export *
