@@ -278,13 +278,19 @@ good_write (const json_t *o, const struct export *x)
   return good_request (o, x, NBD_CMD_WRITE, NBD_CMD_FLAG_FUA, NBD_MAX_PAYLOAD);
 }
 
+/* read_is_in_pieces, of a request that is not there yet. */
+static bool
+in_pieces (const json_t *o, unsigned mode)
+{
+  return mode != MODE_SIMPLE && !(value (o, "flags") & NBD_CMD_FLAG_DF);
+}
+
 /* What the protocol has no pieces for is no longer than one reply. */
 static bool
 good_read (const json_t *o, const struct export *x, unsigned mode)
 {
-  bool in_pieces = mode != MODE_SIMPLE && !(value (o, "flags") & NBD_CMD_FLAG_DF);
   return good_request (o, x, NBD_CMD_READ, NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_DF,
-                       in_pieces ? INT64_MAX : NBD_MAX_PAYLOAD);
+                       in_pieces (o, mode) ? INT64_MAX : NBD_MAX_PAYLOAD);
 }
 
 /* Whether the client finds X, which is ours, as it has left STATE. */
@@ -349,20 +355,24 @@ check_export (struct exports *set, const json_t *state, unsigned mode, const jso
   return r;
 }
 
-/* A reply that has begun, and is not made of pieces, has nothing else beside it. */
+/* Of replies that are not made of pieces there is one at most (session.alone); once it has begun,
+ * it has nothing else beside it. */
 static bool
-fit_together (const json_t *parked, bool simple)
+fit_together (const json_t *parked, unsigned mode)
 {
   const json_t *rq;
+  unsigned whole = 0;
+  bool begun = false;
   size_t i;
 
   json_array_foreach ((json_t *)parked, i, rq)
   {
-    if (value (rq, "done") > 0 && (simple || (value (rq, "flags") & NBD_CMD_FLAG_DF)) &&
-        json_array_size (parked) > 1)
-      return false;
+    if (in_pieces (rq, mode))
+      continue;
+    whole++;
+    begun = begun || value (rq, "done") > 0;
   }
-  return true;
+  return whole <= 1 && (!begun || json_array_size (parked) == 1);
 }
 
 int
@@ -383,8 +393,7 @@ saved_session_check (struct exports *set, json_t *state, uint8_t *bytes, size_t 
       !number (state, "written", 0, INT64_MAX) || !number (state, "unread", 0, MAX_BYTES) ||
       !number (state, "unsent", 0, MAX_BYTES) ||
       (uint64_t)value (state, "unread") + (uint64_t)value (state, "unsent") != size ||
-      !json_is_array (parked) || json_array_size (parked) > 256 ||
-      !fit_together (parked, word (state, "mode", modes, 3) == MODE_SIMPLE) ||
+      !json_is_array (parked) || json_array_size (parked) > 256 || !fit_together (parked, mode) ||
       json_is_object (export) != (phase == 2) ||
       (phase != 2 && (!json_is_null (long_write) || json_array_size (parked) > 0)))
     return fail (err, -EPROTO, "a connection's state makes no sense");
