@@ -321,8 +321,7 @@ connect_device (struct program *p)
 
   if (!p->opts.device)
     return true;
-  const struct export *x = p->exports.first;
-  int r = attach_connect (&p->attach, x->name, x->min_block, &err);
+  int r = attach_connect (&p->attach, p->exports.first->name, &err);
   attach_end (&p->attach);
   return complain (r, &err);
 }

@@ -14,8 +14,7 @@
 
 /* What the process is told ... */
 struct order {
-  uint32_t block;
-  char name[NBD_MAX_STRING + 1];
+  char name[NBD_MAX_STRING + 1]; /* of the export */
 };
 
 /* ... and what comes back. */
@@ -42,7 +41,7 @@ work (int control, const char *device, int index, int kernel)
 
   if (recv (control, &order, sizeof order, 0) != sizeof order)
     return; /* the server has gone */
-  o.r = device_connect (index, kernel, order.name, order.block, &o.err);
+  o.r = device_connect (index, kernel, order.name, &o.err);
   close (kernel); /* the kernel has its own reference */
   if (send (control, &o, sizeof o, MSG_NOSIGNAL) == sizeof o && o.r == 0)
     scan_partitions (device);
@@ -79,9 +78,9 @@ attach_start (struct attach *a, const char *device, int index, int kernel, int s
 }
 
 int
-attach_connect (struct attach *a, const char *export_name, uint32_t block, struct q_error *err)
+attach_connect (struct attach *a, const char *export_name, struct q_error *err)
 {
-  struct order order = { .block = block };
+  struct order order = { "" };
   struct outcome o;
 
   snprintf (order.name, sizeof order.name, "%s", export_name);

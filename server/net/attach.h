@@ -22,9 +22,8 @@ struct attach {
  * is closed here, and the other one there. */
 int attach_start (struct attach *a, const char *device, int index, int kernel, int server,
                   struct q_error *err);
-/* Connects it to that export, whose clients keep to blocks of BLOCK bytes.  Waits until the kernel
- * has it. */
-int attach_connect (struct attach *a, const char *export_name, uint32_t block, struct q_error *err);
+/* Connects it to that export.  Waits until the kernel has it. */
+int attach_connect (struct attach *a, const char *export_name, struct q_error *err);
 void attach_end (struct attach *a);
 
 #endif /* ATTACH_H */

@@ -55,12 +55,11 @@ unsupported (struct q_error *err)
 }
 
 int
-device_connect (int index, int fd, const char *export_name, uint32_t block, struct q_error *err)
+device_connect (int index, int fd, const char *export_name, struct q_error *err)
 {
   (void)index;
   (void)fd;
   (void)export_name;
-  (void)block;
   return unsupported (err);
 }
 
@@ -87,7 +86,6 @@ device_disconnect (int index, struct q_error *err)
 
 struct choice {
   uint64_t size;
-  uint32_t block;
   uint16_t flags;
 };
 
@@ -200,7 +198,7 @@ put_connection (struct nl_msg *msg, int index, int fd, const struct choice *choi
   NLA_PUT_U32 (msg, NBD_ATTR_INDEX, (uint32_t)index);
   NLA_PUT_U64 (msg, NBD_ATTR_SIZE_BYTES, choice->size);
   /* A disk whose size is no multiple of that loses its last bytes. */
-  NLA_PUT_U64 (msg, NBD_ATTR_BLOCK_SIZE_BYTES, choice->block);
+  NLA_PUT_U64 (msg, NBD_ATTR_BLOCK_SIZE_BYTES, SECTOR);
   NLA_PUT_U64 (msg, NBD_ATTR_SERVER_FLAGS, choice->flags);
   NLA_PUT_U64 (msg, NBD_ATTR_CLIENT_FLAGS, 0);
   struct nlattr *sockets = nla_nest_start (msg, NBD_ATTR_SOCKETS);
@@ -227,9 +225,9 @@ nla_put_failure:
 }
 
 int
-device_connect (int index, int fd, const char *export_name, uint32_t block, struct q_error *err)
+device_connect (int index, int fd, const char *export_name, struct q_error *err)
 {
-  struct choice choice = { .block = block > SECTOR ? block : SECTOR };
+  struct choice choice = { 0 };
   struct netlink nl;
   int r = open_netlink (&nl, err);
 

@@ -17,10 +17,8 @@
 int device_index (const char *name, int *index, struct q_error *err);
 
 /* Talks to the server at the other end of FD until the export EXPORT_NAME is chosen, and hands FD
- * to the kernel as device INDEX, whose sectors have at least BLOCK bytes.  Blocking; the server
- * must be running.  FD stays the caller's. */
-int device_connect (int index, int fd, const char *export_name, uint32_t block,
-                    struct q_error *err);
+ * to the kernel as device INDEX.  Blocking; the server must be running.  FD stays the caller's. */
+int device_connect (int index, int fd, const char *export_name, struct q_error *err);
 /* The device lets go of its socket. */
 int device_disconnect (int index, struct q_error *err);
 
