@@ -749,6 +749,9 @@ struct q_check_options {
    * told since the last time is done.  A negative errno stops the repair there. */
   int (*journal) (void *opaque, uint64_t offset, const void *before, const void *after,
                   uint64_t len);
+  /* q_check_live alone: true from the moment on that nobody wants the result any more.  Any thread.
+   */
+  bool (*stop) (void *opaque);
   void *opaque;
 };
 
@@ -764,7 +767,8 @@ int q_check (struct q_image *img, unsigned repair, struct q_check_result *result
              void (*report) (void *opaque, const char *line), void *opaque, struct q_error *err);
 /* Checks an image that is open for writing, or reading, while requests go on, as it is in its file
  * at one moment: a sound image shows no corruption, and perhaps leaks, clusters that are being
- * allocated or freed.  Of O only threads, report and opaque count; nothing is repaired.
+ * allocated or freed.  Of O only threads, report, stop (-ECANCELED) and opaque count; nothing is
+ * repaired.
  *
  * It looks at everything twice.  The second time, whose result counts, flushes wait, and changes of
  * the image as a whole, and writes that need more room for tables than the caches have: for

@@ -15,13 +15,25 @@
 /* How long flushes may wait, in milliseconds, if nobody says. */
 #define DEFAULT_MAX_PAUSE 10000
 
+struct checking {
+  const struct control_call *call;
+  json_t *lines;
+};
+
 static void
 note (void *opaque, const char *line)
 {
-  json_t *lines = opaque;
+  const struct checking *c = opaque;
 
-  if (json_array_size (lines) < MAX_LINES)
-    json_array_append_new (lines, describe_text (line));
+  if (json_array_size (c->lines) < MAX_LINES)
+    json_array_append_new (c->lines, describe_text (line));
+}
+
+static bool
+is_ending (void *opaque)
+{
+  const struct checking *c = opaque;
+  return control_is_ending (c->call);
 }
 
 static json_t *
@@ -58,12 +70,12 @@ check_image (struct control_call *call, json_t *args, json_t **ret, struct contr
   struct export *x = control_find_node (call, node, err);
   if (!x)
     return -ENOENT;
-  json_t *lines = json_array ();
-  const struct q_check_options o = { .report = note, .opaque = lines };
+  struct checking c = { call, json_array () };
+  const struct q_check_options o = { .report = note, .stop = is_ending, .opaque = &c };
   r = q_check_live (x->img, &o, max_pause * 1000000, &result, &held_ns, &err->q);
   if (r == 0)
-    r = control_return (ret, describe (x, &result, held_ns, lines));
-  json_decref (lines);
+    r = control_return (ret, describe (x, &result, held_ns, c.lines));
+  json_decref (c.lines);
   export_put (x);
   return r;
 }

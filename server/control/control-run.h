@@ -12,6 +12,7 @@
 #define CONTROL_RUN_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "control.h"
 
@@ -36,7 +37,8 @@ struct runner {
   pthread_cond_t changed;
   struct call *first, *last; /* to be run */
   struct call *done;
-  bool stop, started;
+  atomic_bool stop;
+  bool started;
   void (*wake) (void *opaque);
   void *opaque;
 };

@@ -611,6 +611,12 @@ control_stop (struct control *k)
   k->ev = NULL;
 }
 
+bool
+control_is_ending (const struct control_call *call)
+{
+  return atomic_load (&call->context->control->runner.stop);
+}
+
 int
 control_socket (const struct control *k, const char **path)
 {

@@ -116,6 +116,8 @@ int control_fail (struct control_error *err, int r, const char *fmt, ...)
 /* The same for something that is not there. */
 int control_no_device (struct control_error *err, const char *fmt, ...)
     __attribute__ ((format (printf, 2, 3)));
+/* The server is ending: whoever is at work for long is to give up.  Any thread. */
+bool control_is_ending (const struct control_call *call);
 /* A reference to the export of that name; NULL: there is none, and ERR says so. */
 struct export *control_find_export (const struct control_call *call, const char *name,
                                     struct control_error *err);

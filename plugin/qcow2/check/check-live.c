@@ -21,13 +21,22 @@
 /* Looks at everything without holding anything up before it gives up. */
 #define TRIES 2u
 
+struct view {
+  struct q_file *file;
+  const struct q_check_options *options;
+};
+
 static int
 open_beside (void *opaque, const char *name, unsigned flags, struct q_file **f, struct q_error *err)
 {
-  int r = q_rehearsal_open (opaque, f);
+  const struct view *v = opaque;
+  int r = q_rehearsal_open (v->file, f);
 
   (void)flags;
-  return r < 0 ? q_fail (err, r, "%s: cannot be looked at: %s", name, strerror (-r)) : 0;
+  if (r < 0)
+    return q_fail (err, r, "%s: cannot be looked at: %s", name, strerror (-r));
+  q_rehearsal_stop_if (*f, v->options->stop, v->options->opaque);
+  return 0;
 }
 
 /* What IMG's file has, read anew. */
@@ -35,7 +44,8 @@ static int
 look (struct q_image *img, const struct q_check_options *o, struct q_check_result *result,
       struct q_error *err)
 {
-  const struct q_file_opener opener = { open_beside, img->file };
+  struct view view = { img->file, o };
+  const struct q_file_opener opener = { open_beside, &view };
   struct q_open_options opts;
   struct q_image *seen;
   int r;
@@ -51,7 +61,16 @@ look (struct q_image *img, const struct q_check_options *o, struct q_check_resul
   if (r == 0)
     r = q_check_image (seen, o, result, err);
   q_close (&seen, NULL);
-  return r;
+  return o->stop && o->stop (o->opaque) ? -ECANCELED
+                                        : r; /* whatever it has come to without reads */
+}
+
+static int
+stopped (const struct q_image *img, struct q_error *err)
+{
+  if (err)
+    err->text[0] = '\0';
+  return q_fail (err, -ECANCELED, "%s: the check was stopped", img->filename);
 }
 
 static uint64_t
@@ -67,7 +86,9 @@ int
 q_check_live (struct q_image *img, const struct q_check_options *given, uint64_t max_held_ns,
               struct q_check_result *result, uint64_t *held_ns, struct q_error *err)
 {
-  struct q_check_options o = { .threads = given->threads, .in_use = true };
+  struct q_check_options o = {
+    .threads = given->threads, .in_use = true, .stop = given->stop, .opaque = given->opaque
+  };
   uint64_t start, took = UINT64_MAX;
   int r;
 
@@ -87,6 +108,8 @@ q_check_live (struct q_image *img, const struct q_check_options *given, uint64_t
     start = now_ns ();
     r = look (img, &o, result, NULL);
     took = now_ns () - start;
+    if (r == -ECANCELED)
+      return stopped (img, err);
     if (r == -ENOMEM)
       return q_fail (err, r, "%s: no memory for a check", img->filename);
   }
@@ -97,7 +120,6 @@ q_check_live (struct q_image *img, const struct q_check_options *given, uint64_t
                    img->filename, (double)took / 1e9, (double)max_held_ns / 1e9);
 
   o.report = given->report;
-  o.opaque = given->opaque;
   pthread_mutex_lock (&img->layout_lock);
   q_flush (img); /* if that fails, what is in the file is what is checked all the same */
   q_flush_hold (img);
@@ -106,5 +128,5 @@ q_check_live (struct q_image *img, const struct q_check_options *given, uint64_t
   *held_ns = now_ns () - start;
   q_flush_let_go (img);
   pthread_mutex_unlock (&img->layout_lock);
-  return r;
+  return r == -ECANCELED ? stopped (img, err) : r;
 }

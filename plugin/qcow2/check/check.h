@@ -233,6 +233,8 @@ int q_check_rebuild (struct q_check *c);
 /* A file that shows what INNER has and keeps in memory what is written to it: -ENOMEM if that is
  * too much.  Closing it forgets all, and leaves INNER open. */
 int q_rehearsal_open (struct q_file *inner, struct q_file **f);
+/* From the moment on that STOP (may be NULL) says so, nothing of F can be read: -ECANCELED. */
+void q_rehearsal_stop_if (struct q_file *f, bool (*stop) (void *opaque), void *opaque);
 /* Does to INNER what was done to F, in the same order, and tells O's journal; with O->dry_run, only
  * tells. */
 int q_rehearsal_perform (struct q_file *f, const struct q_check_options *o);
