@@ -7,8 +7,8 @@
 
 import random
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import nbd
 
@@ -34,11 +34,9 @@ def churn(uri, seed, until, n):
 
 def main(uri, seed, seconds):
     until = time.monotonic() + float(seconds)
-    threads = [threading.Thread(target=churn, args=(uri, int(seed), until, n)) for n in range(3)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    with ThreadPoolExecutor(3) as pool:
+        for client in [pool.submit(churn, uri, int(seed), until, n) for n in range(3)]:
+            client.result()  # one that failed fails here
 
 
 main(*sys.argv[1:])
