@@ -22,9 +22,10 @@ discard_second (struct guest *g)
   guest_discard (g, 4096, 4096);
 }
 
-/* The guest's write of its second cluster is begun and held while another thread discards it. */
+/* The guest's write of its second cluster is begun and held while another thread begins what has to
+ * wait for that. */
 static void
-discard_during_write (struct run *run, struct guest *g)
+waits_for_write (struct run *run, struct guest *g, const char *what, void (*fn) (struct guest *g))
 {
   struct guest_op *op = &run->op[run->n_ops++];
   struct q_write_plan plan;
@@ -37,17 +38,15 @@ discard_during_write (struct run *run, struct guest *g)
   check (q_write_begin (run->img, op->offset, op->len, 0, &plan) == 0 && plan.len == 2048,
          "the write could not begin");
   check (plan.allocates, "the write allocates nothing: the test is wrong");
-  start_other (&o, g, discard_second);
+  start_other (&o, g, fn);
   give_time (&o);
-  check (!atomic_load (&o.back), "a discard does not wait for the allocating write in flight");
+  check (!atomic_load (&o.back), "%s does not wait for the allocating write in flight", what);
   check (q_write_data (&plan, buf) == 0, "writing failed");
   q_write_commit (&plan);
   q_unpin (pin);
   free (buf);
   pthread_join (o.id, NULL);
   check (!run->failure[0], "%s", run->failure);
-  /* The discard came after the write, then: zeros, as the guest has noted. */
-  check (host_of (run, 4096) == 0, "the discard had no effect");
 }
 
 void
@@ -78,7 +77,9 @@ test_discard_during_write (void)
         flush (&run);
       if (before == 0 && host_of (&run, 4096) != 0)
         guest_discard (&g, 4096, 4096);
-      discard_during_write (&run, &g);
+      waits_for_write (&run, &g, "a discard", discard_second);
+      /* It came after the write, then: zeros, as the guest has noted. */
+      check (host_of (&run, 4096) == 0, "the discard had no effect");
       flush (&run);
       check_image (&run);
       guest_free (&g);
@@ -370,6 +371,13 @@ test_late_punch_of_packed (void)
 
 #define QUEUES 4u
 
+/* Behind what waits_for_write writes. */
+static void
+write_second (struct guest *g)
+{
+  guest_write (g, 4096 + 3072, 512);
+}
+
 struct queue {
   struct guest g;
   unsigned index;
@@ -399,6 +407,13 @@ test_queues_over_backing (void)
   struct run run;
 
   open_run (&run, &image);
+  guest_init (&q[0].g, &run, 0, 0, run.size);
+  guest_write (&q[0].g, 0, 4096); /* the L2 table is there */
+  waits_for_write (&run, &q[0].g, "a write of the same cluster", write_second);
+  guest_write (&q[0].g, 4096 + 1024,
+               2048); /* the guest has noted what the other one wrote, alone */
+  guest_read (&q[0].g, 4096, 4096);
+  guest_free (&q[0].g);
   for (unsigned i = 0; i < QUEUES; ++i) {
     q[i].index = i;
     guest_init (&q[i].g, &run, i, 0, run.size);

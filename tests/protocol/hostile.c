@@ -367,6 +367,29 @@ held_writes (struct test *t)
          allowed);
 }
 
+/* Options of which the end never comes, unknown ones and such as have data. */
+static void
+held_options (struct test *t)
+{
+  enum { N = 24 };
+  const uint32_t options[] = { 0x4242, NBD_OPT_GO, NBD_OPT_SET_META_CONTEXT };
+  const size_t len = 16 * MiB, sent = 8 * MiB;
+  const long allowed = (long)(N * (sent / 4) / KiB);
+  const struct bytes *data = put_fill (bytes_new (t), 0x5a, sent);
+  long before = memory_of (t, "VmRSS:"), peak;
+
+  for (int i = 0; i < N; i++) {
+    struct conn *c = open_haggling (t);
+
+    conn_send_bytes (c, opt_header (bytes_new (t), options[i % 3], (uint32_t)len));
+    conn_send_some (c, data->data, data->len, 1000);
+  }
+  expect_alive (t);
+  peak = memory_of (t, "VmRSS:");
+  CHECK (t, peak - before < allowed, "the server grew by %ld KiB, more than %ld", peak - before,
+         allowed);
+}
+
 #define ALIVE "whatever a client does, the server stays, and serves the others"
 
 const struct tcase hostile_cases[] = {
@@ -387,6 +410,8 @@ const struct tcase hostile_cases[] = {
     "a connection that ends leaves no descriptor open" },
   { "hostile.memory", IN_ALL, PLAIN | PID | WRITABLE, memory,
     "a length is a promise, nothing to allocate by" },
+  { "hostile.held-options", ONCE, PLAIN | PID, held_options,
+    "many long options must not use up the server's memory" },
   { "hostile.held-writes", IN_SIMPLE | IN_EXTENDED, PLAIN | PID | WRITABLE, held_writes,
     "many long requests must not use up the server's memory" },
   { NULL, 0, 0, NULL, NULL },

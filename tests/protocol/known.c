@@ -94,6 +94,8 @@ static const struct difference differences[] = {
   { NBDKIT, "zeroes.fast-not-offered", 0, NULL, "version 1.32 dies of an assertion" },
   { NBDKIT, "hostile.held-writes", 0, "the server grew by *",
     "it holds the whole of a write in memory" },
+  { NBDKIT, "hostile.held-options", 0, "the server grew by *",
+    "it holds the whole of an option in memory" },
   { "nbdkit", "status.follows-no-hole", 0, "* has flags 0x1, not 0",
     "its memory plugin trims when asked not to" },
   { NULL, NULL, 0, NULL, NULL },

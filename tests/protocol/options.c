@@ -182,6 +182,24 @@ endless (struct test *t)
   expect_alive (t);
 }
 
+/* The client stays: who waits for the rest has it read by the server for ever. */
+static void
+beyond_any (struct test *t)
+{
+  const uint32_t lengths[] = { 64 * MiB + 1, UINT32_MAX };
+  const uint32_t options[] = { NBD_OPT_LIST, NBD_OPT_GO, NBD_OPT_SET_META_CONTEXT, 0x4242 };
+
+  for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++)
+    for (size_t j = 0; j < sizeof options / sizeof options[0]; j++) {
+      struct conn *c = open_haggling (t);
+
+      conn_send_bytes (c, opt_header (bytes_new (t), options[j], lengths[i]));
+      while (!conn_at_eof (c))
+        c->head = c->tail; /* an error may come before the end */
+    }
+  expect_alive (t);
+}
+
 static void
 data_slowly (struct test *t)
 {
@@ -423,6 +441,8 @@ const struct tcase list_cases[] = {
   { "option.known-big", ONCE, PLAIN, known_big,
     "data too much to be real is drained, or the session ends" },
   { "option.endless", ONCE, PLAIN, endless, NO_MEMORY },
+  { "option.beyond-any", ONCE, PLAIN, beyond_any,
+    "an option longer than any can be ends the session" },
   { "option.data-slowly", ONCE, PLAIN, data_slowly,
     "how the bytes are divided into packets means nothing" },
   { "option.many", ONCE, PLAIN, many_options, "there is no limit on honest options" },

@@ -88,19 +88,20 @@ def zero_fields():
     "sizes are compared in 64 bits with ceilings before they are multiplied",
 )
 def wrapping_sizes():
-    for field, values in (
-        ("l1_size", (0xFFFFFFFF, 0x7FFFFFFF, 0x20000001, 0x40000000)),
-        ("refcount_table_clusters", (0xFFFFFFFF, 0x7FFFFFFF, 0x00020001, 0x10000)),
-        ("nb_snapshots", (0xFFFFFFFF, 0x7FFFFFFF, 0x10001)),
-        ("size", (0xFFFFFFFFFFFFFE00, 0x7FFFFFFFFFFFFE00, 1 << 62)),
+    # By the ceiling, and not by what is found wrong with a table of another size.
+    for field, values, words in (
+        ("l1_size", (0xFFFFFFFF, 0x7FFFFFFF, 0x20000001, 0x40000000), ("l1_table", "at most 33554432")),
+        ("refcount_table_clusters", (0xFFFFFFFF, 0x7FFFFFFF, 0x00020001, 0x10000), ("refcount_table", "at most 8388608")),
+        ("nb_snapshots", (0xFFFFFFFF, 0x7FFFFFFF, 0x10001), ("nb_snapshots", "at most 65536")),
+        ("size", (0xFFFFFFFFFFFFFE00, 0x7FFFFFFFFFFFFE00, 1 << 62), (("size", "l1_size"),)),
     ):
         for value in values:
             filled("bad.qcow2").set(field, value)
-            (without_refcounts if field.startswith("refcount") else refused)("bad.qcow2", (field, "l1", "refcount_table", "snapshots"))
-    for l1_size in (0xFFFFFFFF, 0x20000000, 0x10000000):
+            (without_refcounts if field.startswith("refcount") else refused)("bad.qcow2", *words)
+    for l1_size in (0xFFFFFFFF, 0x20000001, 0x20000000, 0x10000000):
         image = with_snapshot("bad.qcow2")
         image.pwrite(snapshot_at(image) + 8, struct.pack(">I", l1_size))
-        without_snapshots("bad.qcow2", "snapshot")
+        without_snapshots("bad.qcow2", "snapshot", "L1 table of %d entries" % l1_size)
 
 
 @T.sin(
@@ -120,6 +121,13 @@ def header_fields():
             filled("bad.qcow2").set(field, value)
             (without_refcounts if field.startswith("refcount_table") else refused)(
                 "bad.qcow2", (field, field.replace("_offset", " offset"), field.replace("_", " ")))
+    for field, what in (("l1_table_offset", "L1 table"), ("refcount_table_offset", "refcount table")):
+        filled("bad.qcow2").set(field, 1 << 40)
+        (without_refcounts if field.startswith("refcount") else refused)("bad.qcow2", "truncated", what)
+    image = filled("bad.qcow2")
+    image.set("nb_snapshots", 1)
+    image.set("snapshots_offset", 1 << 40)
+    refused("bad.qcow2", "truncated", "snapshot table")
     for offset, size in ((0xFFFFFFFFFFFFFFFF, 8), (0x1000, 0xFFFFFFFF), (0x1000, 1024), (8, 8), (0xFFF8, 16)):
         image = filled("bad.qcow2")
         image.set("backing_file_offset", offset)
@@ -143,11 +151,21 @@ def header_fields():
     "each L1 table has room of its own; a snapshot's must be in the file",
 )
 def snapshot_tables():
-    # Larger than the disk's, and really there: it is read as the snapshot's disk.
+    # Larger than the disk's, and really there: it is read as the snapshot's disk, and becomes the disk's.
     image = with_snapshot("bad.qcow2")
     at = snapshot_at(image)
     image.pwrite(at + 8, struct.pack(">I", 0x2000))
     bounded("bad.qcow2")
+    for command in ("-a", "-d"):
+        r = run("snapshot " + command, [IMG, "snapshot", "-f", "qcow2", command, "one", "bad.qcow2"])
+        if r.status:
+            raise Sin(str(r))
+        r = tool("convert", "bad.qcow2")
+        if r.status or r.data[::65536] != bytes(range(1, 17)):
+            raise Sin("the disk has changed: " + str(r))
+    r = tool("check", "bad.qcow2")
+    if r.status:
+        raise Sin(str(r))
     for offset, value, words in (
         (0, struct.pack(">Q", 0x400200), ("L1 table",)),
         (0, struct.pack(">Q", 0xFFFFFFFFFFFF0000), ("L1 table",)),
@@ -425,6 +443,7 @@ def data_file_outside():
     "a format that was only found out lets no data file be written; with -f raw the header is data",
 )
 def resized_by_guess():
+    os.makedirs("images", exist_ok=True)
     with open("images/victim", "wb") as f:
         f.write(b"V" * 4 * MIB)
     for raw in (False, True):
