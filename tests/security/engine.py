@@ -5,7 +5,7 @@
     engine.py [NAME...]
 
 The attacks are tests of tests/crash/bugs.c, by name: a test stops threads and storage at the worst
-moment.  BUGS is that program.  tests/crash/mutate.sh takes each rule out, and shows that they notice.
+moment.  BUGS is that program.
 """
 
 import os
