@@ -55,6 +55,12 @@ fuzz_seeds (fuzz_emit emit, void *opaque)
   static const uint8_t talk[] = { 0x34, 0x82, 0x33, 2, 0x32, 0xb2, 0x23, 0x40, 0x33, 0x0c,
                                   0x13, 0x83, 0x03, 1, 6,    0,    0,    1,    0,    0,
                                   0,    8,    6,    2, 0,    0,    0,    0,    0,    0 };
+  /* What is read once is known the next time; a write in between. */
+  static const uint8_t reads[] = { 6, 0, 0, 0, 0, 0, 0, 8,  6, 0, 0, 0, 0, 0,  0, 8,
+                                   6, 0, 0, 0, 0, 3, 0, 16, 6, 0, 0, 0, 1, 7,  1, 200,
+                                   6, 0, 0, 0, 0, 0, 0, 64, 6, 0, 0, 0, 0, 96, 0, 200,
+                                   6, 1, 0, 7, 0, 9, 0, 1,  6, 0, 0, 0, 0, 8,  0, 8,
+                                   6, 0, 0, 0, 0, 0, 0, 64, 6, 0, 0, 0, 0, 64, 0, 192 };
   uint8_t input[256];
   char name[64];
 
@@ -78,6 +84,24 @@ fuzz_seeds (fuzz_emit emit, void *opaque)
       snprintf (name, sizeof name, "start%u-%s%s", start, connection_image[i],
                 c.handover ? "-handed" : "");
       emit (opaque, name, input, sizeof c + n);
+    }
+  /* From a file with a descriptor, by each of the ways that reads may go. */
+  for (unsigned start = 1; start < STARTS; ++start)
+    for (unsigned more = 0; more < 8; ++more) {
+      struct choice c = { .start = (uint8_t)start,
+                          .image = (uint8_t)((start + more) % CONNECTION_IMAGES),
+                          .bits = REAL_FILE,
+                          .more = (uint8_t)more,
+                          .seed = (uint8_t)more,
+                          .handover = (uint8_t)(more == 7 ? 3 : 0),
+                          .in = 5, /* each in a turn of its own */
+                          .out = (uint8_t)(10 + more) };
+
+      memcpy (input, &c, sizeof c);
+      memcpy (input + sizeof c, reads, sizeof reads);
+      memcpy (input + sizeof c + sizeof reads, plain, sizeof plain);
+      snprintf (name, sizeof name, "real%u-%u", start, more);
+      emit (opaque, name, input, sizeof c + sizeof reads + sizeof plain);
     }
   /* A write of 6 MiB, which is taken in in pieces, and one that is compressed. */
   for (unsigned k = 0; k < 8; ++k) {

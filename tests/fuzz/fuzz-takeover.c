@@ -12,6 +12,7 @@
  */
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -227,9 +228,9 @@ must (bool is)
     die ("sockets: %s", strerror (errno));
 }
 
-/* The bytes of a message. */
+/* The bytes of a message with N_FDS descriptors. */
 static struct bytes
-frame (struct cargo *c)
+frame (struct cargo *c, unsigned n_fds)
 {
   json_t *body = json_pack ("{s:s,s:O?}", "type", "session", "state", c->state);
   struct bytes b = { 0 };
@@ -239,7 +240,8 @@ frame (struct cargo *c)
 
   must (socketpair (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, s) == 0);
   struct wire w = { .fd = s[0], .timeout_ms = TIMEOUT_MS };
-  if (wire_send (&w, body, NULL, 0, c->bytes, c->size, &err) < 0)
+  const int fds[MAX_FDS] = { s[0], s[0], s[0] };
+  if (wire_send (&w, body, fds, n_fds, c->bytes, c->size, &err) < 0)
     broken ("what was saved cannot be sent: %s", err.text);
   must (shutdown (s[0], SHUT_WR) == 0);
   for (ssize_t n; (n = read (s[1], buf, sizeof buf)) > 0;)
@@ -289,6 +291,28 @@ send_raw (int fd, const struct bytes *b, unsigned n)
   must (sendmsg (fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)b->n);
 }
 
+/* M has come with N descriptors, which nobody else is to inherit. */
+static void
+check_fds (const struct wire_message *m, unsigned n)
+{
+  if (m->n_fds != n)
+    broken ("%u descriptors came of %u", m->n_fds, n);
+  for (unsigned i = 0; i < n; ++i)
+    if (!(fcntl (m->fds[i], F_GETFD) & FD_CLOEXEC))
+      broken ("descriptor %u is for others as well", i);
+}
+
+/* Who is at the other end of FD is this process. */
+static void
+check_peer (int fd)
+{
+  struct q_error err = { "" };
+  pid_t pid = 0;
+
+  if (wire_check_peer (fd, 0, &pid, &err) < 0 || pid != getpid ())
+    broken ("process %d is at the other end: %s", (int)pid, err.text);
+}
+
 /* Sends what there is as a message, and takes what has come of it. */
 static void
 by_wire (struct cargo *c, struct input *lies)
@@ -296,14 +320,16 @@ by_wire (struct cargo *c, struct input *lies)
   struct wire_message m = { .body = NULL };
   struct q_error err = { "" };
   uint8_t how = take8 (lies);
-  struct bytes b = frame (c);
+  /* Of those that come, the message may know nothing. */
+  unsigned n_fds = how / 4 % (MAX_FDS + 1), known = how & 0x80 ? n_fds : 0;
+  struct bytes b = frame (c, known);
   int s[2];
 
   for (unsigned i = how % 4; i > 0; --i)
     lie_about_message (&b, lies, c);
-  unsigned n_fds = how / 4 % (MAX_FDS + 1);
-  c->honest = c->honest && n_fds == 0;
+  c->honest = c->honest && n_fds == known;
   must (socketpair (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, s) == 0);
+  check_peer (s[1]);
   send_raw (s[0], &b, n_fds);
   must (shutdown (s[0], SHUT_WR) == 0);
   bytes_free (&b);
@@ -319,6 +345,7 @@ by_wire (struct cargo *c, struct input *lies)
   if (r < 0 && err.text[0] == '\0')
     broken ("a message is not taken, and nothing is said");
   if (r == 0) {
+    check_fds (&m, n_fds);
     c->state = json_incref (json_object_get (m.body, "state"));
     c->bytes = m.blob;
     c->size = m.blob_size;
@@ -398,6 +425,7 @@ fuzz_seeds (fuzz_emit emit, void *opaque)
     { 0, 4, 1, 0 },                            /* a message that ends early */
     { 0, 4, 0x41, 3, 20, 0 },                  /* its header */
     { 4, 0, 4, 4, 4, 8 },                      /* with descriptors */
+    { 4, 0x88, 4, 0x8c, 4, 0x84 },             /* that are its own */
     { 0, 1, 5, 0, 0, 6, 0, 0, 0, 0 },          /* a read */
     { 0, 1, 6, 0, 0, 0x36, 0, 3, 0, 0 },       /* a write */
     { 0, 1, 0, 11, 3, 0, 1, 0, 12, 3 },        /* numbers */

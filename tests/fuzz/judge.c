@@ -14,6 +14,7 @@
 #include "nbd.h"
 
 #define MAX_REQUESTS 4096u
+#define PIECE        4096u
 
 void
 bytes_add (struct bytes *b, const void *p, size_t n)
@@ -45,14 +46,15 @@ struct asked {
   bool failed;
   uint64_t covered; /* bytes of a READ that have come */
   unsigned chunks;
+  const uint8_t *payload; /* of a WRITE ... */
+  uint64_t sent;          /* ... so many bytes of it */
 };
 
 struct court {
   const struct trial *t;
   size_t c, s; /* how far both sides have been looked at */
   enum mode mode;
-  bool over;    /* one of the sides has nothing more that could be judged */
-  bool written; /* the disk is not what it was */
+  bool over; /* one of the sides has nothing more that could be judged */
   uint64_t contexts;
   struct asked *asked;
   unsigned n_asked;
@@ -274,6 +276,19 @@ note (struct court *j, const struct asked *a)
   return true;
 }
 
+/* What the client has sent of the next PAYLOAD bytes, which go with its last request. */
+static void
+note_payload (struct court *j, uint64_t payload)
+{
+  struct asked *a = &j->asked[j->n_asked - 1];
+  uint64_t left = j->t->client->n - j->c;
+
+  if (a->type != NBD_CMD_WRITE || left == 0)
+    return;
+  a->payload = j->t->client->data + j->c;
+  a->sent = payload < left ? payload : left;
+}
+
 /* All that the client has asked for, as far as it has been sent whole.  False if that cannot be
  * judged. */
 static bool
@@ -310,9 +325,7 @@ collect (struct court *j, bool *dropped)
       return true;
     if (!note (j, &a))
       return false;
-    if (a.type == NBD_CMD_WRITE || a.type == NBD_CMD_TRIM || a.type == NBD_CMD_WRITE_ZEROES ||
-        a.type == NBD_CMD_RESIZE)
-      j->written = true;
+    note_payload (j, payload);
     if (!from_client (j, payload)) {
       /* It may be refused before its payload has come, or not be answered at all. */
       j->asked[j->n_asked - 1].done = true;
@@ -344,21 +357,47 @@ judge_error (uint32_t error)
   broken ("a reply with error %u, which the protocol does not know", error);
 }
 
-/* The part of DISK that DATA (NULL: zeros) is.  Nearly all of it is right: pieces are compared at
- * once. */
+/* What A may have made of the N bytes at OFFSET, which are DATA: where it could be its own, MINE.
+ */
 static void
-compare (const uint8_t *disk, uint64_t offset, uint64_t len, const uint8_t *data)
+claim (const struct asked *a, uint64_t offset, uint64_t n, const uint8_t *data, bool *mine)
 {
-  static const uint8_t zeros[4096];
+  bool zeros = a->type == NBD_CMD_TRIM || a->type == NBD_CMD_WRITE_ZEROES;
+  uint64_t len = zeros ? a->len : a->sent;
+  uint64_t from = a->offset > offset ? a->offset : offset;
+
+  for (uint64_t at = from; at - offset < n && at - a->offset < len; ++at)
+    mine[at - offset] |= data[at - offset] == (zeros ? 0 : a->payload[at - a->offset]);
+}
+
+/* The part of the disk that DATA is: what it was, or what the client has made of it.  Nearly all of
+ * it is right: pieces are compared at once. */
+static void
+compare (const struct court *j, uint64_t offset, uint64_t n, const uint8_t *data)
+{
+  const uint8_t *was = j->t->disk + offset;
+  bool mine[PIECE] = { false };
+
+  if (memcmp (data, was, n) == 0)
+    return;
+  for (unsigned i = 0; i < j->n_asked; ++i)
+    claim (&j->asked[i], offset, n, data, mine);
+  for (uint64_t i = 0; i < n; ++i)
+    if (data[i] != was[i] && !mine[i])
+      broken ("read: byte %" PRIu64
+              " of the disk is 0x%02x, was 0x%02x, and nobody has written that",
+              offset + i, data[i], was[i]);
+}
+
+/* The same for any number of bytes; NULL: zeros. */
+static void
+compare_all (const struct court *j, uint64_t offset, uint64_t len, const uint8_t *data)
+{
+  static const uint8_t zeros[PIECE];
 
   for (uint64_t at = 0, n; at < len; at += n) {
-    const uint8_t *is = data ? data + at : zeros, *was = disk + offset + at;
-
-    n = len - at < sizeof zeros ? len - at : sizeof zeros;
-    for (uint64_t i = 0; memcmp (is, was, n) != 0; ++i)
-      if (is[i] != was[i])
-        broken ("read: byte %" PRIu64 " of the disk is 0x%02x, should be 0x%02x", offset + at + i,
-                is[i], was[i]);
+    n = len - at < PIECE ? len - at : PIECE;
+    compare (j, offset + at, n, data ? data + at : zeros);
   }
 }
 
@@ -370,8 +409,8 @@ judge_data (struct court *j, struct asked *a, uint64_t offset, uint64_t len, con
     broken ("%" PRIu64 " bytes at %" PRIu64 " for command %u of %" PRIu64 " bytes at %" PRIu64, len,
             offset, a->type, a->len, a->offset);
   a->covered += len;
-  if (!j->written && offset < j->t->size)
-    compare (j->t->disk, offset, len < j->t->size - offset ? len : j->t->size - offset, data);
+  if (offset < j->t->size)
+    compare_all (j, offset, len < j->t->size - offset ? len : j->t->size - offset, data);
 }
 
 static void

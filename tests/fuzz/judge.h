@@ -23,7 +23,7 @@ struct trial {
   const struct bytes *client, *server;
   bool cut; /* the server has dropped the client, or not everything it sent was kept: the server's
              * side may end anywhere */
-  const uint8_t *disk; /* what it holds if nobody has written to it */
+  const uint8_t *disk; /* what it held in the beginning */
   uint64_t size;
 };
 

@@ -11,6 +11,7 @@
 #include "nbd-connection.h"
 #include "fuzz.h"
 #include "mem.h"
+#include "real-file.h"
 #include "session-state.h"
 #include "skeleton.h"
 
@@ -29,6 +30,7 @@ const char *const connection_image[CONNECTION_IMAGES] = { "v3",          "bitmap
 static struct mem_store store;
 static struct mem_file *image;
 static struct bytes made[CONNECTION_IMAGES], contents[CONNECTION_IMAGES];
+static const struct q_file_opener real_opener = { real_file_open, &store };
 
 static void
 read_contents (struct bytes *to)
@@ -76,12 +78,16 @@ open_export (struct exports *set, const struct choice *c)
   const struct bytes *b = &made[c->image % CONNECTION_IMAGES];
   struct q_error err = { "" };
 
-  image->limit = 0;
-  mem_set (image, b->data, b->n);
-  image->limit = b->n + (c->limit ? c->limit * 512u : 4u << 20);
+  if (c->bits & REAL_FILE)
+    real_file_set (b->data, b->n);
+  else {
+    image->limit = 0;
+    mem_set (image, b->data, b->n);
+    image->limit = b->n + (c->limit ? c->limit * 512u : 4u << 20);
+  }
   q_open_options_init (&eo.source.open);
   eo.source.filename = (char *)"image";
-  eo.source.open.opener = &store.opener;
+  eo.source.open.opener = c->bits & REAL_FILE ? &real_opener : &store.opener;
   eo.source.open.lock = Q_LOCK_OFF;
   eo.source.open.discard = true;
   eo.source.open.read_only = c->bits & READ_ONLY;
@@ -123,6 +129,20 @@ piece (struct connection *w, uint8_t most)
          (size_t)random_below (&w->random, UINT64_C (1) << most % 20);
 }
 
+/* N bytes at P, which may be borrowed from a file.  False: they are gone. */
+static bool
+send_bytes (struct connection *w, const void *p, size_t n)
+{
+  if (w->server.n >= MAX_SERVER) {
+    w->cut = true;
+    return true;
+  }
+  if (w->c->bits & REAL_FILE)
+    return real_send (&w->server, p, n);
+  bytes_add (&w->server, p, n);
+  return true;
+}
+
 /* Takes some of what is to be sent. */
 static void
 send_some (struct connection *w)
@@ -135,10 +155,9 @@ send_some (struct connection *w)
   for (int i = 0; i < n && taken < room; ++i) {
     size_t k = iov[i].iov_len < room - taken ? iov[i].iov_len : room - taken;
 
-    if (w->server.n < MAX_SERVER)
-      bytes_add (&w->server, iov[i].iov_base, k);
-    else
-      w->cut = true;
+    /* Nobody else has the file. */
+    if (!send_bytes (w, iov[i].iov_base, k))
+      broken ("%zu bytes are to be sent from where there is no memory", k);
     taken += k;
   }
   w->moved += taken;
@@ -278,6 +297,19 @@ go_on (struct connection *w, struct cargo *cargo, const char *text)
   saved_session_free (&taken);
 }
 
+/* Whatever is being done for the session is done: some of it, or all. */
+static void
+carry_out (struct connection *w, bool all)
+{
+  bool any;
+
+  do {
+    any = real_ring_turn (all);
+    shard_submit (&w->shard);
+    shard_complete (&w->shard);
+  } while (all && any);
+}
+
 /* Another process goes on (takeover.h): all that it knows is what is saved. */
 static void
 hand_over (struct connection *w)
@@ -286,6 +318,7 @@ hand_over (struct connection *w)
   struct cargo cargo = { .honest = !w->lied };
   struct q_error err = { "" };
 
+  carry_out (w, true);
   if (w->s.dropped)
     return;
   if (session_save (&w->s, client_from (w, w->held_from), w->sent - w->held_from, &saved, &err) < 0)
@@ -332,19 +365,18 @@ connection_run (struct connection *w)
     if (state == SESSION_TLS)
       broken ("a session without TLS wants to begin it");
     w->s.budget = TURN_BUDGET;
-    session_begin_turn (&w->s, false);
+    session_begin_turn (&w->s, (w->c->bits & REAL_FILE) && (w->c->more & BORROW));
     if (state == SESSION_READ)
       receive_some (w);
     else if (state == SESSION_READY)
       take_in (w);
     else
       send_some (w);
-    if (w->random & 2)
+    if (w->s.may_borrow || (w->random & 2)) /* what is borrowed is given back with the turn */
       send_some (w);
     session_end_turn (&w->s);
     session_resume (&w->s);
-    shard_submit (&w->shard);
-    shard_complete (&w->shard);
+    carry_out (w, false);
     check_memory (w);
     if (w->c->handover > 0 && random_below (&w->random, w->c->handover + 1u) == 0 &&
         w->handed++ < MAX_HANDED)
@@ -373,12 +405,41 @@ connection_begin (struct connection *w, const struct choice *c)
   open_export (&w->exports, c);
   w->pool = pool_new (0);
   shard_init (&w->shard, &w->exports, w->pool, c->bits & LITTLE_MEMORY ? 65536 : MAX_MEMORY, wake);
+  real_begin (c->seed, c->more & MISSES);
+  if ((c->bits & REAL_FILE) && (c->more & RING))
+    w->shard.ring = real_ring ();
   session_init (&w->s, &w->shard, notify);
+}
+
+static void
+check_image (const struct connection *w)
+{
+  const struct q_check_options co = { .threads = 1 };
+  struct q_check_result r = { 0 };
+  struct q_open_options o;
+  struct q_error err = { "" };
+  struct q_image *img;
+  bool real = w->c->bits & REAL_FILE;
+
+  q_open_options_init (&o);
+  o.opener = real ? &real_opener : &store.opener;
+  o.lock = Q_LOCK_OFF;
+  o.read_only = o.metadata_only = true;
+  if (q_open (&img, "image", &o, &err) < 0 || q_check_image (img, &co, &r, &err) < 0)
+    broken ("the image cannot be opened and checked at the end: %s", err.text);
+  /* Where there was room for all of it nothing is lost. */
+  bool room = real && q_size (img) < REAL_FILE_MAX / 2;
+  q_close (&img, &err);
+  if (r.corruptions || r.check_errors || (r.leaks && room))
+    broken ("the image has %llu corruptions, %llu errors and %llu leaks",
+            (unsigned long long)r.corruptions, (unsigned long long)r.check_errors,
+            (unsigned long long)r.leaks);
 }
 
 void
 connection_end (struct connection *w)
 {
+  carry_out (w, true);
   if (!w->over)
     session_destroy (&w->s);
   shard_complete (&w->shard);
@@ -387,6 +448,7 @@ connection_end (struct connection *w)
   shard_destroy (&w->shard);
   pool_free (w->pool);
   exports_close (&w->exports);
+  check_image (w);
   bytes_free (&w->client);
   bytes_free (&w->server);
 }

@@ -12,7 +12,7 @@
  *
  * What must hold meanwhile (fuzz.h: broken): the session goes on or ends; its memory is bounded,
  * and none is left when it has ended; what is saved of it is the client's own bytes, can be
- * restored, and saved again is the same.
+ * restored, and saved again is the same; and whatever the client has done, its image is sound.
  */
 
 #ifndef FUZZ_NBD_CONNECTION_H
@@ -32,6 +32,14 @@ enum choice_bits {
   LITTLE_MEMORY = 16,
   STOPPING = 32,
   EOF_EARLY = 64,
+  REAL_FILE = 128, /* the image has a descriptor, and no bound: real-file.h */
+};
+
+/* Of a real file: */
+enum choice_more {
+  BORROW = 1, /* replies are sent from its page cache */
+  RING = 2,
+  MISSES = 4,
 };
 
 /* The head of an input. */
@@ -44,7 +52,8 @@ struct choice {
   uint8_t in, out; /* the longest piece: 1 << these */
   uint8_t detect;
   uint8_t limit; /* the disk is full */
-  uint8_t spare[6];
+  uint8_t more;
+  uint8_t spare[5];
   uint8_t handover; /* not after so many turns on average, and then after one; 0: never */
 };
 
@@ -84,7 +93,7 @@ struct connection {
 void connection_begin (struct connection *w, const struct choice *c);
 void connection_run (struct connection *w);
 void connection_end (struct connection *w);
-/* The disk as it is if nobody writes to it. */
+/* The disk as it was in the beginning. */
 const struct bytes *connection_disk (const struct connection *w);
 
 #endif /* FUZZ_NBD_CONNECTION_H */
