@@ -22,6 +22,7 @@
 #define ROUNDS 2u
 
 static uint64_t random_state;
+uint64_t fuzz_tick_ns;
 
 int __wrap_q_random (void *buf, size_t len, bool key);
 ssize_t __wrap_getrandom (void *buf, size_t len, unsigned flags);
@@ -58,10 +59,18 @@ __wrap_gettimeofday (struct timeval *now, void *zone)
   return 0;
 }
 
-/* No thread ever takes time.  The other clocks are for waiting. */
+/* No thread ever takes time.  The other clocks are for waiting, but for those who say otherwise. */
 int
 __wrap_clock_gettime (clockid_t clock, struct timespec *now)
 {
+  static uint64_t ticks; /* only differences count */
+
+  if (clock == CLOCK_MONOTONIC && fuzz_tick_ns > 0) {
+    uint64_t ns = __atomic_add_fetch (&ticks, fuzz_tick_ns, __ATOMIC_RELAXED);
+
+    *now = (struct timespec){ (time_t)(ns / 1000000000), (long)(ns % 1000000000) };
+    return 0;
+  }
   if (clock != CLOCK_THREAD_CPUTIME_ID)
     return __real_clock_gettime (clock, now);
   *now = (struct timespec){ 0 };

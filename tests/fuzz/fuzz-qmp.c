@@ -5,17 +5,19 @@
  *
  * The input begins with 8 bytes that choose the image, how bytes are cut, and whether what follows
  * is what a client sends as it is (PLAIN), or records: commands (qmp-words.h), bytes as they are,
- * events, writes to the disk, clients that come, go, or do not read; and when a command is run
- * that the server leaves to another thread.
+ * events, writes to the disk, lies in the image's file, another configuration, clients that come,
+ * go, or do not read; and when a command is run that the server leaves to another thread.
  *
  * Instead of that thread (control-run.h) commands are run where a record says so, one at a time.
  * Files are those in memory, with locks between them as there are between processes; connections
- * are pairs of sockets.  Of the clock there is what events have of it.
+ * are pairs of sockets.  Of the clock there is what events have of it; to measure time with, it is
+ * one that each look at it moves.
  *
  * The oracle: each client is answered as QMP wants it (qmp-judge.h), and told of all events or how
  * many it has lost; a command that fails has changed nothing; the disk holds what was written to
- * it; the images are sound at the end; memory is bounded; and the metrics are text that can be
- * read (metrics-judge.h) whatever exports are called.
+ * it; a check finds what there is (qmp-check.h); what was reloaded is what is served
+ * (qmp-config.h); the images are sound at the end; memory is bounded; and the metrics are text that
+ * can be read (metrics-judge.h) whatever exports are called.
  */
 
 #include <errno.h>
@@ -29,8 +31,11 @@
 #include "control-stream.h"
 #include "control.h"
 #include "fuzz.h"
+#include "handover.h"
 #include "listen.h"
 #include "mem.h"
+#include "qmp-choice.h"
+#include "qmp-config.h"
 #include "qmp-judge.h"
 #include "qmp-words.h"
 #include "qmp-world.h"
@@ -41,36 +46,23 @@
 /* Beside what images take: for each client a value and what it was parsed to, and its queue. */
 #define MAX_MEMORY (48u << 20)
 
-struct choice {
-  uint8_t image;
-  uint8_t bits;
-  uint8_t seed;    /* of the cuts */
-  uint8_t in, out; /* the longest piece: 1 << these */
-  uint8_t spare[3];
-};
-
-enum choice_bits {
-  PLAIN = 1,
-  AT_ONCE = 2,     /* commands are run as soon as they are there */
-  SMALL_QUEUE = 4, /* of the kernel, towards the client */
-  BUSY = 8,        /* the export has a client */
-  NOT_GREEDY = 16, /* the first client does not begin with qmp_capabilities */
-};
-
 /* ---- the server ------------------------------------------------------------------------------ */
 
 static struct {
   struct ev_loop *ev;
   struct control *control;
   struct runner *runner;
-  int door[2], visitor; /* where the next client knocks, and its connection */
-  uint64_t events;      /* that were told to anybody */
-  size_t memory;        /* that was there before the first client */
+  int door[2], visitor;    /* where the next client knocks, and its connection */
+  uint64_t events;         /* that were told to anybody */
+  size_t memory;           /* that was there before the first client */
+  const struct call *call; /* that is being run */
+  char server;             /* nobody looks into it */
 } sv;
 
 int __wrap_listen_private (struct listeners *ls, const char *path, struct q_error *err);
 int __wrap_accept4 (int fd, struct sockaddr *address, socklen_t *len, int flags);
 int __wrap_runner_start (struct runner *r, void (*wake) (void *opaque), void *opaque);
+int __wrap_handover (const struct handover_context *context, const char *path, struct q_error *err);
 void __real_control_event (const char *name, json_t *data);
 void __wrap_control_event (const char *name, json_t *data);
 
@@ -106,6 +98,21 @@ __wrap_runner_start (struct runner *r, void (*wake) (void *opaque), void *opaque
   return 0;
 }
 
+/* There is nobody to hand anything over to: what is to be, is as the client wants it. */
+int
+__wrap_handover (const struct handover_context *context, const char *path, struct q_error *err)
+{
+  const char *named = json_string_value (json_object_get (sv.call->args, "socket"));
+
+  if (context->server != (struct server *)&sv.server || context->exports != &world.exports ||
+      context->reload != world.reload || context->control != sv.control)
+    broken ("takeover: it is not all of the server that is handed over");
+  if (!named || strcmp (path, named) != 0)
+    broken ("takeover: to '%s', which nobody has named", path);
+  snprintf (err->text, sizeof err->text, "%.200s: nobody is there", path);
+  return *path == 'y' ? 0 : -ECONNREFUSED;
+}
+
 void
 __wrap_control_event (const char *name, json_t *data)
 {
@@ -138,6 +145,7 @@ run_command (void)
   r->first = call->next;
   if (!r->first)
     r->last = NULL;
+  sv.call = call;
   world_run (call);
   call->next = r->done;
   r->done = call;
@@ -370,6 +378,7 @@ take_record (struct talker *t, struct input *in, const struct choice *c)
 {
   enum qmp_word word;
   uint8_t record = take8 (in);
+  uint16_t field;
   uint64_t offset;
   json_t *command;
 
@@ -390,11 +399,19 @@ take_record (struct talker *t, struct input *in, const struct choice *c)
     return choose_client (t, in, c);
   case 5:
   case 6:
+    if (record == 0x86) {
+      field = take16 (in);
+      world_lie (field, take8 (in));
+      break;
+    }
     offset = take8 (in) * 512u;
     world_write (offset, 1 + take8 (in) * 32u);
     break;
   case 7:
-    world_check_metrics (record & 0x80);
+    if (record & 0x40)
+      config_change (qmp_config (in));
+    else
+      world_check_metrics (record & 0x80);
     break;
   case 8:
   case 9:
@@ -531,11 +548,13 @@ talk (const struct choice *c, struct input *in)
 /* ---- one talk -------------------------------------------------------------------------------- */
 
 static void
-open_door (void)
+open_door (const struct choice *c)
 {
   struct control_context context = { .exports = &world.exports,
                                      .defaults = &world.defaults,
                                      .clients = &world.clients,
+                                     .server = c->more & BOUND ? NULL : (struct server *)&sv.server,
+                                     .reload = world.reload,
                                      .count_clients = count_clients,
                                      .quit = quit };
   struct q_error err;
@@ -545,7 +564,7 @@ open_door (void)
   if (!sv.ev || socketpair (AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sv.door) < 0)
     die ("no event loop, or no sockets: %s", strerror (errno));
   sv.events = 0;
-  sv.control = control_open ("control", &err);
+  sv.control = context.control = control_open ("control", &err);
   watermarks_start (sv.ev);
   if (!sv.control || !control_start (sv.control, sv.ev, &context))
     die ("no control socket");
@@ -565,8 +584,10 @@ LLVMFuzzerTestOneInput (const uint8_t *data, size_t size)
   n_commands = 0;
   for (unsigned i = 0; i < MAX_CLIENTS; ++i)
     talkers[i] = (struct talker){ .fd = -1 };
-  world_begin (c.image, c.bits & BUSY);
-  open_door ();
+  fuzz_tick_ns = 1 + (uint64_t)c.tick * 65536;
+  world_begin (&(struct world_choice){
+      .image = c.image, .busy = c.bits & BUSY, .configured = c.more & CONFIGURED });
+  open_door (&c);
   talk (&c, &in);
   world_check_metrics (true);
   world_check_disk ();
@@ -575,163 +596,6 @@ LLVMFuzzerTestOneInput (const uint8_t *data, size_t size)
   control_close (sv.control);
   close (sv.door[1]);
   world_end ();
+  fuzz_tick_ns = 0;
   return 0;
-}
-
-/* ---- inputs ---------------------------------------------------------------------------------- */
-
-/* What is left out of a command's arguments: those that are in the way of others. */
-static uint8_t
-without (enum qmp_word word)
-{
-  switch (word) {
-  case QMP_EXPORT_ADD:
-    return 0x60;
-  case QMP_RESIZE:
-  case QMP_SNAPSHOT_DELETE:
-  case QMP_BITMAP_ADD:
-    return 0x04;
-  default:
-    return 0;
-  }
-}
-
-static void
-emit_records (fuzz_emit emit, void *opaque, const char *name, const struct choice *c,
-              const uint8_t *records, size_t n)
-{
-  uint8_t input[512];
-
-  memcpy (input, c, sizeof *c);
-  memcpy (input + sizeof *c, records, n);
-  emit (opaque, name, input, sizeof *c + n);
-}
-
-static void
-seed_records (fuzz_emit emit, void *opaque)
-{
-  /* Each command, between writes, with two values of its second argument; and what is there then.
-   */
-  for (unsigned i = 0; i < WORLD_IMAGES; ++i)
-    for (unsigned k = 0; k < 2 * QMP_WORDS; ++k) {
-      enum qmp_word word = (enum qmp_word) (k / 2);
-      bool add = word == QMP_EXPORT_ADD;
-      const uint8_t records[] = { /* a write */
-                                  5, 4, 90,
-                                  /* the command, its arguments, their values */
-                                  0x1a, (uint8_t)word, without (word), 0, 0,
-                                  add     ? 1
-                                  : k % 2 ? 0
-                                          : 8,
-                                  0, 0, 0,
-                                  /* another write, a look at all, and the metrics */
-                                  8, 5, 100, 90, 0x1a, QMP_NODES, 0, 0, 1, 8, 7, 0x2a, QMP_EXPORTS,
-                                  0, 1
-      };
-      struct choice c = { .image = (uint8_t)i,
-                          .bits = (uint8_t)(AT_ONCE | (i == 1 ? SMALL_QUEUE : 0)),
-                          .seed = (uint8_t)i,
-                          .in = (uint8_t)(3 * i + 4),
-                          .out = (uint8_t)(16 - 2 * i) };
-      char name[96];
-
-      snprintf (name, sizeof name, "%s-%s-%u", qmp_command_name (word), world_images[i], k % 2);
-      emit_records (emit, opaque, name, &c, records, sizeof records);
-    }
-}
-
-/* A bitmap and a snapshot at one instant, and the same, but nothing is done after all. */
-static void
-seed_transactions (fuzz_emit emit, void *opaque)
-{
-  const uint8_t add = QMP_BITMAP_ADD - QMP_SNAPSHOT, none = QMP_UNKNOWN - QMP_SNAPSHOT;
-  const uint8_t records[] = { 0x1a, QMP_TRANSACTION,
-                              2,    0,
-                              2,    add,
-                              4,    0,
-                              2,    0,
-                              0,    0,
-                              0,    0,
-                              2,    8,
-                              0x1a, QMP_TRANSACTION,
-                              2,    0,
-                              3,    add,
-                              4,    0,
-                              4,    0,
-                              0,    0,
-                              0,    0,
-                              3,    none,
-                              1,    8 };
-
-  for (unsigned i = 0; i < WORLD_IMAGES; ++i) {
-    struct choice c = { .image = (uint8_t)i, .bits = AT_ONCE, .in = 17, .out = 17 };
-    char name[64];
-
-    snprintf (name, sizeof name, "transactions-%s", world_images[i]);
-    emit_records (emit, opaque, name, &c, records, sizeof records);
-  }
-}
-
-static void
-seed_events (fuzz_emit emit, void *opaque)
-{
-  /* A second client that does not read, many events, a third that leaves with a command under
-   * way. */
-  static const uint8_t records[] = {
-    4,    1,    0x1a, QMP_CAPABILITIES,
-    1,    1,    4,    0x81,
-    3,    200, /* deaf */
-    4,    2,    0x1a, QMP_CAPABILITIES,
-    1,    1,    0x1a, QMP_NODES,
-    1,    1, /* leaves */
-    4,    0,    4,    0x42,
-    3,    100,  8,    4,
-    0xc1, /* reads */
-    2,    0x94, 0x1a, QMP_STATUS,
-    0,    1,    2,    0x90,
-    2,    0x0e, 0,    2,
-    0x0d, 1, /* much */
-    0,    3,    '{',  0xff,
-    '"',  1,    7,    QMP_RESIZE,
-    2,    '{',  '}' /* bytes */
-  };
-  struct choice c = { .bits = SMALL_QUEUE, .in = 9, .out = 12 };
-
-  emit_records (emit, opaque, "events", &c, records, sizeof records);
-}
-
-static void
-seed_plain (fuzz_emit emit, void *opaque)
-{
-  static const char *const texts[] = {
-    "{\"execute\": \"query-status\", \"id\": 1}{'execute': 'query-commands', 'id': {'a': [1]}}\n",
-    ("{\"execute\": \"transaction\", \"arguments\": {\"actions\": [{\"type\": "
-     "\"block-dirty-bitmap-add\", \"data\": {\"node\": \"x\", \"name\": \"n\"}}, {\"type\": "
-     "\"blockdev-snapshot-internal-sync\", \"data\": {\"device\": \"x\", \"name\": \"s\"}}, "
-     "{\"type\": \"abort\", \"data\": {}}]}}"),
-    ("{\"execute\": \"block-export-add\", \"arguments\": {\"type\": \"nbd\", \"id\": \"y\", "
-     "\"file\": \"other\", \"writable\": true, \"snapshots\": true}}{\"execute\": "
-     "\"block-export-del\", \"arguments\": {\"id\": \"y\", \"mode\": \"hard\"}}"),
-    ("{\"execute\": \"block-dirty-bitmap-merge\", \"arguments\": {\"node\": \"x\", \"target\": "
-     "\"b0\", \"bitmaps\": [\"b1\", {\"node\": \"x\", \"name\": \"b1\"}]}}"),
-    "{\"execute\": 7} [1, 2] \"\\ud800\" nul {\"execute\": \"x\", \"exec-oob\": 1} \x01 {\"a\"",
-    "{'execute': 'block_resize', 'arguments': {'device': 'x', 'size': '1M'}}",
-  };
-
-  for (unsigned i = 0; i < sizeof texts / sizeof texts[0]; ++i) {
-    struct choice c = { .image = (uint8_t)i, .bits = PLAIN, .in = 14, .out = 14 };
-    char name[32];
-
-    snprintf (name, sizeof name, "plain%u", i);
-    emit_records (emit, opaque, name, &c, (const uint8_t *)texts[i], strlen (texts[i]));
-  }
-}
-
-void
-fuzz_seeds (fuzz_emit emit, void *opaque)
-{
-  seed_records (emit, opaque);
-  seed_transactions (emit, opaque);
-  seed_events (emit, opaque);
-  seed_plain (emit, opaque);
 }

@@ -31,6 +31,9 @@ void broken (const char *fmt, ...) __attribute__ ((noreturn, format (printf, 1, 
  * of the engine that begin anew. */
 void fuzz_begin (void);
 
+/* So much later is each look at CLOCK_MONOTONIC.  0: time passes as it does. */
+extern uint64_t fuzz_tick_ns;
+
 /* ---- taking an input apart: zeros past its end ----------------------------------------------- */
 
 struct input {

@@ -11,6 +11,7 @@
 
 #define MAX_DEPTH   3u
 #define MAX_ACTIONS 6u
+#define MAX_EXPORTS 4u
 
 #define COUNT(a) (sizeof (a) / sizeof (a)[0])
 
@@ -87,6 +88,26 @@ static const char *const settings[] = {
   "\"allocation-depth\": true",
   "\"key-secret\": \"k\"",
   "\"resize\": true",
+};
+
+/* What a configuration may say of the server. */
+static const char *const server_settings[] = {
+  "\"file\": \"base\"",
+  "\"export-name\": \"z\"",
+  "\"object\": \"secret,id=k,data=password\"",
+  "\"object\": [\"secret,id=k,data=password\", \"secret,id=k,data=other\"]",
+  "\"port\": 10811",
+  "\"shared\": 1",
+  "\"memory\": \"64M\"",
+  "\"read-only\": true",
+  "\"log-level\": \"debug\"",
+  "\"config\": \"config\"",
+  "\"config\": \"none\"",
+  "\"export-dir\": \"/nowhere\"",
+  "\"tls-creds\": \"t\"",
+  "\"help\": true",
+  "\"nothing\": 1",
+  "\"export\": 1",
 };
 
 static const uint64_t sizes[] = {
@@ -243,6 +264,8 @@ static const struct word words[QMP_WORDS] = {
                          { { "node", EXPORT }, { "target", BITMAP }, { "bitmaps", NAMES } } },
   [QMP_TRANSACTION] = { "transaction", { { "actions", ACTIONS }, { "properties", PROPERTIES } } },
   [QMP_UNKNOWN] = { "abort", { { "anything", ANY } } },
+  [QMP_CHECK] = { "check-image", { { "node-name", EXPORT }, { "max-pause", NUMBER } } },
+  [QMP_TAKEOVER] = { "takeover", { { "socket", EXPORT } } },
 };
 
 const char *
@@ -259,7 +282,7 @@ actions_of (struct input *in)
   json_t *list = json_array ();
 
   for (unsigned i = take8 (in) % (MAX_ACTIONS + 1); i > 0; --i) {
-    const struct word *w = &words[QMP_SNAPSHOT + take8 (in) % (unsigned)(QMP_WORDS - QMP_SNAPSHOT)];
+    const struct word *w = &words[QMP_SNAPSHOT + take8 (in) % (unsigned)(QMP_CHECK - QMP_SNAPSHOT)];
     unsigned without = take8 (in);
 
     /* Not one in another. */
@@ -321,6 +344,43 @@ arguments (struct input *in, const struct word *w, unsigned without)
   return j;
 }
 
+/* One of the N LINES, over what J has. */
+static void
+add_setting (json_t *j, struct input *in, const char *const *lines, size_t n)
+{
+  char text[256];
+  json_t *more;
+
+  snprintf (text, sizeof text, "{%s}", lines[take8 (in) % n]);
+  more = parsed (text);
+  json_object_update (j, more);
+  json_decref (more);
+}
+
+json_t *
+qmp_config (struct input *in)
+{
+  uint8_t what = take8 (in);
+  json_t *config = json_object (), *list = json_array ();
+
+  for (unsigned i = what % (MAX_EXPORTS + 1); i > 0; --i) {
+    uint8_t bits = take8 (in);
+    json_t *x = json_object ();
+
+    if (!(bits & 1))
+      json_object_set_new (x, "name", value_of (in, EXPORT));
+    if (!(bits & 2))
+      json_object_set_new (x, "file", value_of (in, FILE_OR_NODE));
+    for (unsigned k = bits >> 2 & 3; k > 0; --k)
+      add_setting (x, in, settings, COUNT (settings));
+    json_array_append_new (list, x);
+  }
+  json_object_set_new (config, "export", list);
+  for (unsigned i = what >> 6; i > 0; --i)
+    add_setting (config, in, server_settings, COUNT (server_settings));
+  return config;
+}
+
 json_t *
 qmp_command (struct input *in, enum qmp_word word)
 {
@@ -329,15 +389,8 @@ qmp_command (struct input *in, enum qmp_word word)
   json_t *args = arguments (in, w, without);
 
   if (word == QMP_EXPORT_ADD)
-    for (unsigned i = bits >> 4 & 3; i > 0; --i) {
-      char text[256];
-      json_t *more;
-
-      snprintf (text, sizeof text, "{%s}", settings[take8 (in) % COUNT (settings)]);
-      more = parsed (text);
-      json_object_update (args, more);
-      json_decref (more);
-    }
+    for (unsigned i = bits >> 4 & 3; i > 0; --i)
+      add_setting (args, in, settings, COUNT (settings));
   if (bits & QMP_ANOTHER_ARGUMENT) {
     unsigned i = take8 (in) % COUNT (w->argument);
 

@@ -40,6 +40,8 @@ enum qmp_word {
   QMP_BITMAP_MERGE,
   QMP_TRANSACTION,
   QMP_UNKNOWN,
+  QMP_CHECK,
+  QMP_TAKEOVER,
   QMP_WORDS,
 };
 
@@ -49,6 +51,9 @@ const char *qmp_command_name (enum qmp_word word);
  * that is left out, one with the bits below, and then what the arguments want. */
 enum { QMP_WITHOUT_ARGUMENTS = 1, QMP_ANOTHER_ARGUMENT = 2 };
 json_t *qmp_command (struct input *in, enum qmp_word word);
+
+/* A configuration file of the server: exports, and what else may stand there. */
+json_t *qmp_config (struct input *in);
 
 /* Any JSON value. */
 json_t *qmp_anything (struct input *in, unsigned depth);

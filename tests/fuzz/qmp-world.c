@@ -15,6 +15,8 @@
 #include "loop.h"
 #include "metrics-judge.h"
 #include "metrics.h"
+#include "qmp-check.h"
+#include "qmp-config.h"
 #include "qmp-world.h"
 #include "skeleton.h"
 #include "throwaway.h"
@@ -31,7 +33,9 @@ static struct {
   uint64_t x_id;
   uint8_t *disk; /* what was written to it */
   uint64_t disk_size;
-  bool full; /* the storage, at least once: clusters may be leaked, and writes fail */
+  bool full;          /* the storage, at least once: clusters may be leaked, and writes fail */
+  uint16_t lie_field; /* of the next check */
+  uint8_t lie_flip;
 } sv;
 
 /* ---- images ---------------------------------------------------------------------------------- */
@@ -145,6 +149,8 @@ static const struct q_file_opener opener = { .open = open_file };
 
 int __wrap_q_file_open_local (void *opaque, const char *name, unsigned flags, struct q_file **file,
                               struct q_error *err);
+int __wrap_q_file_open (const struct q_file_opener *given, const char *name, unsigned flags,
+                        struct q_file **file, struct q_error *err);
 int __wrap_throwaway_overlay (struct source *s, struct q_error *err);
 
 /* What a part of a file is opened through (slice.h). */
@@ -153,6 +159,15 @@ __wrap_q_file_open_local (void *opaque, const char *name, unsigned flags, struct
                           struct q_error *err)
 {
   return open_file (opaque, name, flags, file, err);
+}
+
+/* What exports of the configuration are opened through: nothing is said of that there. */
+int
+__wrap_q_file_open (const struct q_file_opener *given, const char *name, unsigned flags,
+                    struct q_file **file, struct q_error *err)
+{
+  return given ? given->open (given->opaque, name, flags, file, err)
+               : open_file (NULL, name, flags, file, err);
 }
 
 int
@@ -202,20 +217,6 @@ look (void)
   return list;
 }
 
-static void
-check_failure (const struct call *call, const json_t *before, const json_t *after)
-{
-  bool full = call->result == -ENOSPC || call->result == -EFBIG;
-
-  sv.full |= full;
-  /* A removal may fail when it is done, and undoing several changes if the disk is full. */
-  if (json_equal (before, after) || strcmp (call->command->name, "block-export-del") == 0 ||
-      (full && strcmp (call->command->name, "transaction") == 0))
-    return;
-  broken ("%s failed (%s), and %s has become %s", call->command->name, call->err.q.text,
-          json_dumps (before, 0), json_dumps (after, 0));
-}
-
 static json_t *
 of_export (const json_t *state, const char *name)
 {
@@ -228,6 +229,48 @@ of_export (const json_t *state, const char *name)
       return x;
   }
   return NULL;
+}
+
+/* The exports are those that there were.  What had been opened anew is in another place, and has
+ * lost the bitmaps that only memory had; and on a full disk nothing can be opened. */
+static void
+check_no_reload (const struct call *call, const json_t *before, const json_t *after)
+{
+  json_t *x;
+  size_t i;
+
+  if (sv.full)
+    return;
+  json_array_foreach (before, i, x)
+  {
+    const char *name = json_string_value (json_object_get (x, "name"));
+    const json_t *now = of_export (after, name);
+
+    if (!json_equal (json_object_get (x, "size"), json_object_get (now, "size")) ||
+        !json_equal (json_object_get (x, "snapshots"), json_object_get (now, "snapshots")))
+      broken ("reload failed (%s), and export %s is another one", call->err.q.text, name);
+  }
+  if (json_array_size (before) != json_array_size (after))
+    broken ("reload failed (%s), and there are %zu exports after %zu", call->err.q.text,
+            json_array_size (after), json_array_size (before));
+}
+
+static void
+check_failure (const struct call *call, const json_t *before, const json_t *after)
+{
+  bool full = call->result == -ENOSPC || call->result == -EFBIG;
+
+  sv.full |= full;
+  if (strcmp (call->command->name, "reload") == 0) {
+    check_no_reload (call, before, after);
+    return;
+  }
+  /* A removal may fail when it is done, and undoing several changes if the disk is full. */
+  if (json_equal (before, after) || strcmp (call->command->name, "block-export-del") == 0 ||
+      (full && strcmp (call->command->name, "transaction") == 0))
+    return;
+  broken ("%s failed (%s), and %s has become %s", call->command->name, call->err.q.text,
+          json_dumps (before, 0), json_dumps (after, 0));
 }
 
 /* Of snapshots and bitmaps, as many more or fewer as the command says. */
@@ -257,12 +300,36 @@ check_success (const struct call *call, const json_t *before, const json_t *afte
 }
 
 void
+world_lie (uint16_t field, uint8_t flip)
+{
+  sv.lie_field = field;
+  sv.lie_flip = flip;
+}
+
+static void
+run (struct call *call)
+{
+  const struct check_trial t = {
+    .store = &store, .field = sv.lie_field, .flip = sv.lie_flip, .sound = !unlocked_writer
+  };
+
+  if (strcmp (call->command->name, "check-image") == 0) {
+    check_judged (call, &t);
+    sv.lie_flip = 0;
+    return;
+  }
+  call->result = call->command->run (&call->public, call->args, &call->ret, &call->err);
+  if (strcmp (call->command->name, "reload") == 0 && call->result == 0)
+    config_judge ();
+}
+
+void
 world_run (struct call *call)
 {
   json_t *before = look (), *after;
   struct export *x;
 
-  call->result = call->command->run (&call->public, call->args, &call->ret, &call->err);
+  run (call);
   after = look ();
   if (getenv ("FUZZ_LOG"))
     fprintf (stderr, "run: %s: %d %s\n", call->command->name, call->result, call->err.q.text);
@@ -339,7 +406,7 @@ export_defaults (struct export_options *o)
 }
 
 void
-world_begin (unsigned i, bool busy)
+world_begin (const struct world_choice *c)
 {
   struct export_options xo;
   struct q_error err = { "" };
@@ -347,20 +414,22 @@ world_begin (unsigned i, bool busy)
 
   make_images ();
   log_set_level ("error");
-  put_image (image, i);
-  put_image (other, i + 1);
+  put_image (image, c->image);
+  put_image (other, c->image + 1);
   unlocked_writer = sv.full = false;
+  sv.lie_flip = 0;
   export_defaults (&world.defaults);
   xo = world.defaults;
   xo.name = "x";
   xo.source.filename = (char *)"image";
   xo.source.open.discard = true;
   exports_init (&world.exports);
-  if (exports_add (&world.exports, &xo, &err) < 0)
+  world.reload = config_begin (&world.exports);
+  if ((c->configured ? config_serve (&err) : exports_add (&world.exports, &xo, &err)) < 0)
     die ("%s", err.text);
   sv.x = world.exports.first;
   sv.x_id = sv.x->id;
-  if (busy)
+  if (c->busy)
     export_enter (sv.x, &ignored);
   sv.disk_size = sv.x->size;
   sv.disk = xalloc (sv.disk_size);
@@ -398,6 +467,7 @@ world_end (void)
   clients_remove (&world.clients, &sv.client);
   clients_destroy (&world.clients);
   exports_close (&world.exports);
+  config_end ();
   free (sv.disk);
   if (unlocked_writer)
     return;
