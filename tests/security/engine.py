@@ -64,6 +64,7 @@ for sin in (
         "clusters were free for use before the table that no longer had them was on the disk",
         "a freed cluster waits in limbo until that is durable, and every reader has gone",
         "freed-before-l2-update-is-durable",
+        "published-during-a-flush",
     ),
     (
         "QEMU, discard beside an allocating write",
