@@ -247,7 +247,8 @@ row protocol CVE-2017-10664
 without lost-clients-are-no-signal server/server.c \
   's/signal \(SIGPIPE, SIG_IGN\);//' \
   server/main.c 's/signal \(SIGPIPE, SIG_IGN\);//' \
-  server/net/loop.c 's/sigfillset \(&all\);/sigfillset (\&all); sigdelset (\&all, SIGPIPE);/'
+  server/net/loop.c 's/sigfillset \(&all\);/sigfillset (\&all); sigdelset (\&all, SIGPIPE);/' \
+  server/net/transport.h 's/MSG_NOSIGNAL \| //'
 
 row protocol CVE-2025-47711
 

@@ -438,7 +438,7 @@ class Table:
             started = time.monotonic()
             try:
                 verdict = function() or "pass"
-            except Sin as e:
+            except (Sin, ConnectionError) as e:  # a server that is not there any more
                 verdict = "FAIL"
                 sys.stderr.write("FAIL: %s: %s\n" % (name, e))
             verdicts.append((name, wrong, ours, verdict, time.monotonic() - started))

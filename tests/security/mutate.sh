@@ -98,7 +98,8 @@ look ()
     exec timeout -k 10 $SECONDS_EACH sh "$top/tests/run" security/test-security.sh
   ) >"$work/test.log" 2>&1 </dev/null || status=$?
   [ $status != 0 ] || return 0
-  NOTICED=$(sed -n 's/^FAIL: [^:]*: *//p' "$work/test.log" | head -n 1 | cut -c 1-100)
+  NOTICED=$(sed -n '/^FAIL: /,/^$/p' "$work/test.log" | tr -s '\n ' '  ' |
+    sed 's/^FAIL: [^:]*: *//; s/ *$//; s/^\(.\{140\}\).*/\1.../')
   [ -n "$NOTICED$proved" ] || NOTICED="the test breaks: $(tail -n 1 "$work/test.log")"
 }
 
