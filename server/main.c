@@ -656,6 +656,14 @@ prepare (struct program *p)
          (p->takeover || write_pid_file ());
 }
 
+static size_t
+memory (const struct options *opts)
+{
+  size_t loops = opts->threads * SERVER_LOOP_MEMORY;
+
+  return opts->memory ? opts->memory : loops > SERVER_MEMORY ? loops : SERVER_MEMORY;
+}
+
 static int
 serve (struct program *p)
 {
@@ -668,7 +676,7 @@ serve (struct program *p)
     .persistent = opts->persistent && !opts->device, /* as qemu-nbd: -d ends it */
     .handshake_limit = opts->handshake_limit,
     .idle_limit = opts->idle_limit,
-    .memory = opts->memory ? opts->memory : SERVER_MEMORY,
+    .memory = memory (opts),
     .clients = &p->clients,
     .tied = opts->device || opts->run,
     .confine = on_confine,

@@ -14,10 +14,12 @@
 
 #define SERVER_MAX_LOOPS 256
 
-/* Bytes for the requests of all clients, if nothing else is said; and the least that makes sense.
- */
-#define SERVER_MEMORY     ((size_t)512 << 20)
-#define SERVER_MIN_MEMORY (64u << 20)
+/* Bytes for the requests of all clients, if nothing else is said: so many, or so many for each
+ * loop.  Each has its share, into which the longest read, of 32 MiB, is to fit; and the least that
+ * makes sense. */
+#define SERVER_MEMORY      ((size_t)512 << 20)
+#define SERVER_LOOP_MEMORY ((size_t)64 << 20)
+#define SERVER_MIN_MEMORY  (64u << 20)
 
 struct server;
 

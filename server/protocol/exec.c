@@ -33,9 +33,10 @@
 /* A read that is longer than what one reply may hold is answered in pieces of this size, the next
  * one when the last one has been sent.
  *
- * When memory is short, all that do not fit are, in small ones.  Where the protocol knows no
- * pieces, the bytes of one reply come bit by bit all the same: then the session begins nothing else
- * before the last of them (session.alone), and an error on the way is told by disconnecting. */
+ * When memory is short, all that do not fit are, in the largest that do.  Where the protocol knows
+ * no pieces, the bytes of one reply come bit by bit all the same: then the session begins nothing
+ * else before the last of them (session.alone), and an error on the way is told by disconnecting.
+ */
 #define READ_PIECE (4 * 1024 * 1024)
 
 /* Of requests without data, between two looks at the time.  A multiple of any cluster. */
@@ -129,11 +130,11 @@ static uint64_t
 choose_piece (const struct request *rq)
 {
   uint64_t left = rq->len - rq->done;
-  uint64_t most = rq->len > NBD_MAX_PAYLOAD ? READ_PIECE : NBD_MAX_PAYLOAD;
+  uint64_t piece = rq->len > NBD_MAX_PAYLOAD ? READ_PIECE : NBD_MAX_PAYLOAD;
 
-  if (left < most)
-    most = left;
-  return most <= LOW_PIECE || buf_fits (&rq->session->shard->cache, most) ? most : LOW_PIECE;
+  while (piece > LOW_PIECE && !buf_fits (&rq->session->shard->cache, left < piece ? left : piece))
+    piece /= 2;
+  return left < piece ? left : piece;
 }
 
 /* Where RQ is in the image, of which the export may be a part. */

@@ -48,7 +48,7 @@ usage_print (void)
       "      --handshake-limit=N   drop a client that takes more than N seconds to choose an\n"
       "                            export (10); 0: no limit\n"
       "      --idle-limit=N        drop a client that asks for nothing for N seconds (0: never)\n"
-      "      --memory=SIZE         for the requests of all clients together (512M)\n"
+      "      --memory=SIZE         for the requests of all clients (512M, or 64M a thread)\n"
       "      --object=SETTINGS     define a secret, TLS credentials or who is authorised\n"
       "      --key-file=FILE       the key of encrypted images (without a newline at its end)\n"
       "      --key-fd=NUM          the same, from an inherited descriptor\n"
