@@ -188,6 +188,9 @@ struct export *exports_get (struct exports *set, const void *name, size_t len);
 /* The one after X (the first, if X is NULL), or NULL at the end: a walk sees all that are there
  * from its beginning to its end.  Takes the caller's reference to X, and gives one. */
 struct export *exports_next (struct exports *set, struct export *x);
+/* A reference to the first one that was added after the one with that id, or NULL: a walk goes on
+ * without one that is held meanwhile. */
+struct export *exports_after (struct exports *set, uint64_t id);
 /* The same with those that are leaving. */
 struct export *exports_next_any (struct exports *set, struct export *x);
 /* The same with those that exports_resume could not open again: they have no image, and nobody uses

@@ -454,6 +454,20 @@ exports_get (struct exports *set, const void *name, size_t len)
   return x;
 }
 
+/* The list is in the order of the ids. */
+struct export *
+exports_after (struct exports *set, uint64_t id)
+{
+  pthread_mutex_lock (&set->lock);
+  struct export *x = is_open (set) ? set->first : NULL;
+  while (x && (x->id <= id || x->state != EXPORT_SERVED))
+    x = x->next;
+  if (x)
+    x->refs++;
+  pthread_mutex_unlock (&set->lock);
+  return x;
+}
+
 enum walk { WALK_SERVED, WALK_ANY, WALK_LOST };
 
 /* One without an image is one that could not be opened again (exports_resume). */

@@ -558,6 +558,7 @@ void
 conn_freeze (struct conn *c)
 {
   c->frozen = true;
+  session_conclude (&c->session);
   conn_step (c);
 }
 

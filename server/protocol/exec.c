@@ -29,6 +29,8 @@
 #define INLINE_WRITE_MAX  (64 * 1024)
 /* So much of a reply can be queued, however short memory is. */
 #define INLINE_LOW (8 * 1024)
+/* A reply that is no longer is copied out of a buffer that is much larger. */
+#define COPY_REPLY_MAX 4096
 
 /* A read that is longer than what one reply may hold is answered in pieces of this size, the next
  * one when the last one has been sent.
@@ -659,21 +661,21 @@ exec_write (struct request *rq, const uint8_t *payload)
     wrote_now (rq, payload, r);
 }
 
-/* Its reply may be long, and counts from now on. */
 static void
 exec_status (struct request *rq)
 {
+  struct session *s = rq->session;
   struct request *detached = detach (rq);
 
-  if (!detached) {
-    fail (rq, -ENOMEM);
+  if (detached)
+    detached->out = buf_alloc (&s->shard->cache, status_bound (detached, LOW_PIECE));
+  if (!detached || !detached->out) {
+    if (detached)
+      session_count_inflight (s, -1);
+    fail (detached ? detached : rq, -ENOMEM);
     return;
   }
-  size_t most = status_bound (detached, LOW_PIECE / 2);
-  detached->held += most;
-  detached->session->held += most;
-  detached->promised = most;
-  detached->session->shard->cache.outstanding += most;
+  hold (detached, detached->out);
   to_pool (detached, run_status);
 }
 
@@ -732,6 +734,19 @@ exec_request (struct request *rq, const uint8_t *payload)
   }
 }
 
+/* A short one does not keep a large buffer. */
+static void
+queue_reply (struct session *s, struct buf *b)
+{
+  size_t n = (size_t)(b->end - b->start);
+
+  if (n <= COPY_REPLY_MAX && b->cap > 4 * n) {
+    session_send (s, b->start, n);
+    buf_free (&s->shard->cache, b);
+  } else
+    outq_append (&s->out, b);
+}
+
 void
 exec_completed (struct request *rq)
 {
@@ -743,14 +758,8 @@ exec_completed (struct request *rq)
   else if (rq->error < 0)
     fail (rq, rq->error);
   else if (rq->out) {
-    if (rq->type == NBD_CMD_READ)
-      release (rq, rq->out);
-    else {
-      s->shard->cache.outstanding -= rq->promised;
-      rq->promised = 0;
-      buf_count (&s->shard->cache, rq->out); /* a worker made it */
-    }
-    outq_append (&s->out, rq->out);
+    release (rq, rq->out);
+    queue_reply (s, rq->out);
     rq->out = NULL;
     if (rq->type == NBD_CMD_READ && rq->done < rq->len) {
       batch_add (&s->parked, &rq->job);

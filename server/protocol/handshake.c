@@ -25,6 +25,8 @@
 #define MAX_SKIPPED_DATA (32u * 1024 * 1024)
 /* Options before the transmission phase. */
 #define MAX_OPTIONS 1024
+/* Exports that are told of in one turn. */
+#define LIST_AT_A_TIME 256
 /* Queries in one option about metadata contexts. */
 #define MAX_QUERIES 256
 
@@ -232,25 +234,48 @@ option_export_name (struct session *s, struct cursor *data)
 }
 
 static void
-option_list (struct session *s)
+list_export (struct session *s, const struct export *x)
 {
   char description[EXPORT_DESCRIPTION_SIZE];
+  uint32_t len = (uint32_t)strlen (x->name);
+  uint32_t be_len = htobe32 (len);
+  uint8_t entry[sizeof be_len + NBD_MAX_STRING];
 
-  for (struct export *x = exports_next (s->shard->exports, NULL); x;
-       x = exports_next (s->shard->exports, x)) {
-    uint32_t len = (uint32_t)strlen (x->name);
-    uint32_t be_len = htobe32 (len);
-    uint8_t entry[sizeof be_len + NBD_MAX_STRING];
+  memcpy (entry, &be_len, sizeof be_len);
+  memcpy (entry + sizeof be_len, x->name, len);
+  export_description (x, description);
+  option_reply2 (s, NBD_REP_SERVER, entry, sizeof be_len + len, description, strlen (description));
+  s->budget -= REQUEST_COST;
+}
 
-    if (admission (s, x) != ADMITTED)
-      continue;
-    memcpy (entry, &be_len, sizeof be_len);
-    memcpy (entry + sizeof be_len, x->name, len);
-    export_description (x, description);
-    option_reply2 (s, NBD_REP_SERVER, entry, sizeof be_len + len, description,
-                   strlen (description));
+/* A long list is told bit by bit, as the client takes it; before its end, it is sent nothing else.
+ * While there is more to come, something is queued: once that is sent, the list goes on. */
+void
+handshake_list (struct session *s, bool all)
+{
+  struct export *x = exports_after (s->shard->exports, s->listed);
+  unsigned n = 0;
+
+  while (x && (all || (n < LIST_AT_A_TIME && !session_full (s)))) {
+    if (admission (s, x) == ADMITTED) {
+      list_export (s, x);
+      n++;
+    }
+    s->listed = x->id;
+    x = exports_next (s->shard->exports, x);
   }
-  ack (s);
+  s->listing = x && !s->dropped;
+  if (x)
+    export_put (x);
+  else
+    ack (s);
+}
+
+static void
+option_list (struct session *s)
+{
+  s->listed = 0;
+  handshake_list (s, false);
 }
 
 static void

@@ -34,7 +34,6 @@ struct request {
                             most descriptors of a context */
   struct buf *out;       /* the reply (or the next piece of it), if it is more than success */
   size_t held;           /* what this counts for in session.held */
-  size_t promised;       /* the same for a reply that is still being made, of shard.cache */
   struct request *whole; /* the long WRITE that this is a piece of */
   unsigned pieces;       /* of a long WRITE: those under way, and one while more are to come */
   bool abandoned;        /* a long WRITE that will never be complete */

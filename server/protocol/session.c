@@ -110,7 +110,6 @@ request_discard (struct request *rq)
   if (s->alone == rq)
     s->alone = NULL;
   s->held -= rq->held;
-  s->shard->cache.outstanding -= rq->promised;
   request_free (s->shard, rq);
   if (whole)
     long_write_piece_done (whole);
@@ -136,8 +135,8 @@ memory_is_short (const struct shard *shard)
 
 /* Memory counts beside bytes: a piece of a long read that is a hole is few bytes of a large buffer.
  */
-static bool
-is_full (const struct session *s)
+bool
+session_full (const struct session *s)
 {
   bool low = memory_is_short (s->shard);
   return s->out.bytes >= MAX_QUEUED || s->held + s->out.memory >= (low ? LOW_HELD : MAX_HELD);
@@ -147,7 +146,7 @@ bool
 session_blocked (const struct session *s)
 {
   unsigned most = memory_is_short (s->shard) ? LOW_INFLIGHT : MAX_INFLIGHT;
-  return s->inflight >= most || s->alone || is_full (s);
+  return s->inflight >= most || s->alone || s->listing || session_full (s);
 }
 
 void
@@ -331,13 +330,22 @@ session_resume (struct session *s)
 {
   unsigned n;
 
+  if (s->listing)
+    handshake_list (s, false);
   /* Those that still have to wait are parked again. */
-  for (n = s->parked.count; n > 0 && s->parked.first && !is_full (s); n--)
+  for (n = s->parked.count; n > 0 && s->parked.first && !session_full (s); n--)
     exec_resume ((struct request *)batch_take (&s->parked));
   /* What is full may be a payload that the client goes on with once it has its reply. */
   for (n = s->parked.count;
        n > 0 && s->parked.first && s->out.bytes == 0 && s->inflight == s->parked.count; n--)
     exec_resume ((struct request *)batch_take (&s->parked));
+}
+
+void
+session_conclude (struct session *s)
+{
+  if (s->listing)
+    handshake_list (s, true);
 }
 
 /* ---- life ------------------------------------------------------------------------------------ */
@@ -427,6 +435,7 @@ session_drop (struct session *s)
   struct shard *shard = s->shard;
 
   s->dropped = true;
+  s->listing = false;
   session_hang_up (s);
   stop_waiting (s);
   outq_clear (&s->out, &shard->cache);

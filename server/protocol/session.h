@@ -133,10 +133,12 @@ struct session {
   bool starting_tls;       /* nothing is taken in as plain text any more */
   struct tls_session *tls; /* NULL as long as everything is plain text */
   unsigned n_options;
-  uint32_t option, option_length; /* the option whose data is being received */
-  struct export *export;          /* chosen: a reference, and one of its connections */
-  uint64_t meta_export;           /* the id of that of the last SET_META_CONTEXT (0: none) ... */
-  uint64_t meta_selected;         /* ... and what it selected; bit N: context N of that export */
+  uint32_t option;        /* whose data is being received, or that is being answered: */
+  bool listing;           /* the exports, of which some are still to be told ... */
+  uint64_t listed;        /* ... beginning after the one with this id */
+  struct export *export;  /* chosen: a reference, and one of its connections */
+  uint64_t meta_export;   /* the id of that of the last SET_META_CONTEXT (0: none) ... */
+  uint64_t meta_selected; /* ... and what it selected; bit N: context N of that export */
 
   /* Transmission. */
   enum reply_mode mode;
@@ -168,6 +170,9 @@ bool session_next_slice (struct session *s);
 size_t session_payload (struct session *s, uint8_t **p);
 void session_payload_received (struct session *s, size_t n);
 void session_resume (struct session *s);
+/* Before it is saved (session-state.h): what cannot be is brought to its end, however much memory
+ * that takes. */
+void session_conclude (struct session *s);
 enum session_state session_state (const struct session *s);
 /* The client is gone, or is to be: drops what is queued.  Of requests in flight, reads do no more,
  * and the rest is done; but see session_hang_up. */
@@ -193,6 +198,8 @@ bool session_keep (struct session *s, size_t n);
 void session_skip (struct session *s, uint64_t n);
 /* Too much is queued, in flight or held to begin with another request. */
 bool session_blocked (const struct session *s);
+/* The same of what is queued and held. */
+bool session_full (const struct session *s);
 /* N more requests in flight, or fewer. */
 void session_count_inflight (struct session *s, int n);
 /* The export is chosen: its requests have a lane in the pool. */
@@ -204,6 +211,8 @@ void session_send (struct session *s, const void *p, size_t n);
 void handshake_begin (struct session *s);
 /* The greeting is over. */
 void handshake_expect_option (struct session *s);
+/* Goes on with a list of exports, as far as the session is not full; or, if ALL, to its end. */
+void handshake_list (struct session *s, bool all);
 /* request.c */
 void transmission_begin (struct session *s);
 

@@ -10,9 +10,20 @@
 #include "request.h"
 #include "status.h"
 
-/* Descriptors of one context in one reply: 1 MiB of them, in compact form.  The spec's bound is
- * eight times that.  A client asks on from where the reply ends. */
-#define MAX_DESCRIPTORS (128u * 1024)
+/* What precedes the descriptors of a context, at most. */
+#define HEADER_SIZE (sizeof (struct nbd_extended_reply) + 2 * sizeof (uint32_t))
+
+/* Descriptors of one context in one reply: as many as go into 64 KiB, of which a loop keeps many
+ * buffers.  The spec's bound is far above that.  A client asks on from where the reply ends. */
+#define MAX_DESCRIPTORS ((64u * 1024 - HEADER_SIZE) / sizeof (struct status_extent))
+/* So many contexts may have as many each; more of them share those. */
+#define MAX_ALIKE 4
+
+static_assert (sizeof (struct nbd_block_descriptor) <= sizeof (struct status_extent) &&
+                   sizeof (struct nbd_block_descriptor_ext) <= sizeof (struct status_extent),
+               "a reply is no longer than its lists");
+static_assert (LOW_PIECE / MAX_META_CONTEXTS >= HEADER_SIZE + sizeof (struct status_extent),
+               "each context has one descriptor, however short memory is");
 
 #define MAP_EXTENTS 64
 /* Maps between two looks at the time. */
@@ -48,7 +59,7 @@ describe_map (const struct export *x, uint64_t offset, uint64_t len, flags_fn fl
     if (maps % MAPS_AT_A_TIME == 0 && quantum_over (&list->quantum))
       break;
   }
-  return list->error;
+  return 0;
 }
 
 static uint64_t
@@ -96,7 +107,7 @@ describe_bitmap (const struct export *x, const struct meta_context *context, uin
     going = status_add (list, run_end - offset, dirty ? QEMU_STATE_DIRTY : 0);
     offset = run_end;
   }
-  return list->error;
+  return 0;
 }
 
 /* The bitmap of that name in X's image, or in the nearest image below it that has one.  A view has
@@ -174,31 +185,43 @@ status_add (struct status_list *list, uint64_t len, uint64_t flags)
     list->full = true;
     return false;
   }
-  if (list->n == list->allocated) {
-    unsigned more = list->allocated ? list->allocated * 2 : 64;
-    struct status_extent *p = reallocarray (list->extents, more, sizeof *p);
-    if (!p) {
-      /* What we have is an answer, if not the whole one. */
-      list->full = true;
-      list->error = list->n > 0 ? 0 : -ENOMEM;
-      return false;
-    }
-    list->extents = p;
-    list->allocated = more;
-  }
   list->extents[list->n++] = (struct status_extent){ len, flags };
   return true;
 }
 
-/* ---- replies --------------------------------------------------------------------------------- */
+/* ---- replies ---------------------------------------------------------------------------------
+ *
+ * Lists are made where their reply is to be, in a buffer of the shard's: the list of context K
+ * begins where its descriptors would, if all contexts before it had the most that they may.  From
+ * there it is encoded, downwards or in place.  So workers allocate nothing, which would have the
+ * loops wait for them: address space has one lock, whoever holds it need not be running, and they
+ * do not know each other's caches. */
 
 static size_t
-encoded_size (const struct request *rq, const struct status_list *list)
+stride (size_t descriptors)
 {
-  return chunk_header_size (rq->mode) +
-         (rq->mode == MODE_EXTENDED
-              ? 2 * sizeof (uint32_t) + list->n * sizeof (struct nbd_block_descriptor_ext)
-              : sizeof (uint32_t) + list->n * sizeof (struct nbd_block_descriptor));
+  return HEADER_SIZE + descriptors * sizeof (struct status_extent);
+}
+
+/* One is read before it is overwritten. */
+static uint8_t *
+put_extended (const struct status_extent *e, uint8_t *p)
+{
+  struct nbd_block_descriptor_ext d = { .length = htobe64 (e->len), .flags = htobe64 (e->flags) };
+
+  memcpy (p, &d, sizeof d);
+  return p + sizeof d;
+}
+
+/* A length is no more than the request's, which has 32 bits in this mode. */
+static uint8_t *
+put_compact (const struct status_extent *e, uint8_t *p)
+{
+  struct nbd_block_descriptor d = { .length = htobe32 ((uint32_t)e->len),
+                                    .flags = htobe32 ((uint32_t)e->flags) };
+
+  memcpy (p, &d, sizeof d);
+  return p + sizeof d;
 }
 
 static uint8_t *
@@ -206,31 +229,23 @@ encode (const struct request *rq, const struct status_list *list, uint32_t id, b
         uint8_t *at)
 {
   size_t header = chunk_header_size (rq->mode);
-  size_t payload = encoded_size (rq, list) - header;
-  uint32_t be_id = htobe32 (id);
+  uint32_t be_id = htobe32 (id), be_count = htobe32 (list->n);
+  uint8_t *p = at + header + sizeof be_id;
 
-  if (rq->mode == MODE_EXTENDED) {
-    uint32_t be_count = htobe32 (list->n);
-    chunk_header (at, rq, NBD_REPLY_TYPE_BLOCK_STATUS_EXT, payload, done);
-    memcpy (at + header, &be_id, sizeof be_id);
+  if (rq->mode == MODE_EXTENDED)
+    p += sizeof be_count;
+  assert (p <= (uint8_t *)list->extents);
+  for (unsigned i = 0; i < list->n; i++)
+    p = rq->mode == MODE_EXTENDED ? put_extended (list->extents + i, p)
+                                  : put_compact (list->extents + i, p);
+  memcpy (at + header, &be_id, sizeof be_id);
+  if (rq->mode == MODE_EXTENDED)
     memcpy (at + header + sizeof be_id, &be_count, sizeof be_count);
-    struct nbd_block_descriptor_ext *d =
-        (struct nbd_block_descriptor_ext *)(at + header + sizeof be_id + sizeof be_count);
-    for (unsigned i = 0; i < list->n; i++) {
-      d[i].length = htobe64 (list->extents[i].len);
-      d[i].flags = htobe64 (list->extents[i].flags);
-    }
-  } else {
-    chunk_header (at, rq, NBD_REPLY_TYPE_BLOCK_STATUS, payload, done);
-    memcpy (at + header, &be_id, sizeof be_id);
-    struct nbd_block_descriptor *d = (struct nbd_block_descriptor *)(at + header + sizeof be_id);
-    for (unsigned i = 0; i < list->n; i++) {
-      /* No longer than the request, whose length has 32 bits in this mode. */
-      d[i].length = htobe32 ((uint32_t)list->extents[i].len);
-      d[i].flags = htobe32 ((uint32_t)list->extents[i].flags);
-    }
-  }
-  return at + header + payload;
+  chunk_header (at, rq,
+                rq->mode == MODE_EXTENDED ? NBD_REPLY_TYPE_BLOCK_STATUS_EXT
+                                          : NBD_REPLY_TYPE_BLOCK_STATUS,
+                (uint64_t)(p - at) - header, done);
+  return p;
 }
 
 size_t
@@ -238,50 +253,45 @@ status_bound (struct request *rq, size_t low)
 {
   /* No descriptor is of less than a sector, but for the last two. */
   uint64_t n = rq->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : rq->len / 512 + 2;
-  size_t one =
-      sizeof (struct nbd_block_descriptor_ext) * (size_t)__builtin_popcountll (rq->contexts);
+  unsigned contexts = (unsigned)__builtin_popcountll (rq->contexts);
 
-  if (n > MAX_DESCRIPTORS)
-    n = MAX_DESCRIPTORS;
-  if (n * one > low && !buf_fits (&rq->session->shard->cache, (size_t)n * one))
-    n = low / one; /* at least one: MAX_META_CONTEXTS are no more */
+  uint64_t least = (low / contexts - HEADER_SIZE) / sizeof (struct status_extent);
+  uint64_t most = MAX_DESCRIPTORS * (contexts < MAX_ALIKE ? 1 : MAX_ALIKE) /
+                  (contexts < MAX_ALIKE ? 1 : contexts);
+
+  if (n > most)
+    n = most;
+  while (n > least && !buf_fits (&rq->session->shard->cache, contexts * stride (n)))
+    n = n / 2 > least ? n / 2 : least;
   rq->piece = n;
-  return (size_t)n * one;
+  return contexts * stride (n);
 }
 
 int
 status_answer (struct request *rq)
 {
+  const struct export *x = rq->export;
   struct status_list lists[MAX_META_CONTEXTS];
   struct quantum quantum = quantum_begin ();
   uint32_t id[MAX_META_CONTEXTS];
   unsigned n = 0;
-  size_t size = 0;
   int r = 0;
 
-  for (unsigned i = 0; i < rq->export->n_contexts && r == 0; i++) {
+  for (unsigned i = 0; i < x->n_contexts && r == 0; i++) {
     if (!(rq->contexts & (UINT64_C (1) << i)))
       continue;
-    const struct meta_context *c = &rq->export->contexts[i];
+    const struct meta_context *c = &x->contexts[i];
     lists[n] = (struct status_list){
+      .extents = (struct status_extent *)(rq->out->data + n * stride (rq->piece) + HEADER_SIZE),
       .max = (unsigned)rq->piece,
       .quantum = quantum,
     };
+    assert ((uint8_t *)(lists[n].extents + lists[n].max) <= rq->out->data + rq->out->cap);
     id[n] = i;
-    r = c->describe (rq->export, c, rq->export->offset + rq->offset, rq->len, &lists[n]);
-    size += encoded_size (rq, &lists[n]);
+    r = c->describe (x, c, x->offset + rq->offset, rq->len, &lists[n]);
     n++;
   }
-  if (r == 0) {
-    rq->out = buf_alloc (NULL, size);
-    if (!rq->out)
-      r = -ENOMEM;
-  }
-  if (r == 0) {
-    for (unsigned i = 0; i < n; i++)
-      rq->out->end = encode (rq, &lists[i], id[i], i == n - 1, rq->out->end);
-  }
-  for (unsigned i = 0; i < n; i++)
-    free (lists[i].extents);
+  for (unsigned i = 0; i < n && r == 0; i++)
+    rq->out->end = encode (rq, &lists[i], id[i], i == n - 1, rq->out->end);
   return r;
 }

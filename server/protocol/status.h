@@ -36,9 +36,8 @@ struct status_extent {
 /* Descriptors in guest order, neighbours with equal flags merged. */
 struct status_list {
   struct status_extent *extents;
-  unsigned n, allocated, max;
+  unsigned n, max;
   bool full;              /* one more would have been too many */
-  int error;              /* -ENOMEM */
   struct quantum quantum; /* of the request: when it is over, what there is has to do */
 };
 
@@ -50,9 +49,10 @@ void status_close (struct export *x);
 bool status_add (struct status_list *list, uint64_t len, uint64_t flags);
 
 /* Bounds the answer to RQ: by what fits into the shard's memory, or by LOW bytes if that is more.
- * Returns the most bytes that its descriptors can have. */
+ * Returns the size of the buffer that it takes to make it. */
 size_t status_bound (struct request *rq, size_t low);
-/* Answers RQ, blocking: on success rq->out is the whole reply.  Returns 0 or -errno. */
+/* Answers RQ, blocking, in rq->out, which is empty and has that size: on success it is the whole
+ * reply.  Returns 0 or -errno. */
 int status_answer (struct request *rq);
 
 #endif /* STATUS_H */

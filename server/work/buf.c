@@ -66,15 +66,20 @@ buf_memory (const struct buf *b)
   return PAGE + b->cap;
 }
 
+size_t
+buf_memory_for (size_t size)
+{
+  unsigned shift = size_class (size);
+
+  return PAGE + (shift <= BUF_MAX_SHIFT ? (size_t)1 << shift : size);
+}
+
 bool
 buf_fits (const struct buf_cache *cache, size_t size)
 {
-  unsigned shift = size_class (size);
   size_t left = cache->outstanding < cache->limit ? cache->limit - cache->outstanding : 0;
 
-  if (shift <= BUF_MAX_SHIFT)
-    size = (size_t)1 << shift;
-  return left > PAGE && size <= left - PAGE;
+  return size <= left && buf_memory_for (size) <= left;
 }
 
 struct buf *
@@ -101,14 +106,6 @@ buf_alloc (struct buf_cache *cache, size_t size)
   b->next = NULL;
   b->start = b->end = b->data;
   return b;
-}
-
-void
-buf_count (struct buf_cache *cache, struct buf *b)
-{
-  if (!b->counted)
-    cache->outstanding += buf_memory (b);
-  b->counted = true;
 }
 
 static void

@@ -44,15 +44,14 @@ struct buf_cache {
   size_t limit;       /* of that */
 };
 
-/* The memory that B takes: with the page before its payload. */
+/* The memory that B takes: with the page before its payload; and one of SIZE bytes would take. */
 size_t buf_memory (const struct buf *b);
+size_t buf_memory_for (size_t size);
 /* Whether one more buffer of SIZE bytes, or so much memory of another kind, is within the limit. */
 bool buf_fits (const struct buf_cache *cache, size_t size);
 
 /* An empty buffer (start = end = data) with at least SIZE bytes, or NULL without memory. */
 struct buf *buf_alloc (struct buf_cache *cache, size_t size);
-/* B, which was allocated without a cache, counts as outstanding in this one. */
-void buf_count (struct buf_cache *cache, struct buf *b);
 void buf_free (struct buf_cache *cache, struct buf *b); /* NULL is fine */
 void buf_cache_destroy (struct buf_cache *cache);
 

@@ -319,6 +319,7 @@ hand_over (struct connection *w)
   struct q_error err = { "" };
 
   carry_out (w, true);
+  session_conclude (&w->s);
   if (w->s.dropped)
     return;
   if (session_save (&w->s, client_from (w, w->held_from), w->sent - w->held_from, &saved, &err) < 0)
