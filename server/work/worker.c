@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 #include <assert.h>
+#include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,18 +30,25 @@ struct lane {
  * have another one running (limit).  It is not there otherwise, but for one that was when somebody
  * joined whom it has to leave threads to: that one has one more turn.
  *
- * While the root's list is not empty, a thread is on its way to it (signalled, or just created), or
- * all threads that may exist are busy and will look at it when they are done.  Whoever takes a job
- * and leaves others behind wakes the next thread.  So short jobs stay with one or two threads, and
- * jobs that block spread over as many as it takes. */
+ * While the root's list, or the inbox, is not empty, a thread is on its way to it (woken, or just
+ * created), or all threads that may exist are busy and will look at it when they are done.  Whoever
+ * takes a job and leaves others behind wakes the next thread.  So short jobs stay with one or two
+ * threads, and jobs that block spread over as many as it takes.
+ *
+ * A loop that hands jobs in must not wait for workers, which need not have a processor when they
+ * have the lock: so it puts them into the inbox, and whoever has the lock next takes them out.  And
+ * it wakes by a semaphore, since signalling a condition can wait for those that were signalled
+ * before.  An idle thread is woken by whoever takes it off the count, so that none is woken twice.
+ * It looks into the inbox once more after it has counted itself, and who fills that looks at the
+ * count afterwards: one of them sees the other. */
 struct pool {
-  pthread_mutex_t lock;
-  pthread_cond_t wake;
+  _Atomic (struct job *) inbox; /* newest first */
+  _Atomic unsigned idle;        /* threads that wait, or are about to, and nobody has woken */
+  sem_t wake;
+  pthread_mutex_t lock; /* for the rest */
   struct lane root;
-  struct lane own;  /* of jobs without one; takes turns like the others, and has no siblings */
-  unsigned queued;  /* jobs that wait, in all lanes */
-  unsigned waiting; /* threads in pthread_cond_wait */
-  unsigned started;
+  struct lane own; /* of jobs without one; takes turns like the others, and has no siblings */
+  _Atomic unsigned started; /* changed under the lock */
   unsigned max;
   bool stop;
   bool warned; /* that a thread could not be created */
@@ -109,20 +118,32 @@ static void *worker (void *arg);
 static void
 publish (const struct pool *p)
 {
-  atomic_store_explicit (&stats_server.queued, p->queued, memory_order_relaxed);
-  atomic_store_explicit (&stats_server.workers, p->started, memory_order_relaxed);
-  atomic_store_explicit (&stats_server.workers_busy, p->started - p->waiting, memory_order_relaxed);
+  unsigned started = p->started, idle = p->idle;
+
+  atomic_store_explicit (&stats_server.workers, started, memory_order_relaxed);
+  atomic_store_explicit (&stats_server.workers_busy, started > idle ? started - idle : 0,
+                         memory_order_relaxed);
+}
+
+/* False if no thread is idle. */
+static bool
+wake_idle (struct pool *p)
+{
+  unsigned n = p->idle;
+
+  while (n > 0)
+    if (atomic_compare_exchange_weak (&p->idle, &n, n - 1)) {
+      sem_post (&p->wake);
+      return true;
+    }
+  return false;
 }
 
 /* Called with the lock held and jobs in the queue. */
 static void
 wake_one (struct pool *p)
 {
-  if (p->waiting > 0) {
-    pthread_cond_signal (&p->wake);
-    return;
-  }
-  if (p->started == p->max)
+  if (wake_idle (p) || p->started == p->max)
     return;
   int r = pthread_create (&p->thread[p->started], NULL, worker, p);
   if (r == 0)
@@ -132,6 +153,27 @@ wake_one (struct pool *p)
     log_warning ("cannot create worker thread %u of at most %u: %s", p->started + 1, p->max,
                  strerror (r));
   }
+}
+
+/* ---- the inbox ------------------------------------------------------------------------------- */
+
+/* Empties B.  Whether there was nothing before. */
+static bool
+hand_in (struct pool *p, struct batch *b)
+{
+  struct job *oldest = b->first, *newest = NULL, *head;
+
+  atomic_fetch_add_explicit (&stats_server.queued, b->count, memory_order_relaxed);
+  while (b->first) {
+    struct job *j = batch_take (b);
+    j->next = newest;
+    newest = j;
+  }
+  head = p->inbox;
+  do
+    oldest->next = head;
+  while (!atomic_compare_exchange_weak (&p->inbox, &head, newest));
+  return !head;
 }
 
 /* ---- turns; all with the lock held ------------------------------------------------------------
@@ -169,6 +211,26 @@ make_ready (struct pool *p, struct lane *lane)
   }
 }
 
+/* Puts what was handed in into its lanes. */
+static void
+take_in (struct pool *p)
+{
+  struct job *newest = p->inbox ? atomic_exchange (&p->inbox, NULL) : NULL;
+  struct batch all = { 0 };
+
+  for (struct job *j = newest, *next; j; j = next) {
+    next = j->next;
+    j->next = all.first;
+    all.first = j;
+  }
+  while (all.first) {
+    struct job *j = batch_take (&all);
+    struct lane *lane = j->lane ? j->lane : &p->own;
+    batch_add (&lane->jobs, j);
+    make_ready (p, lane);
+  }
+}
+
 /* The next job, and whose it is; some lane is ready. */
 static struct job *
 take (struct pool *p, struct lane **whose)
@@ -183,7 +245,7 @@ take (struct pool *p, struct lane **whose)
   }
   struct job *j = batch_take (&lane->jobs);
   *whose = lane;
-  p->queued--;
+  atomic_fetch_sub_explicit (&stats_server.queued, 1, memory_order_relaxed);
   for (struct lane *l = lane; l; l = l->parent)
     l->running++;
   for (; lane; lane = lane->parent)
@@ -252,15 +314,21 @@ worker (void *arg)
 
   pthread_mutex_lock (&p->lock);
   for (;;) {
-    while (!p->root.first && !p->stop) {
-      p->waiting++;
-      publish (p);
-      pthread_cond_wait (&p->wake, &p->lock);
-      p->waiting--;
-    }
-    if (!p->root.first)
+    take_in (p);
+    if (p->root.first)
+      run_next (p);
+    else if (p->stop)
       break;
-    run_next (p);
+    else {
+      atomic_fetch_add (&p->idle, 1);
+      publish (p);
+      pthread_mutex_unlock (&p->lock);
+      if (p->inbox)
+        wake_idle (p); /* this one, perhaps */
+      while (sem_wait (&p->wake) < 0)
+        assert (errno == EINTR);
+      pthread_mutex_lock (&p->lock);
+    }
   }
   pthread_mutex_unlock (&p->lock);
   return NULL;
@@ -329,7 +397,7 @@ pool_new (unsigned max)
   if (!p)
     return NULL;
   pthread_mutex_init (&p->lock, NULL);
-  pthread_cond_init (&p->wake, NULL);
+  sem_init (&p->wake, 0, 0);
   p->max = max;
   p->own.parent = &p->root;
   return p;
@@ -340,16 +408,12 @@ pool_submit (struct pool *p, struct batch *b)
 {
   if (!b->first)
     return;
+  bool was_empty = hand_in (p, b);
+  if (p->started > 0 && (!was_empty || wake_idle (p) || p->started == p->max))
+    return;
   pthread_mutex_lock (&p->lock);
-  bool was_empty = p->root.first == NULL;
-  while (b->first) {
-    struct job *j = batch_take (b);
-    struct lane *lane = j->lane ? j->lane : &p->own;
-    batch_add (&lane->jobs, j);
-    p->queued++;
-    make_ready (p, lane);
-  }
-  if (was_empty && p->root.first)
+  take_in (p);
+  if (p->root.first)
     wake_one (p);
   publish (p);
   if (p->started == 0)
@@ -365,12 +429,13 @@ pool_free (struct pool *p)
     return;
   pthread_mutex_lock (&p->lock);
   p->stop = true;
-  pthread_cond_broadcast (&p->wake);
+  for (unsigned i = 0; i < p->started; i++)
+    sem_post (&p->wake);
   pthread_mutex_unlock (&p->lock);
   for (unsigned i = 0; i < p->started; i++)
     pthread_join (p->thread[i], NULL);
   assert (!p->root.children);
   pthread_mutex_destroy (&p->lock);
-  pthread_cond_destroy (&p->wake);
+  sem_destroy (&p->wake);
   free (p);
 }
