@@ -116,6 +116,25 @@ keep (struct buf_cache *cache, struct buf *b, unsigned shift)
   cache->bytes += b->cap;
 }
 
+/* Gives one back that is larger than those of class SHIFT, if there is any: what a burst of large
+ * requests has left does not keep the many small ones that come later from being used again. */
+static bool
+make_room (struct buf_cache *cache, unsigned shift)
+{
+  for (unsigned i = BUF_MAX_SHIFT; i > shift; i--) {
+    struct buf *b = cache->free[i - BUF_MIN_SHIFT];
+    if (!b)
+      continue;
+    cache->free[i - BUF_MIN_SHIFT] = b->next;
+    cache->bytes -= b->cap;
+    if (give_back (b))
+      return true;
+    keep (cache, b, i);
+    return false;
+  }
+  return false;
+}
+
 void
 buf_free (struct buf_cache *cache, struct buf *b)
 {
@@ -125,7 +144,8 @@ buf_free (struct buf_cache *cache, struct buf *b)
   if (b->counted)
     cache->outstanding -= buf_memory (b);
   bool for_cache = cache && shift <= BUF_MAX_SHIFT;
-  if ((for_cache && cache->bytes + b->cap <= CACHE_MAX_BYTES) || (!give_back (b) && for_cache))
+  if ((for_cache && (cache->bytes + b->cap <= CACHE_MAX_BYTES || make_room (cache, shift))) ||
+      (!give_back (b) && for_cache))
     keep (cache, b, shift);
 }
 
