@@ -6,8 +6,8 @@
 #
 #     crowd.py SOCKET PID CLIENTS MEMORY_MIB DATA
 #
-# MEMORY_MIB is the server's --memory.  The exports "disk", of 4 KiB clusters, and "good" begin as the file
-# DATA, of 16 MiB.
+# MEMORY_MIB is the server's --memory.  The export "good" begins as the file DATA, of 16 MiB; "disk" is as
+# large, and every other cluster of 4 KiB is zero.  There are so many other ones that a list of them is long.
 
 import os, random, resource, struct, sys, time
 
@@ -45,7 +45,7 @@ def names():
 
 def lists():
     s = greeted()
-    stuff(s, b"".join(struct.pack(">8sII", b"IHAVEOPT", OPT_LIST, 0) for _ in range(4000)))
+    stuff(s, b"".join(struct.pack(">8sII", b"IHAVEOPT", OPT_LIST, 0) for _ in range(1000)))
     return s
 
 
@@ -60,7 +60,7 @@ def asking(make, count, status=None):
 
 crowds = {
     "half an option": names,
-    "endless options": lists,
+    "long lists": lists,
     "small reads": asking(lambda i: request(READ, i % 15 * MIB, 4096), 4000),
     "reads of 1 MiB": asking(lambda i: request(READ, i % 15 * MIB, MIB), 256),
     "reads of 16 MiB": asking(lambda i: request(READ, 0, SIZE), 256),
@@ -68,6 +68,7 @@ crowds = {
     "half a write": asking(lambda i: request(WRITE, 0, SIZE) + bytes(200000), 1),
     "half a short write": asking(lambda i: request(WRITE, 0, MIB) + bytes(200000), 1),
     "block status": asking(lambda i: request(STATUS, 0, SIZE), 256, OPT_STRUCTURED),
+    "long block status": asking(lambda i: long_request(STATUS, 0, SIZE), 256, OPT_EXTENDED),
     "zeroes": asking(lambda i: request(ZEROES, i % 16 << 16, 65536), 2000),
 }
 

@@ -34,6 +34,7 @@ done
 start_nbdcow disk.qcow2 arg=--export-name=disk arg=--handshake-limit=10 arg=--memory=64M $tls \
   arg=--export=name=many,file=many.qcow2 arg=--export=name=wipe,file=wipe.qcow2,discard=unmap \
   arg=--export=name=deep,file=deep60.qcow2
+threads=$(ls "/proc/$SERVER_PID/task")
 "$PYTHON" -c '
 import nbd, sys
 h = nbd.NBD()
@@ -42,7 +43,8 @@ h.connect_unix(sys.argv[1])
 for i in range(0, 8192, 2):
     h.pwrite(b"x" * 4096, i * 4096)
 h.shutdown()' "$SOCK"
-timeout 900 "$PYTHON" "$SRCDIR/abuse.py" "$SOCK" "$SERVER_PID" "${DURATION:-0.6}"
+# shellcheck disable=SC2086 # several words
+timeout 900 "$PYTHON" "$SRCDIR/abuse.py" "$SOCK" "$SERVER_PID" "${DURATION:-0.6}" $threads
 [ "$(nbdinfo --size "nbd+unix:///disk?socket=$SOCK")" = 67108864 ] || fail "the server is not well"
 stop_server
 for image in disk many wipe deep60; do

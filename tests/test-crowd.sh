@@ -14,10 +14,19 @@ use_seed
 
 ulimit -n "$(ulimit -Hn)"
 "$PYTHON" -c 'import random, sys; sys.stdout.buffer.write(random.Random(1).randbytes(16 << 20))' >data.raw
-qemu-img convert -f raw -O qcow2 -o cluster_size=4k data.raw disk.qcow2
+"$PYTHON" -c 'open("torn.raw", "wb").write((b"x" * 4096 + bytes(4096)) * 2048)'
+qemu-img convert -f raw -O qcow2 -o cluster_size=4k torn.raw disk.qcow2
 qemu-img convert -f raw -O qcow2 data.raw good.qcow2
+qemu-img create -q -f qcow2 other.qcow2 1M
+# 640 KB of names and descriptions.
+long=$(printf %04000d 0)
+others=
+for i in $(seq 160); do
+  others="$others arg=--export=name=other$i,file=other.qcow2,read-only=on,description=$long"
+done
+# shellcheck disable=SC2086 # several words
 start_nbdcow disk.qcow2 arg=--export-name=disk arg=--handshake-limit=0 arg=--memory=64M arg=--threads=2 \
-  arg=--export=name=good,file=good.qcow2
+  arg=--export=name=good,file=good.qcow2 $others
 timeout 900 "$PYTHON" "$SRCDIR/crowd.py" "$SOCK" "$SERVER_PID" "${CLIENTS:-250}" 64 data.raw || {
   status=$?
   [ $status != 77 ] || skip "too few descriptors for ${CLIENTS:-250} clients"
