@@ -745,13 +745,13 @@ struct q_check_options {
   /* Any of these may be NULL.  Each finding is one line. */
   void (*report) (void *opaque, const char *line);
   void (*progress) (void *opaque, uint64_t done, uint64_t total);
+  /* Asked again and again, on any thread but never on two at once; true ends it: -EINTR.  Not once
+   * a repair is being written. */
+  bool (*stop) (void *opaque);
   /* LEN bytes at OFFSET of the file will be changed; LEN 0: and now the write that has all that was
    * told since the last time is done.  A negative errno stops the repair there. */
   int (*journal) (void *opaque, uint64_t offset, const void *before, const void *after,
                   uint64_t len);
-  /* q_check_live alone: true from the moment on that nobody wants the result any more.  Any thread.
-   */
-  bool (*stop) (void *opaque);
   void *opaque;
 };
 
@@ -767,13 +767,13 @@ int q_check (struct q_image *img, unsigned repair, struct q_check_result *result
              void (*report) (void *opaque, const char *line), void *opaque, struct q_error *err);
 /* Checks an image that is open for writing, or reading, while requests go on, as it is in its file
  * at one moment: a sound image shows no corruption, and perhaps leaks, clusters that are being
- * allocated or freed.  Of O only threads, report, stop (-ECANCELED) and opaque count; nothing is
- * repaired.
+ * allocated or freed.  Of O only threads, report, stop and opaque count; nothing is repaired.
  *
  * It looks at everything twice.  The second time, whose result counts, flushes wait, and changes of
  * the image as a whole, and writes that need more room for tables than the caches have: for
  * *HELD_NS.  If the first time takes longer than MAX_HELD_NS, also when tried again, there is no
- * second one: -ETIME.  -EBUSY: IMG shows a snapshot of a file that another image writes. */
+ * second one: -ETIME; and if the second one does, it is given up: the same.  -EBUSY: IMG shows a
+ * snapshot of a file that another image writes. */
 int q_check_live (struct q_image *img, const struct q_check_options *o, uint64_t max_held_ns,
                   struct q_check_result *result, uint64_t *held_ns, struct q_error *err);
 

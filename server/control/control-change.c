@@ -378,13 +378,13 @@ transaction (struct control_call *call, json_t *args, json_t **ret, struct contr
 }
 
 const struct control_command control_change_commands[] = {
-  { "block-dirty-bitmap-add", change_one, true },
-  { "block-dirty-bitmap-remove", change_one, true },
-  { "block-dirty-bitmap-clear", change_one, true },
-  { "block-dirty-bitmap-enable", change_one, true },
-  { "block-dirty-bitmap-disable", change_one, true },
-  { "block-dirty-bitmap-merge", change_one, true },
-  { "blockdev-snapshot-internal-sync", snapshot, true },
-  { "transaction", transaction, true },
-  { NULL, NULL, false },
+  { "block-dirty-bitmap-add", change_one, CONTROL_BLOCKS },
+  { "block-dirty-bitmap-remove", change_one, CONTROL_BLOCKS },
+  { "block-dirty-bitmap-clear", change_one, CONTROL_BLOCKS },
+  { "block-dirty-bitmap-enable", change_one, CONTROL_BLOCKS },
+  { "block-dirty-bitmap-disable", change_one, CONTROL_BLOCKS },
+  { "block-dirty-bitmap-merge", change_one, CONTROL_BLOCKS },
+  { "blockdev-snapshot-internal-sync", snapshot, CONTROL_BLOCKS },
+  { "transaction", transaction, CONTROL_BLOCKS },
+  { NULL, NULL, CONTROL_AT_ONCE },
 };

@@ -23,17 +23,17 @@ struct checking {
 static void
 note (void *opaque, const char *line)
 {
-  const struct checking *c = opaque;
+  const struct checking *k = opaque;
 
-  if (json_array_size (c->lines) < MAX_LINES)
-    json_array_append_new (c->lines, describe_text (line));
+  if (json_array_size (k->lines) < MAX_LINES)
+    json_array_append_new (k->lines, describe_text (line));
 }
 
 static bool
-is_ending (void *opaque)
+is_unwanted (void *opaque)
 {
-  const struct checking *c = opaque;
-  return control_is_ending (c->call);
+  const struct checking *k = opaque;
+  return atomic_load (&k->call->unwanted);
 }
 
 static json_t *
@@ -70,17 +70,20 @@ check_image (struct control_call *call, json_t *args, json_t **ret, struct contr
   struct export *x = control_find_node (call, node, err);
   if (!x)
     return -ENOENT;
-  struct checking c = { call, json_array () };
-  const struct q_check_options o = { .report = note, .stop = is_ending, .opaque = &c };
+  struct checking k = { .call = call, .lines = json_array () };
+  const struct q_check_options o = { .report = note, .stop = is_unwanted, .opaque = &k };
   r = q_check_live (x->img, &o, max_pause * 1000000, &result, &held_ns, &err->q);
   if (r == 0)
-    r = control_return (ret, describe (x, &result, held_ns, c.lines));
-  json_decref (c.lines);
+    r = control_return (ret, describe (x, &result, held_ns, k.lines));
+  if (r == -EINTR)
+    control_fail (err, r, "%s: the check was stopped: the server ends, or hands its clients over",
+                  q_filename (x->img));
+  json_decref (k.lines);
   export_put (x);
   return r;
 }
 
 const struct control_command control_check_commands[] = {
-  { "check-image", check_image, true },
-  { NULL, NULL, false },
+  { "check-image", check_image, CONTROL_BLOCKS },
+  { NULL, NULL, CONTROL_AT_ONCE },
 };

@@ -59,7 +59,7 @@ disconnect_client (struct control_call *call, json_t *args, json_t **ret, struct
 }
 
 const struct control_command control_client_commands[] = {
-  { "query-clients", query_clients, false },
-  { "client-disconnect", disconnect_client, false },
-  { NULL, NULL, false },
+  { "query-clients", query_clients, CONTROL_AT_ONCE },
+  { "client-disconnect", disconnect_client, CONTROL_AT_ONCE },
+  { NULL, NULL, CONTROL_AT_ONCE },
 };

@@ -197,8 +197,8 @@ remove_export (struct control_call *call, json_t *args, json_t **ret, struct con
 }
 
 const struct control_command control_export_commands[] = {
-  { "query-block-exports", query_exports, false },
-  { "block-export-add", add_export, true },
-  { "block-export-del", remove_export, true },
-  { NULL, NULL, false },
+  { "query-block-exports", query_exports, CONTROL_AT_ONCE },
+  { "block-export-add", add_export, CONTROL_BLOCKS },
+  { "block-export-del", remove_export, CONTROL_BLOCKS },
+  { NULL, NULL, CONTROL_AT_ONCE },
 };

@@ -235,10 +235,10 @@ delete_snapshot (struct control_call *call, json_t *args, json_t **ret, struct c
 }
 
 const struct control_command control_node_commands[] = {
-  { "query-named-block-nodes", query_nodes, true },
-  { "block_resize", resize, true },
-  { "block-set-write-threshold", set_threshold, false },
-  { "resume-writes", resume_writes, false },
-  { "blockdev-snapshot-delete-internal-sync", delete_snapshot, true },
-  { NULL, NULL, false },
+  { "query-named-block-nodes", query_nodes, CONTROL_BLOCKS },
+  { "block_resize", resize, CONTROL_BLOCKS },
+  { "block-set-write-threshold", set_threshold, CONTROL_AT_ONCE },
+  { "resume-writes", resume_writes, CONTROL_AT_ONCE },
+  { "blockdev-snapshot-delete-internal-sync", delete_snapshot, CONTROL_BLOCKS },
+  { NULL, NULL, CONTROL_AT_ONCE },
 };

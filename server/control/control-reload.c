@@ -32,6 +32,6 @@ reload (struct control_call *call, json_t *args, json_t **ret, struct control_er
 }
 
 const struct control_command control_reload_commands[] = {
-  { "reload", reload, true },
-  { NULL, NULL, false },
+  { "reload", reload, CONTROL_BLOCKS },
+  { NULL, NULL, CONTROL_AT_ONCE },
 };

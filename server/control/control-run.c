@@ -20,9 +20,11 @@ run (void *arg)
     r->first = call->next;
     if (!r->first)
       r->last = NULL;
+    r->running = call;
     pthread_mutex_unlock (&r->lock);
     call->result = call->command->run (&call->public, call->args, &call->ret, &call->err);
     pthread_mutex_lock (&r->lock);
+    r->running = NULL;
     call->next = r->done;
     r->done = call;
     r->wake (r->opaque);
@@ -48,11 +50,23 @@ runner_start (struct runner *r, void (*wake) (void *opaque), void *opaque)
   return -e;
 }
 
+/* The lock is held: nobody wants any more what has been submitted so far. */
+static void
+hurry (struct runner *r)
+{
+  if (r->running)
+    atomic_store (&r->running->public.unwanted, true);
+  for (struct call *call = r->first; call; call = call->next)
+    atomic_store (&call->public.unwanted, true);
+}
+
 void
 runner_submit (struct runner *r, struct call *call)
 {
   call->next = NULL;
   pthread_mutex_lock (&r->lock);
+  if (call->command->pace == CONTROL_URGENT)
+    hurry (r);
   if (r->last)
     r->last->next = call;
   else
@@ -79,6 +93,7 @@ runner_stop (struct runner *r)
 
   pthread_mutex_lock (&r->lock);
   r->stop = true;
+  hurry (r);
   pthread_cond_signal (&r->changed);
   pthread_mutex_unlock (&r->lock);
   if (r->started)

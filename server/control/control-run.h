@@ -5,14 +5,13 @@
  *     runner_start (&r, wake, opaque);
  *     runner_submit (&r, call);
  *     call = runner_take (&r);     all that have been run; after wake was called, on any thread
- *     runner_stop (&r);            ends what is being run; the others do not begin
+ *     runner_stop (&r);            what is being run is unwanted; the others do not begin
  */
 
 #ifndef CONTROL_RUN_H
 #define CONTROL_RUN_H
 
 #include <pthread.h>
-#include <stdatomic.h>
 
 #include "control.h"
 
@@ -35,10 +34,10 @@ struct runner {
   pthread_t thread;
   pthread_mutex_t lock;
   pthread_cond_t changed;
+  struct call *running;
   struct call *first, *last; /* to be run */
   struct call *done;
-  atomic_bool stop;
-  bool started;
+  bool stop, started;
   void (*wake) (void *opaque);
   void *opaque;
 };

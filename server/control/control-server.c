@@ -97,11 +97,11 @@ set_log_level (struct control_call *call, json_t *args, json_t **ret, struct con
 }
 
 const struct control_command control_server_commands[] = {
-  { "query-version", query_version, false },
-  { "query-commands", query_commands, false },
-  { "query-status", query_status, false },
-  { "query-log-level", query_log_level, false },
-  { "set-log-level", set_log_level, false },
-  { "quit", quit, false },
-  { NULL, NULL, false },
+  { "query-version", query_version, CONTROL_AT_ONCE },
+  { "query-commands", query_commands, CONTROL_AT_ONCE },
+  { "query-status", query_status, CONTROL_AT_ONCE },
+  { "query-log-level", query_log_level, CONTROL_AT_ONCE },
+  { "set-log-level", set_log_level, CONTROL_AT_ONCE },
+  { "quit", quit, CONTROL_AT_ONCE },
+  { NULL, NULL, CONTROL_AT_ONCE },
 };

@@ -137,6 +137,6 @@ query_stats (struct control_call *call, json_t *args, json_t **ret, struct contr
 }
 
 const struct control_command control_stats_commands[] = {
-  { "query-blockstats", query_stats, true },
-  { NULL, NULL, false },
+  { "query-blockstats", query_stats, CONTROL_BLOCKS },
+  { NULL, NULL, CONTROL_AT_ONCE },
 };

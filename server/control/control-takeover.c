@@ -37,6 +37,6 @@ takeover (struct control_call *call, json_t *args, json_t **ret, struct control_
 }
 
 const struct control_command control_takeover_commands[] = {
-  { "takeover", takeover, true },
-  { NULL, NULL, false },
+  { "takeover", takeover, CONTROL_URGENT },
+  { NULL, NULL, CONTROL_AT_ONCE },
 };

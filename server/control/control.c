@@ -262,7 +262,7 @@ run_command (struct control_client *c, const struct control_command *command, js
   call->public.name = command->name;
   call->args = args ? json_incref (args) : json_object ();
   call->id = json_incref (id);
-  if (command->blocking) {
+  if (command->pace != CONTROL_AT_ONCE) {
     c->running = call;
     runner_submit (&c->control->runner, call);
     return;
@@ -319,8 +319,10 @@ client_free (struct control_client *c)
   k->n_clients--;
   if (c->negotiated)
     events_wanted (--k->n_negotiated > 0);
-  if (c->running)
+  if (c->running) {
     c->running->client = NULL;
+    atomic_store (&c->running->public.unwanted, true);
+  }
   log_info ("control client %d: disconnected", (int)c->pid);
   ev_io_stop (k->ev, &c->reader);
   ev_io_stop (k->ev, &c->writer);
@@ -609,12 +611,6 @@ control_stop (struct control *k)
   events_close ();
   ev_async_stop (k->ev, &k->news);
   k->ev = NULL;
-}
-
-bool
-control_is_ending (const struct control_call *call)
-{
-  return atomic_load (&call->context->control->runner.stop);
 }
 
 int

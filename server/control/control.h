@@ -26,6 +26,7 @@
 
 #include <ev.h>
 #include <jansson.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <time.h>
 
@@ -62,6 +63,14 @@ struct control_error {
 struct control_call {
   const struct control_context *context;
   const char *name;
+  atomic_bool unwanted; /* who asked for it has gone, or the server is about to: what takes long
+                         * and changes nothing ends soon, with -EINTR */
+};
+
+enum control_pace {
+  CONTROL_AT_ONCE,
+  CONTROL_BLOCKS,
+  CONTROL_URGENT, /* blocks, and what is run or waits before it is unwanted from then on */
 };
 
 struct control_command {
@@ -69,7 +78,7 @@ struct control_command {
   /* ARGS is an object.  Returns 0 and perhaps a *RET (else the reply is {}), or a negative errno
    * and what ERR says. */
   int (*run) (struct control_call *call, json_t *args, json_t **ret, struct control_error *err);
-  bool blocking;
+  enum control_pace pace;
 };
 
 /* A table that ends with a command without a name. */
@@ -89,8 +98,8 @@ struct control *control_open (const char *path, struct q_error *err);
 int control_give (struct control *c, uid_t uid, gid_t gid);
 /* False without memory or threads; the reason is logged. */
 bool control_start (struct control *c, struct ev_loop *ev, const struct control_context *context);
-/* Waits for the command that is being run, and disconnects everybody.  C may be NULL here, or not
- * have been started. */
+/* Waits for the command that is being run, which is unwanted, and disconnects everybody.  C may be
+ * NULL here, or not have been started. */
 void control_stop (struct control *c);
 void control_close (struct control *c);
 /* For takeovers: the listening socket, and its absolute name; -1 if C is NULL. */
@@ -116,8 +125,6 @@ int control_fail (struct control_error *err, int r, const char *fmt, ...)
 /* The same for something that is not there. */
 int control_no_device (struct control_error *err, const char *fmt, ...)
     __attribute__ ((format (printf, 2, 3)));
-/* The server is ending: whoever is at work for long is to give up.  Any thread. */
-bool control_is_ending (const struct control_call *call);
 /* A reference to the export of that name; NULL: there is none, and ERR says so. */
 struct export *control_find_export (const struct control_call *call, const char *name,
                                     struct control_error *err);

@@ -181,10 +181,13 @@ take_entry (struct walk *w, uint32_t index, uint64_t *table, struct run *runs)
     w->result = count_table (c, offset, w->active, &f);
     w->l1[index] = 0;
   }
+  if (w->result == 0)
+    w->result = q_check_go_on (c);
+  if (w->result < 0)
+    atomic_store (&w->next, w->entries); /* nobody begins another one */
   w->done++;
   if (c->progress)
-    c->progress (c->progress_opaque, w->done << c->img->cluster_bits,
-                 w->used << c->img->cluster_bits);
+    c->progress (c->opaque, w->done << c->img->cluster_bits, w->used << c->img->cluster_bits);
   pthread_mutex_unlock (&w->lock);
 }
 

@@ -11,6 +11,7 @@
  *    of it.  By invariants 1 and 2 of the engine a sound image shows no corruption then, but it may
  *    show leaks: clusters that are counted before anything refers to them, or until they are free.
  * 2. Flushes do not wait for the disk to be read: everything was read once before they are held.
+ *    Nor do they wait for longer than they may: then it is given up.
  */
 
 #include <errno.h>
@@ -21,31 +22,59 @@
 /* Looks at everything without holding anything up before it gives up. */
 #define TRIES 2u
 
-struct view {
-  struct q_file *file;
-  const struct q_check_options *options;
-};
-
 static int
 open_beside (void *opaque, const char *name, unsigned flags, struct q_file **f, struct q_error *err)
 {
-  const struct view *v = opaque;
-  int r = q_rehearsal_open (v->file, f);
+  int r = q_rehearsal_open (opaque, f);
 
   (void)flags;
-  if (r < 0)
-    return q_fail (err, r, "%s: cannot be looked at: %s", name, strerror (-r));
-  q_rehearsal_stop_if (*f, v->options->stop, v->options->opaque);
-  return 0;
+  return r < 0 ? q_fail (err, r, "%s: cannot be looked at: %s", name, strerror (-r)) : 0;
 }
 
-/* What IMG's file has, read anew. */
+static uint64_t
+now_ns (void)
+{
+  struct timespec t;
+
+  clock_gettime (CLOCK_MONOTONIC, &t);
+  return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* One look at everything. */
+struct looking {
+  const struct q_check_options *given;
+  uint64_t until; /* by now_ns (): then it is given up */
+  bool late;      /* it was */
+};
+
+static bool
+is_over (void *opaque)
+{
+  struct looking *l = opaque;
+
+  l->late = l->late || now_ns () >= l->until;
+  return l->late || (l->given->stop && l->given->stop (l->given->opaque));
+}
+
+static void
+pass_on (void *opaque, const char *line)
+{
+  const struct looking *l = opaque;
+
+  l->given->report (l->given->opaque, line);
+}
+
+/* What IMG's file has, read anew.  REPORTS: what is wrong is told. */
 static int
-look (struct q_image *img, const struct q_check_options *o, struct q_check_result *result,
+look (struct q_image *img, struct looking *l, bool reports, struct q_check_result *result,
       struct q_error *err)
 {
-  struct view view = { img->file, o };
-  const struct q_file_opener opener = { open_beside, &view };
+  const struct q_check_options o = { .threads = l->given->threads,
+                                     .in_use = true,
+                                     .report = reports && l->given->report ? pass_on : NULL,
+                                     .stop = is_over,
+                                     .opaque = l };
+  const struct q_file_opener opener = { open_beside, img->file };
   struct q_open_options opts;
   struct q_image *seen;
   int r;
@@ -59,38 +88,43 @@ look (struct q_image *img, const struct q_check_options *o, struct q_check_resul
   opts.opener = &opener;
   r = q_open (&seen, img->filename, &opts, err);
   if (r == 0)
-    r = q_check_image (seen, o, result, err);
+    r = q_check_image (seen, &o, result, err);
   q_close (&seen, NULL);
-  return o->stop && o->stop (o->opaque) ? -ECANCELED
-                                        : r; /* whatever it has come to without reads */
+  return r;
 }
 
+/* Everything fits together: nobody changes it meanwhile. */
 static int
-stopped (const struct q_image *img, struct q_error *err)
+look_and_hold (struct q_image *img, struct looking *l, uint64_t max_held_ns,
+               struct q_check_result *result, uint64_t *held_ns, struct q_error *err)
 {
-  if (err)
-    err->text[0] = '\0';
-  return q_fail (err, -ECANCELED, "%s: the check was stopped", img->filename);
-}
+  struct q_error why = { "" };
+  uint64_t start;
+  int r;
 
-static uint64_t
-now_ns (void)
-{
-  struct timespec t;
-
-  clock_gettime (CLOCK_MONOTONIC, &t);
-  return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+  pthread_mutex_lock (&img->layout_lock);
+  q_flush (img); /* if that fails, what is in the file is what is checked all the same */
+  q_flush_hold (img);
+  start = now_ns ();
+  l->until = start + q_min (max_held_ns, UINT64_MAX - start);
+  r = look (img, l, true, result, &why);
+  *held_ns = now_ns () - start;
+  q_flush_let_go (img);
+  pthread_mutex_unlock (&img->layout_lock);
+  if (l->late)
+    return q_fail (err, -ETIME,
+                   "%s: the check was given up: it took longer than the %.3f s that flushes may "
+                   "wait for it, although it had not before; allow more, or try again",
+                   img->filename, (double)max_held_ns / 1e9);
+  return r < 0 ? q_fail (err, r, "%s", why.text) : 0;
 }
 
 int
-q_check_live (struct q_image *img, const struct q_check_options *given, uint64_t max_held_ns,
+q_check_live (struct q_image *img, const struct q_check_options *o, uint64_t max_held_ns,
               struct q_check_result *result, uint64_t *held_ns, struct q_error *err)
 {
-  struct q_check_options o = {
-    .threads = given->threads, .in_use = true, .stop = given->stop, .opaque = given->opaque
-  };
-  uint64_t start, took = UINT64_MAX;
-  int r;
+  struct looking l = { .given = o, .until = UINT64_MAX };
+  uint64_t took = 0;
 
   *held_ns = 0;
   memset (result, 0, sizeof *result);
@@ -104,29 +138,19 @@ q_check_live (struct q_image *img, const struct q_check_options *given, uint64_t
                    "checked that writes it",
                    img->filename);
   /* Beside a writer anything may seem wrong: this is for the page cache, and for the clock. */
-  for (unsigned i = 0; i < TRIES && took > max_held_ns; i++) {
-    start = now_ns ();
-    r = look (img, &o, result, NULL);
+  for (unsigned i = 0; i == 0 || (i < TRIES && took > max_held_ns); i++) {
+    const uint64_t start = now_ns ();
+    struct q_error why = { "" };
+    int r = look (img, &l, false, result, &why);
+
     took = now_ns () - start;
-    if (r == -ECANCELED)
-      return stopped (img, err);
-    if (r == -ENOMEM)
-      return q_fail (err, r, "%s: no memory for a check", img->filename);
+    if (r == -ENOMEM || r == -EINTR)
+      return q_fail (err, r, "%s", why.text);
   }
   if (took > max_held_ns)
     return q_fail (err, -ETIME,
                    "%s: a check takes %.3f s, and flushes would wait for it longer than the %.3f s "
                    "that they may: allow more, or let nbdcow-img check -U look beside the writers",
                    img->filename, (double)took / 1e9, (double)max_held_ns / 1e9);
-
-  o.report = given->report;
-  pthread_mutex_lock (&img->layout_lock);
-  q_flush (img); /* if that fails, what is in the file is what is checked all the same */
-  q_flush_hold (img);
-  start = now_ns ();
-  r = look (img, &o, result, err);
-  *held_ns = now_ns () - start;
-  q_flush_let_go (img);
-  pthread_mutex_unlock (&img->layout_lock);
-  return r == -ECANCELED ? stopped (img, err) : r;
+  return look_and_hold (img, &l, max_held_ns, result, held_ns, err);
 }

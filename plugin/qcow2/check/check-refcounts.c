@@ -110,6 +110,9 @@ q_check_load_refcounts (struct q_check *c)
     c->unknown[i] = !q_check_aligned (c, c->reftable[i] & Q_REFTABLE_MASK);
     if (i * per_block >= c->refs.clusters)
       continue;
+    r = q_check_go_on (c);
+    if (r < 0)
+      return r;
     r = q_check_read_refblock (c, i);
     if (r == -ENOMEM)
       return r;
@@ -313,8 +316,10 @@ q_check_compare (struct q_check *c)
 
   for (uint64_t i = 0; i < blocks || i < c->reftable_entries; i++) {
     uint64_t first = i * per_block;
-    int r = 0;
+    int r = q_check_go_on (c);
 
+    if (r < 0)
+      return r;
     if (i < c->reftable_entries && !c->unknown[i])
       r = q_check_read_refblock (c, i);
     if (r == -ENOMEM)

@@ -44,8 +44,6 @@ struct rehearsal {
   struct step *step;
   size_t n_steps, allocated;
   uint64_t held;
-  bool (*stop) (void *opaque); /* NULL: never */
-  void *opaque;
 };
 
 static struct rehearsal *
@@ -120,10 +118,6 @@ static int
 rehearsal_pread (struct q_file *f, void *buf, size_t len, uint64_t offset)
 {
   struct rehearsal *h = rehearsal_of (f);
-
-  if (h->stop && h->stop (h->opaque))
-    return -ECANCELED;
-
   int r = q_file_pread (h->inner, buf, len, offset);
 
   for (uint64_t at = offset, n; r == 0 && h->slots && at < offset + len; at += n) {
@@ -291,15 +285,6 @@ q_rehearsal_open (struct q_file *inner, struct q_file **f)
   h->inner = inner;
   *f = &h->base;
   return 0;
-}
-
-void
-q_rehearsal_stop_if (struct q_file *f, bool (*stop) (void *opaque), void *opaque)
-{
-  struct rehearsal *h = rehearsal_of (f);
-
-  h->stop = stop;
-  h->opaque = opaque;
 }
 
 /* ---- the performance ------------------------------------------------------------------------- */

@@ -255,8 +255,11 @@ walk_l2 (struct q_check *c, uint32_t index, uint64_t offset, bool active)
   const uint64_t n = q_cluster_bytes (c->img) / 8;
   uint64_t *table = (uint64_t *)c->table;
   struct reach reach = { .active = active };
-  int r = q_check_read_entries (c, offset, n, table);
+  int r = q_check_go_on (c);
 
+  if (r < 0)
+    return r;
+  r = q_check_read_entries (c, offset, n, table);
   if (r == -ENOMEM)
     return r;
   if (r < 0) {
@@ -393,6 +396,9 @@ walk_bitmap_table (struct q_check *c, uint64_t offset, uint32_t entries, uint32_
     return -ENOMEM;
   for (uint32_t done = 0, n; r == 0 && done < entries; done += n) {
     n = (uint32_t)q_min (entries - done, BITMAP_BATCH);
+    r = q_check_go_on (c);
+    if (r < 0)
+      break;
     r = q_check_read_entries (c, offset + 8ull * done, n, batch);
     if (r < 0 && r != -ENOMEM) {
       q_check_unreadable (c, "the table of bitmap %u at offset 0x%llx cannot be read: %s", index,

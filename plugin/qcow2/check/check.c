@@ -229,7 +229,8 @@ mend (struct q_check *c, const struct q_check_options *o, bool dirty, bool *wrot
                            .err = c->err,
                            .threads = o->threads,
                            .progress = o->progress,
-                           .progress_opaque = o->opaque };
+                           .stop = o->stop,
+                           .opaque = o->opaque };
   struct q_file *real = img->file, *f;
   int r = q_rehearsal_open (real, &f);
 
@@ -278,12 +279,12 @@ check_and_mend (struct q_image *img, const struct q_check_options *o, bool openi
                        .opening = opening,
                        .res = result,
                        .report = o->report,
-                       .opaque = o->opaque,
                        .err = err,
                        .behind = o->in_use && (img->incompatible & Q_INCOMPAT_DIRTY),
                        .threads = o->threads,
                        .progress = o->progress,
-                       .progress_opaque = o->opaque };
+                       .stop = o->stop,
+                       .opaque = o->opaque };
   const bool bits = img->incompatible & (Q_INCOMPAT_DIRTY | Q_INCOMPAT_CORRUPT);
   int r;
 

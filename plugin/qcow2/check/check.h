@@ -23,6 +23,8 @@
 #ifndef Q_CHECK_H
 #define Q_CHECK_H
 
+#include <errno.h>
+
 #include "image.h"
 
 /* ---- references per host cluster (check-count.c) --------------------------------------------- */
@@ -87,14 +89,14 @@ struct q_check {
   unsigned repair; /* what the lines should announce: Q_REPAIR_* */
   struct q_check_result *res;
   void (*report) (void *opaque, const char *line);
-  void *opaque;
   struct q_error *err;
   bool opening;     /* nobody has asked for a repair: what is dropped for good stays */
   bool survey;      /* note what clusters are used for */
   bool behind;      /* counts may be too low, and flags wrong: they are written later */
   unsigned threads; /* 0: as many as there are processors */
   void (*progress) (void *opaque, uint64_t done, uint64_t total); /* in bytes of tables; or NULL */
-  void *progress_opaque;
+  bool (*stop) (void *opaque);                                    /* or NULL */
+  void *opaque;
 
   uint64_t file_size; /* bytes */
   uint64_t clusters;  /* that the file has, the last one perhaps in part */
@@ -121,6 +123,15 @@ struct q_check {
                      * there can be none, a bitmap or COPIED flag with a compressed cluster */
   uint64_t highest; /* one past the last cluster with a refcount or reference */
 };
+
+/* Before each table that is read: 0, or -EINTR if the check is to end. */
+static inline int
+q_check_go_on (const struct q_check *c)
+{
+  return c->stop && c->stop (c->opaque)
+             ? q_fail (c->err, -EINTR, "%s: the check was stopped", c->img->filename)
+             : 0;
+}
 
 static inline bool
 q_check_aligned (const struct q_check *c, uint64_t offset)
@@ -233,8 +244,6 @@ int q_check_rebuild (struct q_check *c);
 /* A file that shows what INNER has and keeps in memory what is written to it: -ENOMEM if that is
  * too much.  Closing it forgets all, and leaves INNER open. */
 int q_rehearsal_open (struct q_file *inner, struct q_file **f);
-/* From the moment on that STOP (may be NULL) says so, nothing of F can be read: -ECANCELED. */
-void q_rehearsal_stop_if (struct q_file *f, bool (*stop) (void *opaque), void *opaque);
 /* Does to INNER what was done to F, in the same order, and tells O's journal; with O->dry_run, only
  * tells. */
 int q_rehearsal_perform (struct q_file *f, const struct q_check_options *o);
