@@ -41,36 +41,80 @@ struct instants {
   struct instant at[MAX_INSTANTS];
 };
 
+/* What a process would leave that was killed now. */
+static void
+keep_instant (struct instant *i, const struct mem_file *file)
+{
+  i->size = file->size;
+  i->image = xalloc (i->size);
+  memcpy (i->image, file->data, i->size);
+  state_save (&i->state);
+}
+
+static void
+forget_instant (struct instant *i)
+{
+  state_free (&i->state);
+  free (i->image);
+}
+
+/* That process is followed by another one. */
+static void
+open_instant (struct run *run, const struct instant *i)
+{
+  struct q_error err;
+
+  mem_set (mem_add (&run->store, "cut"), i->image, i->size);
+  state_restore (&i->state);
+  check (q_open (&run->img, "cut", &run->opts, &err) == 0, "%s", err.text);
+}
+
 static int
 take_instant (void *opaque, const struct mem_call *call, uint64_t *partial)
 {
   struct instants *all = opaque;
-  struct instant *i = &all->at[all->n];
 
   (void)partial;
   if (call->kind == MEM_READ || call->kind == MEM_SIZE || call->kind == MEM_SYNCED)
     return 0;
-  check (all->n++ < MAX_INSTANTS, "going back makes more calls than this test has room for");
-  i->size = all->file->size;
-  i->image = xalloc (i->size);
-  memcpy (i->image, all->file->data, i->size);
-  state_save (&i->state);
+  check (all->n < MAX_INSTANTS, "that makes more calls than this test has room for");
+  keep_instant (&all->at[all->n++], all->file);
   return 0;
+}
+
+/* From here on, before every call that changes the image. */
+static struct instants *
+take_instants (struct run *run)
+{
+  struct instants *all = xalloc (sizeof *all);
+
+  all->tap = (struct mem_tap){ .before = take_instant, .opaque = all };
+  all->file = run->top;
+  mem_put_tap (run->top, &all->tap);
+  return all;
+}
+
+/* An image with a state file, open. */
+static void
+open_with_state (struct run *run, const struct workload *w)
+{
+  struct q_error err;
+
+  check (workload_prepare (run, w, bugs_seed), "cannot make an image");
+  workload_keep_state (run);
+  check (workload_open (run, &err) == 0, "%s", err.text);
 }
 
 /* All of the disk was written since the bitmap was made.  Returns its size. */
 static uint64_t
 try_instant (struct run *run, const struct instant *i)
 {
-  struct mem_file *cut = mem_add (&run->store, "cut");
   struct q_bitmap *b;
   struct q_error err;
   uint64_t size, end;
   bool dirty;
 
-  mem_set (cut, i->image, i->size);
-  state_restore (&i->state);
-  check (q_open (&run->img, "cut", &run->opts, &err) == 0, "%s", err.text);
+  open_instant (run, i);
   size = q_size (run->img);
   check (q_bitmap_hold (run->img, "all", &b, &err) == 0, "%s", err.text);
   q_bitmap_next (b, 0, size, &dirty, &end);
@@ -90,17 +134,15 @@ go_back_from (uint64_t snapshot, uint64_t disk)
 {
   static const struct workload image = { .name = "sizes", SMALL_IMAGE };
   const struct q_bitmap_action add = { .op = Q_BITMAP_ADD, .name = "all", .granularity = 4096 };
-  struct instants *all = xalloc (sizeof *all);
   const uint64_t most = snapshot > disk ? snapshot : disk;
   uint8_t *data = xalloc (most);
   char id[Q_SNAPSHOT_ID_SIZE];
   unsigned before = 0, after = 0;
+  struct instants *all;
   struct q_error err;
   struct run run;
 
-  check (workload_prepare (&run, &image, bugs_seed), "cannot make an image");
-  workload_keep_state (&run);
-  check (workload_open (&run, &err) == 0, "%s", err.text);
+  open_with_state (&run, &image);
   change (&run, &add, 1);
   check ((snapshot < q_size (run.img) ? q_shrink (run.img, snapshot, &err)
                                       : q_resize (run.img, snapshot, &err)) == 0,
@@ -111,9 +153,7 @@ go_back_from (uint64_t snapshot, uint64_t disk)
   check ((disk < snapshot ? q_shrink (run.img, disk, &err) : q_resize (run.img, disk, &err)) == 0,
          "%s", err.text);
   check (q_pwrite (run.img, data, 0, disk) == 0, "cannot write");
-  all->tap = (struct mem_tap){ .before = take_instant, .opaque = all };
-  all->file = run.top;
-  mem_put_tap (run.top, &all->tap);
+  all = take_instants (&run);
   check (q_snapshot_apply (run.img, "before", &err) == 0, "%s", err.text);
   mem_put_tap (run.top, NULL);
   check (q_close (&run.img, &err) == 0, "%s", err.text);
@@ -122,8 +162,7 @@ go_back_from (uint64_t snapshot, uint64_t disk)
 
     before += size == disk;
     after += size == snapshot;
-    state_free (&all->at[i].state);
-    free (all->at[i].image);
+    forget_instant (&all->at[i]);
   }
   check (before > 0 && after > 0 && before + after == all->n,
          "killed at %u instants: at %u the disk was as before, at %u as after", all->n, before,
@@ -177,17 +216,6 @@ find (struct run *run, const char *name)
   return found;
 }
 
-/* What a process that was killed then leaves. */
-static void
-open_instant (struct run *run, const struct instant *i)
-{
-  struct q_error err;
-
-  mem_set (mem_add (&run->store, "cut"), i->image, i->size);
-  state_restore (&i->state);
-  check (q_open (&run->img, "cut", &run->opts, &err) == 0, "%s", err.text);
-}
-
 void
 test_bitmaps_replaced (void)
 {
@@ -201,21 +229,17 @@ test_bitmaps_replaced (void)
     { .op = Q_BITMAP_ADD, .name = "one", .granularity = 16384 },
     { .op = Q_BITMAP_MERGE, .name = "one", .source = "two" },
   };
-  struct instants *all = xalloc (sizeof *all);
   unsigned before = 0, after = 0;
+  struct instants *all;
   struct q_error err;
   struct guest g;
   struct run run;
 
-  check (workload_prepare (&run, &image, bugs_seed), "cannot make an image");
-  workload_keep_state (&run);
-  check (workload_open (&run, &err) == 0, "%s", err.text);
+  open_with_state (&run, &image);
   guest_init (&g, &run, 0, 0, run.size);
   change (&run, add, 2);
   guest_write (&g, 0, 128 << 10);
-  all->tap = (struct mem_tap){ .before = take_instant, .opaque = all };
-  all->file = run.top;
-  mem_put_tap (run.top, &all->tap);
+  all = take_instants (&run);
   change (&run, replace, 3);
   mem_put_tap (run.top, NULL);
   check (q_close (&run.img, &err) == 0, "%s", err.text);
@@ -237,8 +261,7 @@ test_bitmaps_replaced (void)
            (unsigned long long)later.dirty, (unsigned long long)later.granularity);
     before += then.granularity == 4096;
     after += then.granularity == 16384;
-    state_free (&all->at[i].state);
-    free (all->at[i].image);
+    forget_instant (&all->at[i]);
   }
   check (before > 0 && after > 0 && before + after == all->n,
          "killed at %u instants: at %u the bitmap was the old one, at %u the new one", all->n,
@@ -265,9 +288,7 @@ test_bitmaps_of_one_name (void)
   uint8_t *at;
   int n;
 
-  check (workload_prepare (&run, &image, bugs_seed), "cannot make an image");
-  workload_keep_state (&run);
-  check (workload_open (&run, &err) == 0, "%s", err.text);
+  open_with_state (&run, &image);
   change (&run, add, 2);
   check (q_close (&run.img, &err) == 0, "%s", err.text);
   while ((at = memmem (run.top->data, run.top->size, "twin2", 5)) != NULL)
@@ -275,9 +296,7 @@ test_bitmaps_of_one_name (void)
   check (workload_open (&run, &err) == 0, "%s", err.text);
   guest_init (&g, &run, 0, 0, run.size);
   guest_write (&g, 0, 128 << 10);
-  killed = (struct instant){ .image = xalloc (run.top->size), .size = run.top->size };
-  memcpy (killed.image, run.top->data, killed.size);
-  state_save (&killed.state);
+  keep_instant (&killed, run.top);
   check (q_close (&run.img, &err) == 0, "%s", err.text);
   open_instant (&run, &killed);
   check (find (&run, "twin1").dirty == 128 << 10, "after a kill the bitmap is not what it was");
@@ -286,8 +305,7 @@ test_bitmaps_of_one_name (void)
          n);
   free (list);
   check (q_close (&run.img, &err) == 0, "%s", err.text);
-  state_free (&killed.state);
-  free (killed.image);
+  forget_instant (&killed);
   guest_free (&g);
   workload_free (&run);
 }

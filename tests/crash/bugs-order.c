@@ -21,13 +21,37 @@ record_done (void *opaque, const struct mem_call *call)
   rec_done (opaque, call);
 }
 
+/* From here on what is done to the disk is recorded; what it holds now is what it began with. */
+static void
+record (struct run *run, struct recorder *rec, struct mem_tap *tap)
+{
+  rec_init (rec, run->top);
+  tap->done = record_done;
+  tap->opaque = rec;
+  run->top->tap = tap;
+  run->rec = rec;
+}
+
+/* Closes the image, looks at what power cuts would have left of what was recorded, and frees all.
+ */
+static void
+cut (struct run *run, struct recorder *rec, const struct states_options *o, const char *when)
+{
+  struct states_counts n = { 0 };
+
+  check (workload_close (run, NULL) == 0, "%s: close failed", when);
+  run->top->tap = NULL;
+  check (!run->failure[0] && states_try (run, rec, o, &n), "%s: %s", when, run->failure);
+  rec_free (rec);
+  workload_free (run);
+}
+
 void
 test_free_last (void)
 {
   static const struct workload image = { .name = "empty", .fill = 60, SMALL_IMAGE };
-  struct states_options o = { .each = 12 };
-  struct states_counts n = { 0 };
-  struct mem_tap tap = { .done = record_done };
+  const struct states_options o = { .each = 12 };
+  struct mem_tap tap = { 0 };
   struct recorder rec;
   struct guest g;
   struct run run;
@@ -37,12 +61,8 @@ test_free_last (void)
   guest_init (&g, &run, 0, 0, run.size);
   guest_write (&g, 0, 16 * 4096);
   flush (&run);
-  rec_init (&rec, run.top);
-  /* From here on the recording; what the disk holds now is what it began with. */
   check (q_pread (run.img, run.contents, 0, run.size) == 0, "reading failed");
-  tap.opaque = &rec;
-  run.top->tap = &tap;
-  run.rec = &rec;
+  record (&run, &rec, &tap);
   for (int i = 0; i < 16; ++i)
     freed[i] = host_of (&run, (uint64_t)i * 4096);
   guest_discard (&g, 0, 16 * 4096);
@@ -56,11 +76,7 @@ test_free_last (void)
     guest_write (&g, at * 4096, 4096);
   flush (&run);
   guest_free (&g);
-  check (workload_close (&run, NULL) == 0, "close failed");
-  run.top->tap = NULL;
-  check (states_try (&run, &rec, &o, &n), "%s", run.failure);
-  rec_free (&rec);
-  workload_free (&run);
+  cut (&run, &rec, &o, "freed");
 }
 
 /* ---- discard and zeroes over a backing file -----------------------------------------------------
@@ -122,23 +138,15 @@ test_tables_counted_first (void)
                                          .threads = 1,
                                          .operations = 40,
                                          .mix = { .small = 60, .discard = 20, .flush = 20 } };
-  struct states_options o = { .each = 8, .qemu_one_in = 300 };
-  struct states_counts n = { 0 };
-  struct mem_tap tap = { .done = record_done };
+  const struct states_options o = { .each = 8, .qemu_one_in = 300 };
+  struct mem_tap tap = { 0 };
   struct recorder rec;
   struct run run;
 
   open_run (&run, &image);
-  rec_init (&rec, run.top);
-  tap.opaque = &rec;
-  run.top->tap = &tap;
-  run.rec = &rec;
+  record (&run, &rec, &tap);
   workload_run (&run);
-  check (workload_close (&run, NULL) == 0, "close failed");
-  run.top->tap = NULL;
-  check (states_try (&run, &rec, &o, &n), "%s", run.failure);
-  rec_free (&rec);
-  workload_free (&run);
+  cut (&run, &rec, &o, "new tables");
 }
 
 /* ---- a name where an extension is expected -----------------------------------------------------
@@ -167,15 +175,15 @@ add_behind_name (unsigned version, const char *name)
                                   .threads = 1,
                                   .operations = 8,
                                   .mix = { .small = 3, .flush = 1 } };
-  struct states_options o = { .each = 20 };
-  struct states_counts n = { 0 };
-  struct mem_tap tap = { .done = record_done };
+  const struct states_options o = { .each = 20 };
+  struct mem_tap tap = { 0 };
   struct mem_file *base;
   struct recorder rec;
   struct q_error err;
   struct run run;
   uint8_t *header;
   unsigned length = version == 2 ? 72 : 104;
+  char when[600];
 
   check (workload_prepare (&run, &image, bugs_seed), "cannot make an image");
   base = mem_find (&run.store, "base");
@@ -189,18 +197,11 @@ add_behind_name (unsigned version, const char *name)
   if (version == 3)
     put_be (header + 100, length, 4);
   run.opts.backing = Q_BACKING_PROBE;
-  rec_init (&rec, run.top);
-  tap.opaque = &rec;
-  run.top->tap = &tap;
-  run.rec = &rec;
-  check (workload_open (&run, &err) == 0, "version %u, name '%s': %s", version, name, err.text);
+  record (&run, &rec, &tap);
+  snprintf (when, sizeof when, "version %u, name '%s'", version, name);
+  check (workload_open (&run, &err) == 0, "%s: %s", when, err.text);
   workload_run (&run);
-  check (workload_close (&run, NULL) == 0, "close failed");
-  run.top->tap = NULL;
-  check (!run.failure[0] && states_try (&run, &rec, &o, &n), "version %u, name '%s': %s", version,
-         name, run.failure);
-  rec_free (&rec);
-  workload_free (&run);
+  cut (&run, &rec, &o, when);
 }
 
 void
@@ -291,44 +292,55 @@ at_place (const char *place)
   meanwhile.full = meanwhile.fills;
 }
 
+/* Opens the image, and writes what a flush will find. */
+static void
+write_recorded (struct run *run, struct guest *g, const struct workload *image,
+                struct recorder *rec, struct mem_tap *tap)
+{
+  open_run (run, image);
+  guest_init (g, run, 0, 0, run->size);
+  g->steps = false;
+  record (run, rec, tap);
+  snaps_begin (run->snaps);
+  guest_write (g, 0, 8 * 4096);
+  guest_write (g, 40 * 4096, 4096);
+}
+
+/* WHAT is done at PLACE, once it has been AFTER (which may be NULL), while FN runs. */
+static void
+publish_at (struct run *run, struct guest *g, const char *after, const char *place, unsigned what,
+            void (*fn) (struct run *run))
+{
+  meanwhile.guest = g;
+  meanwhile.what = what;
+  meanwhile.flusher = pthread_self ();
+  meanwhile.after = after;
+  meanwhile.place = place;
+  schedule_watch (at_place);
+  fn (run);
+  schedule_watch (NULL);
+  check (!meanwhile.place, "nobody comes past '%s': the test is wrong", place);
+}
+
+static const struct states_options cuts = { .each = 8 };
+
 static void
 publish_during_flush (const char *place, unsigned what)
 {
   static const struct workload image = { .name = "meanwhile", .fill = 20, SMALL_IMAGE };
-  struct states_options o = { .each = 8 };
-  struct states_counts n = { 0 };
-  struct mem_tap tap = { .done = record_done };
+  struct mem_tap tap = { 0 };
   struct recorder rec;
   struct guest g;
   struct run run;
 
-  open_run (&run, &image);
-  guest_init (&g, &run, 0, 0, run.size);
-  g.steps = false;
-  rec_init (&rec, run.top);
-  tap.opaque = &rec;
-  run.top->tap = &tap;
-  run.rec = &rec;
-  guest_write (&g, 0, 8 * 4096);
-  guest_write (&g, 40 * 4096, 4096);
-  meanwhile.guest = &g;
-  meanwhile.what = what;
-  meanwhile.flusher = pthread_self ();
-  meanwhile.place = place;
-  schedule_watch (at_place);
-  flush (&run);
-  schedule_watch (NULL);
-  check (!meanwhile.place, "a flush does not come past '%s': the test is wrong", place);
-  guest_write (&g, 50 * 4096,
-               4 * 4096); /* where what was let go of too late for that flush is not */
+  write_recorded (&run, &g, &image, &rec, &tap);
+  publish_at (&run, &g, NULL, place, what, flush);
+  /* Where what was let go of too late for that flush is not. */
+  guest_write (&g, 50 * 4096, 4 * 4096);
   flush (&run);
   guest_read (&g, 0, run.size);
   guest_free (&g);
-  check (workload_close (&run, NULL) == 0, "close failed");
-  run.top->tap = NULL;
-  check (!run.failure[0] && states_try (&run, &rec, &o, &n), "at '%s': %s", place, run.failure);
-  rec_free (&rec);
-  workload_free (&run);
+  cut (&run, &rec, &cuts, place);
 }
 
 void
@@ -363,35 +375,18 @@ publish_during_snapshot (const char *place, unsigned what, bool fills)
   static const struct workload image = {
     .name = "settling", .fill = 20, SMALL_IMAGE, .mix = { .snapshot = 1 }
   };
-  struct states_options o = { .each = 8 };
-  struct states_counts n = { 0 };
-  struct mem_tap tap = { .before = full_by_then, .done = record_done };
+  struct mem_tap tap = { .before = full_by_then };
   struct recorder rec;
   struct guest g;
   struct run run;
+  char when[80];
 
-  open_run (&run, &image);
-  guest_init (&g, &run, 0, 0, run.size);
-  g.steps = false;
-  rec_init (&rec, run.top);
-  tap.opaque = &rec;
-  run.top->tap = &tap;
-  run.rec = &rec;
-  snaps_begin (run.snaps);
-  guest_write (&g, 0, 8 * 4096);
-  guest_write (&g, 40 * 4096, 4096);
-  meanwhile.guest = &g;
-  meanwhile.what = what;
-  meanwhile.flusher = pthread_self ();
-  meanwhile.after = over;
-  meanwhile.place = place ? place : over;
+  snprintf (when, sizeof when, "at '%s', %u", place ? place : over, what);
+  write_recorded (&run, &g, &image, &rec, &tap);
   meanwhile.fills = fills;
   run.storm = fills ? ENOSPC : 0;
-  schedule_watch (at_place);
-  snaps_make (&run);
-  schedule_watch (NULL);
-  check (!run.failure[0] && !meanwhile.place && run.snaps->s[0].there == !fills, "at '%s', %u: %s",
-         place ? place : over, what,
+  publish_at (&run, &g, over, place ? place : over, what, snaps_make);
+  check (!run.failure[0] && run.snaps->s[0].there == !fills, "%s: %s", when,
          run.failure[0] ? run.failure : "it is not there, or should not be");
   meanwhile.full = meanwhile.fills = false;
   run.storm = 0;
@@ -400,17 +395,12 @@ publish_during_snapshot (const char *place, unsigned what, bool fills)
     flush (&run);
   if (fills)
     snaps_make (&run);
-  check (run.snaps->s[fills].there, "no snapshot");
+  check (run.snaps->s[fills].there, "%s: no snapshot", when);
   do_meanwhile (&g);
   flush (&run);
   guest_read (&g, 0, run.size);
   guest_free (&g);
-  check (workload_close (&run, NULL) == 0, "close failed");
-  run.top->tap = NULL;
-  check (!run.failure[0] && states_try (&run, &rec, &o, &n), "at '%s', %u: %s",
-         place ? place : over, what, run.failure);
-  rec_free (&rec);
-  workload_free (&run);
+  cut (&run, &rec, &cuts, when);
 }
 
 void
@@ -441,9 +431,8 @@ test_refcount_table_grows (void)
                                          .clusters = 4300,
                                          .threads = 1,
                                          .operations = 1000 };
-  struct states_options o = { .each = 10, .qemu_one_in = 300 };
-  struct states_counts n = { 0 };
-  struct mem_tap tap = { .done = record_done };
+  const struct states_options o = { .each = 10, .qemu_one_in = 300 };
+  struct mem_tap tap = { 0 };
   struct recorder rec;
   struct guest g;
   struct run run;
@@ -457,19 +446,12 @@ test_refcount_table_grows (void)
   flush (&run);
   check (run.top->size < 4096 * 512, "the table is full already: the test is wrong");
   check (q_pread (run.img, run.contents, 0, run.size) == 0, "reading failed");
-  rec_init (&rec, run.top);
-  tap.opaque = &rec;
-  run.top->tap = &tap;
-  run.rec = &rec;
+  record (&run, &rec, &tap);
   guest_write (&g, at, 30 * 512);
   flush (&run);
   guest_write (&g, at + 30 * 512, 512);
   flush (&run);
   check (run.top->size > 4096 * 512, "the table has not grown: the test is wrong");
   guest_free (&g);
-  check (workload_close (&run, NULL) == 0, "close failed");
-  run.top->tap = NULL;
-  check (!run.failure[0] && states_try (&run, &rec, &o, &n), "%s", run.failure);
-  rec_free (&rec);
-  workload_free (&run);
+  cut (&run, &rec, &o, "a refcount table that grows");
 }

@@ -101,23 +101,47 @@ test_readers_share (void **state)
   unlink (path);
 }
 
+/* The same with an image over it. */
+static void
+make_overlay (struct q_open_options *opts, char name[64])
+{
+  struct q_create_options o;
+  struct q_error err;
+
+  make_image (opts);
+  snprintf (name, 64, "%s.overlay", path);
+  q_create_options_init (&o);
+  o.backing_file = path;
+  o.backing_format = "qcow2";
+  assert_int_equal (q_create (name, 1 << 20, &o, &err), 0);
+}
+
+/* Somebody who only tries to open NAME holds a lock for a moment, at BYTE; that keeps us out, and
+ * changes nothing about what keeps others out. */
+static void
+somebody_tries (const struct q_open_options *opts, const char *name, off_t byte)
+{
+  struct flock moment = { .l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1 };
+  int other = open (path, O_RDONLY);
+  struct q_image *img;
+  struct q_error err;
+
+  assert_int_equal (fcntl (other, F_OFD_SETLK, &moment), 0);
+  assert_int_equal (q_open (&img, name, opts, &err), -EAGAIN);
+  close (other);
+}
+
 /* A backing file is locked as by a reader. */
 static void
 test_backing_file (void **state)
 {
-  struct q_create_options o;
   struct q_open_options opts;
   struct q_image *top, *img;
   struct q_error err;
   char overlay[64];
 
   (void)state;
-  make_image (&opts);
-  snprintf (overlay, sizeof overlay, "%s.overlay", path);
-  q_create_options_init (&o);
-  o.backing_file = path;
-  o.backing_format = "qcow2";
-  assert_int_equal (q_create (overlay, 1 << 20, &o, &err), 0);
+  make_overlay (&opts, overlay);
   assert_int_equal (q_open (&top, overlay, &opts, &err), 0);
   assert_int_equal (try_open (&opts, false, &img, &err), -EAGAIN);
   img = must_open (&opts, true);
@@ -222,13 +246,7 @@ test_guard (void **state)
   assert_int_equal (try_open (&opts, true, &img, &err), -EAGAIN);
   int copy = dup (guard);
   assert_int_equal (q_lock_adopt (copy), 0);
-  /* Somebody who only tries holds locks for a moment; after that, the guard is as good as before.
-   */
-  struct flock moment = { .l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = 201, .l_len = 1 };
-  other = open (path, O_RDONLY);
-  assert_int_equal (fcntl (other, F_OFD_SETLK, &moment), 0);
-  assert_int_equal (try_open (&opts, false, &img, &err), -EAGAIN);
-  close (other);
+  somebody_tries (&opts, path, 201);
   img = must_open (&opts, false);
   assert_int_equal (try_open (&opts, false, &second, &err), -EAGAIN);
   q_lock_disown ();
@@ -246,7 +264,6 @@ test_guard (void **state)
 static void
 test_reader_guard (void **state)
 {
-  struct q_create_options o;
   struct q_open_options opts;
   struct q_image *top, *img, *reader;
   struct q_error err = { "" };
@@ -254,12 +271,7 @@ test_reader_guard (void **state)
   int guards[3];
 
   (void)state;
-  make_image (&opts);
-  snprintf (overlay, sizeof overlay, "%s.overlay", path);
-  q_create_options_init (&o);
-  o.backing_file = path;
-  o.backing_format = "qcow2";
-  assert_int_equal (q_create (overlay, 1 << 20, &o, &err), 0);
+  make_overlay (&opts, overlay);
   assert_int_equal (q_open (&top, overlay, &opts, &err), 0);
   assert_int_equal (q_lock_guards (top, guards, 1, &err), -E2BIG);
   assert_int_equal (q_lock_guards (top, guards, 3, &err), 2);
@@ -270,13 +282,8 @@ test_reader_guard (void **state)
   reader = must_open (&opts, true);
   for (int i = 0; i < 2; ++i)
     assert_int_equal (q_lock_adopt (guards[i]), 0);
-  /* Somebody who tries to write the backing file holds locks for a moment: the overlay's own guard
-   * is as good as before. */
-  struct flock moment = { .l_type = F_RDLCK, .l_whence = SEEK_SET, .l_start = 101, .l_len = 1 };
-  int other = open (path, O_RDONLY);
-  assert_int_equal (fcntl (other, F_OFD_SETLK, &moment), 0);
-  assert_int_equal (q_open (&img, overlay, &opts, &err), -EAGAIN);
-  close (other);
+  somebody_tries (&opts, overlay,
+                  101); /* to write the backing file: the overlay's guard is there */
   assert_int_equal (q_open (&top, overlay, &opts, &err), 0);
   assert_int_equal (q_open (&img, overlay, &opts, &err), -EAGAIN);
   unit_close (reader);
