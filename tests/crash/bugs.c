@@ -52,6 +52,7 @@ static const struct {
   { "bitmaps-when-closing-fails", test_bitmaps_when_closing_fails },
   { "bitmaps-astride-sectors", test_bitmaps_astride_sectors },
   { "bitmaps-replaced-and-killed", test_bitmaps_replaced },
+  { "bitmaps-replaced-without-room", test_bitmaps_replaced_without_room },
   { "bitmaps-of-one-name", test_bitmaps_of_one_name },
   { "snapshot-outrun", test_snapshot_outrun },
   { "soak", test_soak },

@@ -48,6 +48,7 @@ void test_bitmaps_that_cannot_be_saved (void);
 void test_bitmaps_when_closing_fails (void);
 void test_bitmaps_astride_sectors (void);
 void test_bitmaps_replaced (void);
+void test_bitmaps_replaced_without_room (void);
 void test_bitmaps_of_one_name (void);
 void test_snapshot_outrun (void);
 void test_soak (void);

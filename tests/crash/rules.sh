@@ -186,7 +186,9 @@ without going-back-is-dirty snapshot/snapshot-drop.c \
 without record-at-the-instant bitmap/bitmap-change.c \
   's/q_shared_record_commit \(img, &c->record\);/;/'
 without bitmap-that-replaces-is-another bitmap/bitmap-state.c \
-  's/e->flags & ENTRY_NEW \? NULL : //'
+  's/if \(\(e->flags & ENTRY_NEW\) && b && [^;]*;//'
+without bitmap-without-bits-is-named bitmap/bitmap-state.c \
+  's/e->offset \|\| !b->inconsistent/true/'
 without bitmaps-astride-sectors-stick bitmap/bitmap-store.c \
   's/r = q_stick \(img, r, "writing the bitmaps extension failed"\);(\s*return r;)/;$1/'
 without tables-forgotten-before-bitmaps state/recover.c \

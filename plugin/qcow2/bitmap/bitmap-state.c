@@ -553,8 +553,12 @@ restore_list (struct q_image *img, const struct left *l, struct q_bitmap **list,
 
   for (uint32_t i = 0; r == 0 && i < l->record->n; ++i) {
     const struct shared_entry *e = next_entry (&at, name);
-    struct q_bitmap *b = e->flags & ENTRY_NEW ? NULL : find_next (img, name, list, *n);
+    struct q_bitmap *b = find_next (img, name, list, *n);
 
+    /* Another one, or it got there meanwhile.  If there was no room for its bits, one that nobody
+     * believes says that it is lost. */
+    if ((e->flags & ENTRY_NEW) && b && (e->offset || !b->inconsistent))
+      b = NULL;
     if (!b && !e->offset)
       continue;
     if (!b) {
