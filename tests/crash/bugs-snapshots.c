@@ -1,11 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Our own bugs: snapshots of a disk that is written faster than it can be counted.
- *
- * What was counted is saved when it changes, and once the memory for that is full it is taken back.
- * Here there is memory for a few tables alone, and while the one that makes the snapshot waits for
- * the storage another thread writes to all of them.  The last times that it waits the snapshot's
- * moment is over: what is written then is not the snapshot's.
+ * Our own bugs: snapshots of a disk that is written meanwhile.
  */
 
 #include <errno.h>
@@ -16,6 +11,13 @@
 #include "bugs.h"
 #include "image.h"
 #include "schedule.h"
+
+/* ---- a disk that is written faster than it can be counted --------------------------------------
+ *
+ * What was counted is saved when it changes, and once the memory for that is full it is taken back.
+ * Here there is memory for a few tables alone, and while the one that makes the snapshot waits for
+ * the storage another thread writes to all of them.  The last times that it waits the snapshot's
+ * moment is over: what is written then is not the snapshot's. */
 
 /* 32 L2 tables. */
 static const struct workload image = { .name = "outrun",
@@ -39,11 +41,26 @@ struct outrun {
   uint64_t changes, fails; /* from then on; the one for which there is no room, from 1 */
   int result;
   uint8_t *last; /* the disk as it was before it was outrun for the last time */
+  bool starves;  /* by then there is no memory to save a table at all */
 };
 
 static struct outrun *outrun;
 static _Thread_local bool making;
 static atomic_uint taken_back;
+static _Thread_local bool starving; /* no table gets memory */
+static atomic_uint starved;
+
+void *__real_malloc (size_t bytes);
+void *__wrap_malloc (size_t bytes);
+
+void *
+__wrap_malloc (size_t bytes)
+{
+  if (!starving || bytes != 512)
+    return __real_malloc (bytes);
+  atomic_fetch_add (&starved, 1);
+  return NULL;
+}
 
 static void
 count_taken_back (const char *place)
@@ -97,12 +114,12 @@ make_snapshot (struct guest *g)
   pthread_mutex_unlock (&o->lock);
 }
 
-/* Writes to each table. */
+/* Writes to each table; whole clusters, if there is no memory to copy a part of one. */
 static void
 write_everywhere (struct guest *g)
 {
   for (uint64_t at = 0; at < g->run->size; at += TABLE_BYTES)
-    guest_write (g, at + 512, 700);
+    guest_write (g, at + 512, starving ? 1024 : 700);
 }
 
 static void
@@ -126,7 +143,9 @@ run_away (struct outrun *o, struct guest *g)
     }
     pthread_mutex_unlock (&o->lock);
     check (q_pread (o->run->img, o->last, 0, o->run->size) == 0, "cannot read");
+    starving = o->starves && atomic_load (&o->away);
     write_everywhere (g);
+    starving = false;
     atomic_store (&o->away, true);
     pthread_mutex_lock (&o->lock);
     o->waiting = false;
@@ -182,22 +201,22 @@ look_at_snapshot (struct run *run, const struct q_open_options *opts, const uint
   return is_last;
 }
 
-/* Outrun at sync AT, and no room for change FAILS after that; false if it does not come to that.
- * *LATE: when the snapshot's moment was over.  LEAKS: some are tolerated until it is opened for
- * writing. */
+/* Outrun at sync AT, without memory if it STARVES, and no room for change FAILS after that; false
+ * if it does not come to that.  *LATE: when the snapshot's moment was over.  LEAKS: some are
+ * tolerated until it is opened for writing. */
 static bool
-outrun_at (unsigned at, uint64_t fails, bool leaks, bool *late)
+outrun_at (unsigned at, bool starves, uint64_t fails, bool leaks, bool *late)
 {
-  struct outrun o = { .at = at, .fails = fails };
+  struct outrun o = { .at = at, .starves = starves, .fails = fails };
   struct q_open_options show;
   struct q_error err;
   struct guest g;
   struct run run;
-  char when[80];
+  char when[100];
   uint8_t *end;
 
-  snprintf (when, sizeof when, "outrun at sync %u, then no room for change %llu", at,
-            (unsigned long long)fails);
+  snprintf (when, sizeof when, "outrun at sync %u%s, then no room for change %llu", at,
+            starves ? " without memory" : "", (unsigned long long)fails);
   check (workload_prepare (&run, &image, bugs_seed), "cannot make an image");
   run.opts.l2_cache_size = SAVED * 512;
   run.opts.refcount_cache_size = 0;
@@ -209,8 +228,11 @@ outrun_at (unsigned at, uint64_t fails, bool leaks, bool *late)
   flush (&run);
   o.run = &run;
   o.last = xalloc (run.size);
+  atomic_store (&starved, 0);
   run_away (&o, &g);
   check (!run.failure[0], "%s: %s", when, run.failure);
+  check (!starves || o.syncs < at || atomic_load (&starved) >= 32,
+         "%s: of 32 tables %u were to be saved", when, atomic_load (&starved));
   check (!schedule_has_probes () || atomic_load (&taken_back) >= 32 - SAVED,
          "%s: of 32 tables %u are not saved, there is room for %u", when, atomic_load (&taken_back),
          SAVED);
@@ -246,7 +268,7 @@ test_snapshot_outrun (void)
   unsigned at = 1, n_late = 0;
   bool late = false;
 
-  for (; outrun_at (at, 0, false, &late); ++at) {
+  for (; outrun_at (at, false, 0, false, &late); ++at) {
     check (late || n_late == 0, "at sync %u the snapshot's moment is to come again", at);
     n_late += late;
   }
@@ -255,10 +277,12 @@ test_snapshot_outrun (void)
          "at 3 or more",
          at - n_late - 1);
   check (n_late > 0, "the disk is not outrun after the snapshot's moment");
-  for (unsigned i = 0; i < 2; ++i) {
+  check (outrun_at (at - n_late, true, 0, false, &late) && late,
+         "without memory the snapshot's moment is to come again");
+  for (unsigned i = 0; i < 3; ++i) {
     uint64_t fails = 1;
 
-    while (outrun_at (i == 0 ? 1 : at - n_late, fails, i > 0, &late))
+    while (outrun_at (i == 0 ? 1 : at - n_late, i == 2, fails, i > 0, &late))
       ++fails;
     check (fails > 3, "there is no room at %llu places, should be at 3 or more",
            (unsigned long long)fails - 1);

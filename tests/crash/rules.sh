@@ -138,6 +138,8 @@ without snapshot-saves-so-much snapshot/snapshot-make.c \
   's/\+ bytes <= c->most/+ bytes <= UINT64_MAX/'
 without snapshot-takes-back-what-it-counted snapshot/snapshot-make.c \
   's/q_tree_lower \(img, copy\);//'
+without snapshot-forgets-without-memory snapshot/snapshot-make.c \
+  's/else if \(!c->over\)/else/'
 without snapshot-sets-flags-of-what-it-took-back snapshot/snapshot-make.c \
   's/else if \(m->stopped \|\| m->c->state\[i\] == TAKEN_BACK\)/else if (m->stopped)/'
 without snapshot-is-of-one-moment snapshot/snapshot-make.c \

@@ -156,10 +156,11 @@ q_counting_save (struct q_image *img, const struct q_table *t, unsigned flags)
   if (flags & Q_NOWAIT)
     return -EAGAIN; /* refcounts may have to be read */
   copy = malloc (t->bytes);
-  if (!copy)
+  if (copy)
+    q_entries_copy (t, 0, t->bytes, copy);
+  else if (!c->over)
     return -ENOMEM;
-  q_entries_copy (t, 0, t->bytes, copy);
-  if (may_save (c, t->bytes)) {
+  if (copy && may_save (c, t->bytes)) {
     c->before[t->index] = copy;
     return 0;
   }
