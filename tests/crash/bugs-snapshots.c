@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "bugs.h"
 #include "image.h"
@@ -287,4 +288,93 @@ test_snapshot_outrun (void)
     check (fails > 3, "there is no room at %llu places, should be at 3 or more",
            (unsigned long long)fails - 1);
   }
+}
+
+/* ---- a write in place that is under way ---------------------------------------------------------
+ *
+ * It goes to a cluster that was the disk's alone when it began.  When that is shared the next one
+ * copies it: not before the first has arrived, which would be lost. */
+
+struct passing {
+  struct mem_tap tap;
+  struct guest *g;
+  bool begun;
+  atomic_bool passed;
+};
+
+static void
+write_beside (struct guest *g)
+{
+  guest_write (g, 0, 512);
+}
+
+/* What was counted is about to be durable, so that the flags have gone. */
+static int
+when_flags_have_gone (void *opaque, const struct mem_call *call, uint64_t *partial)
+{
+  struct passing *p = opaque;
+  struct q_image *img = p->g->run->img;
+  struct other o;
+
+  (void)partial;
+  if (p->begun || call->kind != MEM_SYNC || !atomic_load (&img->counting) ||
+      atomic_load (&img->gate.closed))
+    return 0;
+  p->begun = true;
+  start_other (&o, p->g, write_beside);
+  pthread_join (o.id, NULL);
+  atomic_store (&p->passed, true);
+  return 0;
+}
+
+static void
+make_beside (struct guest *g)
+{
+  char id[Q_SNAPSHOT_ID_SIZE];
+  struct q_error err;
+
+  check (q_snapshot_create (g->run->img, "beside", id, &err) == 0, "%s", err.text);
+}
+
+void
+test_snapshot_passes_write (void)
+{
+  static const struct workload small = { .name = "passing", SMALL_IMAGE, .mix = { .snapshot = 1 } };
+  struct passing p = { .tap = { .before = when_flags_have_gone } };
+  uint8_t buf[512], back[sizeof buf];
+  struct q_write_plan plan;
+  struct other o;
+  struct guest g;
+  struct run run;
+  q_pin_t pin;
+
+  open_run (&run, &small);
+  guest_init (&g, &run, 0, 0, run.size);
+  g.steps = false;
+  guest_write (&g, 0, 4 * 4096);
+  flush (&run);
+  pin = q_pin ();
+  check (q_write_begin (run.img, 1024, sizeof buf, 0, &plan) == 0 && !plan.allocates,
+         "the write is not in place");
+  p.g = &g;
+  p.tap.opaque = &p;
+  mem_put_tap (run.top, &p.tap);
+  start_other (&o, &g, make_beside);
+  /* It waits for us, or it does not. */
+  for (unsigned i = 0; !atomic_load (&run.img->gate.closed) && !atomic_load (&p.passed); ++i) {
+    check (i < 60000, "the snapshot does not come to where flags are cleared");
+    usleep (1000);
+  }
+  guest_fill (77, 1024, sizeof buf, buf);
+  check (q_write_data (&plan, buf) == 0, "writing failed");
+  q_write_commit (&plan);
+  q_unpin (pin);
+  pthread_join (o.id, NULL);
+  mem_put_tap (run.top, NULL);
+  check (p.begun, "nobody wrote while the snapshot was made: the test is wrong");
+  check (q_pread (run.img, back, 1024, sizeof back) == 0 && memcmp (buf, back, sizeof buf) == 0,
+         "a write in place that was under way when a snapshot began is lost");
+  guest_write (&g, 1024, sizeof buf); /* so that what the guest expects is what is there */
+  guest_free (&g);
+  end_run (&run);
 }

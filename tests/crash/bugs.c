@@ -55,6 +55,7 @@ static const struct {
   { "bitmaps-replaced-without-room", test_bitmaps_replaced_without_room },
   { "bitmaps-of-one-name", test_bitmaps_of_one_name },
   { "snapshot-outrun", test_snapshot_outrun },
+  { "snapshot-beside-write-in-flight", test_snapshot_passes_write },
   { "soak", test_soak },
 };
 #define N_TESTS (sizeof tests / sizeof tests[0])

@@ -51,6 +51,7 @@ void test_bitmaps_replaced (void);
 void test_bitmaps_replaced_without_room (void);
 void test_bitmaps_of_one_name (void);
 void test_snapshot_outrun (void);
+void test_snapshot_passes_write (void);
 void test_soak (void);
 void test_flushes_do_not_grow (void);
 

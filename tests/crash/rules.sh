@@ -114,7 +114,7 @@ without data-in-place-is-not-copied disk/write.c \
 
 # ---- internal snapshots ---------------------------------------------------------------------------
 
-first "bugs snapshot-outrun" "crash -w snapshots" "crash -w snapshots-threads" "faults -w snapshots"
+first "bugs snapshot-outrun snapshot-beside-write-in-flight" "crash -w snapshots" "crash -w snapshots-threads" "faults -w snapshots"
 
 without snapshot-counts-what-it-shares snapshot/snapshot-make.c \
   's/(count_table \(.*?)r = q_tree_raise \(m->img, m->l2\);/$1r = 0;/s'

@@ -22,85 +22,6 @@ write_block (uint64_t offset, uint8_t byte)
   unit_writes (img, offset, BLOCK, byte);
 }
 
-static void *
-make_snapshot (void *result)
-{
-  struct q_error err;
-  char id[Q_SNAPSHOT_ID_SIZE];
-
-  *(int *)result = q_snapshot_create (img, "s", id, &err);
-  return NULL;
-}
-
-static void *
-write_second (void *written)
-{
-  static const uint8_t two[BLOCK] = { [0 ... BLOCK - 1] = 3 };
-  struct q_write_plan b;
-  q_pin_t pin = q_pin ();
-
-  assert_int_equal (q_write_begin (img, 2 * BLOCK, BLOCK, 0, &b), 0);
-  assert_int_equal (q_write_data (&b, two), 0);
-  q_write_commit (&b);
-  q_unpin (pin);
-  atomic_store ((_Atomic bool *)written, true);
-  return NULL;
-}
-
-/* A write in place that is on its way when a snapshot begins, and another one to the same cluster:
- * the second must not copy the cluster as it is before the first has arrived. */
-static void
-test_overwrite_beside_snapshot (void **state)
-{
-  static const uint8_t one[BLOCK] = { [0 ... BLOCK - 1] = 2 };
-  struct q_write_plan a;
-  struct fixture f;
-  pthread_t t, second;
-  _Atomic bool written = false;
-  bool begun = false;
-  q_pin_t pin;
-  int r, made = 1;
-
-  (void)state;
-  unit_init (&f);
-  unit_create (&f, "disk", 64 * GiB, NULL);
-  img = unit_open (&f, "disk");
-  for (uint64_t i = 0; i < 128; i++) /* many tables, so that counting them takes a while */
-    write_block (i * 512 * MiB, 1);
-  assert_int_equal (q_flush (img), 0);
-  pin = q_pin ();
-  assert_int_equal (q_write_begin (img, 0, BLOCK, 0, &a), 0);
-  assert_false (a.allocates);
-  assert_int_equal (pthread_create (&t, NULL, make_snapshot, &made), 0);
-  while (!atomic_load (&img->gate.closed)) {
-    struct q_write_plan b;
-
-    r = q_write_begin (img, 2 * BLOCK, BLOCK, Q_NOWAIT, &b);
-    if (r == -EAGAIN && !atomic_load (&img->gate.closed)) {
-      /* As a worker goes on with it: by a copy, if it may.  Or it waits until the snapshot is made,
-       * which waits for the first. */
-      assert_int_equal (pthread_create (&second, NULL, write_second, &written), 0);
-      begun = true;
-      while (!atomic_load (&written) && !atomic_load (&img->gate.closed))
-        usleep (100);
-      break;
-    }
-    if (r == 0)
-      q_write_abort (&b);
-  }
-  assert_int_equal (q_write_data (&a, one), 0);
-  q_write_commit (&a);
-  q_unpin (pin);
-  if (begun)
-    pthread_join (second, NULL);
-  pthread_join (t, NULL);
-  assert_int_equal (made, 0);
-  unit_reads (img, 0, BLOCK, 2);
-  unit_close (img);
-  unit_check (&f, "disk");
-  unit_done (&f);
-}
-
 /* Growing again and again while somebody still looks at the first L1 table. */
 static void
 test_growing_beside_reader (void **state)
@@ -178,7 +99,6 @@ int
 main (void)
 {
   static const struct CMUnitTest tests[] = {
-    cmocka_unit_test (test_overwrite_beside_snapshot),
     cmocka_unit_test (test_growing_beside_reader),
     cmocka_unit_test (test_discard_beside_growing),
   };
