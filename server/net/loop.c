@@ -258,6 +258,10 @@ run (void *arg)
 {
   struct loop *l = arg;
   ask_for_short_slices ();
+  pthread_mutex_lock (&l->lock);
+  l->running = true;
+  pthread_cond_broadcast (&l->called);
+  pthread_mutex_unlock (&l->lock);
   ev_run (l->ev, 0);
   ring_stop (&l->shard.ring);
   poller_stop (&l->poller);
@@ -321,6 +325,11 @@ loop_start (const struct loop_options *options)
     loop_free (l);
     return NULL;
   }
+  /* Once the process is confined, it would be refused. */
+  pthread_mutex_lock (&l->lock);
+  while (!l->running)
+    pthread_cond_wait (&l->called, &l->lock);
+  pthread_mutex_unlock (&l->lock);
   return l;
 }
 

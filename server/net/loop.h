@@ -58,6 +58,7 @@ struct loop {
   ev_async async;       /* the pool, or another thread, has something for us: */
   pthread_mutex_t lock; /* for the rest */
   struct conn *incoming;
+  bool running; /* its thread is, and has all that it asks the system for */
   bool drain, sweep;
   struct loop_call *calls;
   pthread_cond_t called;
