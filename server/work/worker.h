@@ -3,7 +3,7 @@
  * The worker pool: threads for all that may block, shared by every loop; and the mailbox through
  * which finished jobs come home.
  *
- *     pool_submit (pool, &batch);     any thread: one lock for the whole batch
+ *     pool_submit (pool, &batch);     any thread: waits for no worker, but to create one
  *     job->run (job);                 on a worker: does the work, then calls job_done
  *     job_done (job);                 any thread: posts the job to job->home
  *     jobs = mailbox_take (home);     on the owner's thread, after its wake function was called
