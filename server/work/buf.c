@@ -82,6 +82,60 @@ buf_fits (const struct buf_cache *cache, size_t size)
   return size <= left && buf_memory_for (size) <= left;
 }
 
+static size_t
+kept (const struct buf_cache *cache, unsigned shift)
+{
+  return (size_t)cache->n[shift - BUF_MIN_SHIFT] << shift;
+}
+
+static void
+keep (struct buf_cache *cache, struct buf *b, unsigned shift)
+{
+  b->next = cache->free[shift - BUF_MIN_SHIFT];
+  cache->free[shift - BUF_MIN_SHIFT] = b;
+  cache->n[shift - BUF_MIN_SHIFT]++;
+  cache->bytes += b->cap;
+}
+
+/* The one of that class that was kept last, or NULL. */
+static struct buf *
+take_kept (struct buf_cache *cache, unsigned shift)
+{
+  struct buf *b = cache->free[shift - BUF_MIN_SHIFT];
+
+  if (b) {
+    cache->free[shift - BUF_MIN_SHIFT] = b->next;
+    cache->n[shift - BUF_MIN_SHIFT]--;
+    cache->bytes -= b->cap;
+  }
+  return b;
+}
+
+/* Whether one more of class SHIFT can be kept.  The class that has the most kept makes room for it,
+ * so that what one burst has left does not keep out what the next one needs, and those that are
+ * needed at the same time come to have equal shares. */
+static bool
+make_room (struct buf_cache *cache, unsigned shift)
+{
+  const size_t size = (size_t)1 << shift;
+
+  while (cache->bytes + size > CACHE_MAX_BYTES) {
+    unsigned most = BUF_MIN_SHIFT;
+
+    for (unsigned i = most + 1; i <= BUF_MAX_SHIFT; i++)
+      if (kept (cache, i) > kept (cache, most))
+        most = i;
+    if (kept (cache, shift) + size > kept (cache, most))
+      return false;
+    struct buf *b = take_kept (cache, most);
+    if (!give_back (b)) {
+      keep (cache, b, most);
+      return false;
+    }
+  }
+  return true;
+}
+
 struct buf *
 buf_alloc (struct buf_cache *cache, size_t size)
 {
@@ -90,10 +144,8 @@ buf_alloc (struct buf_cache *cache, size_t size)
 
   if (shift <= BUF_MAX_SHIFT) {
     size = (size_t)1 << shift;
-    if (cache && (b = cache->free[shift - BUF_MIN_SHIFT]) != NULL) {
-      cache->free[shift - BUF_MIN_SHIFT] = b->next;
-      cache->bytes -= b->cap;
-    }
+    if (cache)
+      b = take_kept (cache, shift);
   }
   if (!b) {
     b = obtain (size);
@@ -108,33 +160,6 @@ buf_alloc (struct buf_cache *cache, size_t size)
   return b;
 }
 
-static void
-keep (struct buf_cache *cache, struct buf *b, unsigned shift)
-{
-  b->next = cache->free[shift - BUF_MIN_SHIFT];
-  cache->free[shift - BUF_MIN_SHIFT] = b;
-  cache->bytes += b->cap;
-}
-
-/* Gives one back that is larger than those of class SHIFT, if there is any: what a burst of large
- * requests has left does not keep the many small ones that come later from being used again. */
-static bool
-make_room (struct buf_cache *cache, unsigned shift)
-{
-  for (unsigned i = BUF_MAX_SHIFT; i > shift; i--) {
-    struct buf *b = cache->free[i - BUF_MIN_SHIFT];
-    if (!b)
-      continue;
-    cache->free[i - BUF_MIN_SHIFT] = b->next;
-    cache->bytes -= b->cap;
-    if (give_back (b))
-      return true;
-    keep (cache, b, i);
-    return false;
-  }
-  return false;
-}
-
 void
 buf_free (struct buf_cache *cache, struct buf *b)
 {
@@ -144,20 +169,16 @@ buf_free (struct buf_cache *cache, struct buf *b)
   if (b->counted)
     cache->outstanding -= buf_memory (b);
   bool for_cache = cache && shift <= BUF_MAX_SHIFT;
-  if ((for_cache && (cache->bytes + b->cap <= CACHE_MAX_BYTES || make_room (cache, shift))) ||
-      (!give_back (b) && for_cache))
+  if ((for_cache && make_room (cache, shift)) || (!give_back (b) && for_cache))
     keep (cache, b, shift);
 }
 
 void
 buf_cache_destroy (struct buf_cache *cache)
 {
-  for (unsigned i = 0; i < sizeof cache->free / sizeof cache->free[0]; i++) {
-    struct buf *b;
-    while ((b = cache->free[i]) != NULL) {
-      cache->free[i] = b->next;
+  struct buf *b;
+
+  for (unsigned i = BUF_MIN_SHIFT; i <= BUF_MAX_SHIFT; i++)
+    while ((b = take_kept (cache, i)) != NULL)
       give_back (b);
-    }
-  }
-  cache->bytes = 0;
 }

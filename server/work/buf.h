@@ -39,9 +39,10 @@ struct buf {
 
 struct buf_cache {
   struct buf *free[BUF_MAX_SHIFT - BUF_MIN_SHIFT + 1];
-  size_t bytes;       /* held in free[] */
-  size_t outstanding; /* memory allocated here and not freed yet */
-  size_t limit;       /* of that */
+  unsigned n[BUF_MAX_SHIFT - BUF_MIN_SHIFT + 1]; /* in free[] */
+  size_t bytes;                                  /* held in free[] */
+  size_t outstanding;                            /* memory allocated here and not freed yet */
+  size_t limit;                                  /* of that */
 };
 
 /* The memory that B takes: with the page before its payload; and one of SIZE bytes would take. */
