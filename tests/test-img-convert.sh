@@ -190,6 +190,8 @@ must_fail "cannot be true" $IMG convert -n --target-is-zero -f raw -O qcow2 two.
 # What is read is not written, also without locks, and under whatever name.
 qemu-img create -q -f qcow2 -b two.raw -F raw on-two.qcow2
 ln -s two.raw linked.raw
+$IMG create -q -f qcow2 -o data_file=other.raw beside.qcow2 1M
+ln -f two.raw other.raw
 before=$(cat two.raw on-two.qcow2 | sha256sum)
 for file in two.raw on-two.qcow2; do
   for target in $file linked.raw; do
@@ -198,6 +200,13 @@ for file in two.raw on-two.qcow2; do
     must_fail "which it is read from" $IMG convert -U --image-opts -O qcow2 driver=qcow2,file.filename=on-two.qcow2 $target
     must_fail "which it is read from" $IMG dd -U if=$file of=$target
   done
+  for target in two.raw linked.raw; do
+    for keep in "" ,data_file_raw=on,keep_data_file=on; do
+      must_fail "which it is read from" $IMG convert -U -O qcow2 -o data_file=$target$keep $file x.qcow2
+    done
+    must_fail "which it is read from" $IMG convert -U -n --target-image-opts $file driver=raw,file.filename=$target
+  done
+  must_fail "which it is read from" $IMG convert -U -n -O qcow2 $file beside.qcow2
 done
 [ "$(cat two.raw on-two.qcow2 | sha256sum)" = "$before" ] || fail "what is read was written"
 

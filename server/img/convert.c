@@ -57,10 +57,6 @@ open_sources (struct conversion *c, const struct convert_options *o, char **name
     if (!c->source[i])
       return false;
     c->n_sources = i + 1;
-    if (!o->target.image_opts && img_reads (c->source[i], o->target.name)) {
-      img_error ("%s: cannot be copied to %s, which it is read from", names[i], o->target.name);
-      return false;
-    }
     img_layers_init (&c->layers[i], c->source[i]);
     size = (q_size (c->source[i]) + SECTOR - 1) & ~(uint64_t)(SECTOR - 1);
     if (size > INT64_MAX - c->start[i]) {
@@ -81,6 +77,19 @@ is_device (const char *name)
   struct stat st;
 
   return img_is_nbd (name) || (stat (name, &st) == 0 && S_ISBLK (st.st_mode));
+}
+
+/* Whether the file NAME can be written, since nothing is read from it. */
+static bool
+is_free (const struct conversion *c, const char *name)
+{
+  for (unsigned i = 0; i < c->n_sources; i++)
+    if (img_reads (c->source[i], name)) {
+      img_error ("%s: cannot be copied to %s, which it is read from", q_filename (c->source[i]),
+                 name);
+      return false;
+    }
+  return true;
 }
 
 /* Everything that was said about the new image. */
@@ -131,6 +140,8 @@ make_target (struct conversion *c, struct convert_options *o)
 
   if (o->target_format && !img_parse_format (o->target_format, &format))
     return false;
+  if (!o->target.image_opts && !is_free (c, o->target.name))
+    return false;
   if (o->no_create) {
     c->reads_zero = o->target_is_zero;
     if (!o->target.image_opts)
@@ -148,7 +159,7 @@ make_target (struct conversion *c, struct convert_options *o)
   }
   img_creation_init (&make);
   make.raw = format == Q_FORMAT_RAW;
-  if (!prepare (&make, o, size))
+  if (!prepare (&make, o, size) || (make.opts.data_file && !is_free (c, make.opts.data_file)))
     return false;
   c->shares = make.opts.backing_file != NULL;
   c->reads_zero = !c->shares && !(make.raw && device);
@@ -173,6 +184,9 @@ open_target (struct conversion *c, const struct convert_options *o)
   c->target = img_open_spec (&o->target);
   if (!c->target)
     return false;
+  q_get_info (c->target, &info);
+  if (!is_free (c, q_filename (c->target)) || (info.data_path && !is_free (c, info.data_path)))
+    return false;
   if (q_size (c->target) < size) {
     img_error ("%s: its %llu bytes are less than the %llu that are to be copied", o->target.name,
                (unsigned long long)q_size (c->target), (unsigned long long)size);
@@ -188,7 +202,6 @@ open_target (struct conversion *c, const struct convert_options *o)
                o->target.name);
     return false;
   }
-  q_get_info (c->target, &info);
   if (c->reads_zero && info.backing_file) {
     img_error ("%s: has a backing file: --target-is-zero cannot be true", o->target.name);
     return false;
