@@ -192,8 +192,9 @@ has_version_3 (const struct run *run)
 static bool
 can_change_version (const struct run *run)
 {
-  return !run->w->extended_l2 && !run->w->bitmaps && !run->w->encrypted && !run->w->data &&
-         !run->w->mix.snapshot && run->w->image != IMAGE_SNAPSHOT &&
+  /* An image of version 2 is not opened with discard-no-unref. */
+  return !run->w->no_unref && !run->w->extended_l2 && !run->w->bitmaps && !run->w->encrypted &&
+         !run->w->data && !run->w->mix.snapshot && run->w->image != IMAGE_SNAPSHOT &&
          (run->w->version == 2 || (run->refcount_bits == 16 && !run->w->zstd));
 }
 
