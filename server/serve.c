@@ -362,6 +362,10 @@ take_file (const struct options *opts, const struct export_options *settings, se
   uint64_t offset = xo.source.offset;
   int r;
 
+  if (source_copy (&xo.source, &settings->source) < 0) {
+    snprintf (err->text, sizeof err->text, "%s: out of memory", opts->filename);
+    return -ENOMEM;
+  }
   xo.source.offset = 0;
   if (opts->image_opts) {
     json_t *tree = keyval_parse (opts->filename, NULL, err);

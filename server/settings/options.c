@@ -572,6 +572,7 @@ options_parse_again (struct options *opts, int argc, char **argv, struct q_error
 void
 options_free (struct options *opts)
 {
+  source_free (&opts->export.source);
   objects_free (&opts->objects);
   json_decref (opts->exports);
   json_decref (opts->directories);
