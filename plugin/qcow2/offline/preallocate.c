@@ -13,14 +13,13 @@
 
 #include "image.h"
 
-/* Makes the bytes at HOST zeros. */
+/* Makes the bytes at HOST zeros, and the file long enough for them: a cluster past its end that a
+ * table points at is what checkers call corrupt, also when there was no room for the next one. */
 static int
 make_zeros (struct q_file *file, uint64_t host, uint64_t len, enum q_preallocation mode)
 {
-  int r = q_file_zero (file, host, len, true);
+  int r = q_file_write_zeroes (file, host, len, true);
 
-  if (r == -ENOTSUP)
-    r = q_file_write_zeroes (file, host, len, false);
   if (r == 0 && mode == Q_PREALLOC_FALLOC) {
     r = q_file_allocate (file, host, len);
     if (r == -ENOTSUP)
@@ -93,18 +92,6 @@ preallocate_raw (struct q_image *img, uint64_t offset, uint64_t len)
   return r == -ENOTSUP ? q_write_zeros (img, offset, len) : r;
 }
 
-/* A hole at the end of the file has to be in it. */
-static int
-reach_end (struct q_image *img)
-{
-  uint64_t size;
-  int r = img->file->is_device ? 0 : q_file_size (img->file, &size);
-
-  if (r == 0 && !img->file->is_device && size < q_highest_offset (img))
-    r = q_file_truncate (img->file, q_highest_offset (img));
-  return r;
-}
-
 int
 q_preallocate (struct q_image *img, uint64_t offset, uint64_t len, enum q_preallocation mode)
 {
@@ -129,5 +116,5 @@ q_preallocate (struct q_image *img, uint64_t offset, uint64_t len, enum q_preall
     r = allocate_all (img, first, last, mode);
   if (r == 0)
     r = q_write_zeros (img, last, end - last);
-  return r < 0 ? r : reach_end (img);
+  return r;
 }
