@@ -192,7 +192,8 @@ lie (struct cargo *c, struct input *lies)
     put (p, json_integer (some_number (what / 9, v)));
     break;
   case 1:
-    put (p, json_integer (json_integer_value (p->value) + (int8_t)v));
+    put (p, json_integer (
+                (json_int_t)((uint64_t)json_integer_value (p->value) + (uint64_t)(int8_t)v)));
     break;
   case 2:
     put (p, some_value (v));
