@@ -744,7 +744,7 @@ queue_reply (struct session *s, struct buf *b)
     session_send (s, b->start, n);
     buf_free (&s->shard->cache, b);
   } else
-    outq_append (&s->out, b);
+    outq_append (&s->out, &s->shard->cache, b);
 }
 
 void

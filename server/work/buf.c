@@ -6,15 +6,11 @@
 
 #include "buf.h"
 
-#define PAGE 4096
-
 /* A thread that served a burst of large requests does not keep more than this for the next one. */
 #define CACHE_MAX_BYTES (16u * 1024 * 1024)
 
 /* From this size on, memory comes from mmap.  The queues of a crowd are of such buffers. */
 #define MMAP_MIN (64 * 1024)
-
-static_assert (sizeof (struct buf) + BUF_HEADROOM <= PAGE, "headroom lies in the first page");
 
 static unsigned
 size_class (size_t size)
@@ -32,16 +28,16 @@ obtain (size_t size)
 {
   void *p;
 
-  if (size > SIZE_MAX - PAGE)
+  if (size > SIZE_MAX - BUF_PAGE)
     return NULL;
   if (size >= MMAP_MIN) {
-    p = mmap (NULL, PAGE + size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    p = mmap (NULL, BUF_PAGE + size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED)
       return NULL;
-  } else if (posix_memalign (&p, PAGE, PAGE + size) != 0)
+  } else if (posix_memalign (&p, BUF_PAGE, BUF_PAGE + size) != 0)
     return NULL;
   struct buf *b = p;
-  b->data = (uint8_t *)p + PAGE;
+  b->data = (uint8_t *)p + BUF_PAGE;
   b->cap = size;
   return b;
 }
@@ -53,7 +49,7 @@ give_back (struct buf *b)
 {
   if (b->cap < MMAP_MIN)
     free (b);
-  else if (munmap (b, PAGE + b->cap) < 0) {
+  else if (munmap (b, BUF_PAGE + b->cap) < 0) {
     madvise (b->data, b->cap, MADV_DONTNEED);
     return false;
   }
@@ -63,7 +59,7 @@ give_back (struct buf *b)
 size_t
 buf_memory (const struct buf *b)
 {
-  return PAGE + b->cap;
+  return BUF_PAGE + b->cap;
 }
 
 size_t
@@ -71,7 +67,7 @@ buf_memory_for (size_t size)
 {
   unsigned shift = size_class (size);
 
-  return PAGE + (shift <= BUF_MAX_SHIFT ? (size_t)1 << shift : size);
+  return BUF_PAGE + (shift <= BUF_MAX_SHIFT ? (size_t)1 << shift : size);
 }
 
 bool

@@ -3,8 +3,8 @@
  * Buffers for what is received and what is sent.
  *
  * A buffer's payload begins on a page boundary, which O_DIRECT wants and copies like, with
- * BUF_HEADROOM bytes before it: a reply's header goes there, so that header and payload are one
- * piece.
+ * BUF_HEADROOM bytes before it, the rest of the page that the buffer itself is in: a reply's header
+ * goes there, so that header and payload are one piece, and the small replies before it.
  *
  * Each loop keeps a cache of freed buffers.  A cache belongs to one thread and takes no lock;
  * another thread passes NULL for it.  A buffer may be freed into another cache than the one it came
@@ -22,8 +22,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define BUF_HEADROOM 128
-
 struct buf {
   struct buf *next;
   uint8_t *data; /* the payload area: cap bytes, page-aligned */
@@ -31,6 +29,9 @@ struct buf {
   bool counted;         /* in the outstanding bytes of a cache */
   uint8_t *start, *end; /* the bytes in use, from data - BUF_HEADROOM to data + cap */
 };
+
+#define BUF_PAGE     4096
+#define BUF_HEADROOM (BUF_PAGE - sizeof (struct buf))
 
 /* Sizes are rounded up to powers of two from 4 KiB to 32 MiB; larger ones are made to measure and
  * never cached. */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 
 #include <assert.h>
+#include <string.h>
 #include <sys/uio.h>
 
 #include "file.h"
@@ -8,7 +9,7 @@
 
 /* Small replies share a buffer of this size; of the other one when memory is short. */
 #define OUTQ_BUF_SIZE     (64 * 1024)
-#define OUTQ_BUF_SIZE_LOW (16 * 1024)
+#define OUTQ_BUF_SIZE_LOW BUF_PAGE
 
 static size_t
 room (const struct buf *b)
@@ -20,10 +21,8 @@ static void
 link_buf (struct outq *q, struct buf *b)
 {
   b->next = NULL;
-  if (q->tail)
-    q->tail->next = b;
-  else
-    q->head = b;
+  q->at_tail = q->tail ? &q->tail->next : &q->head;
+  *q->at_tail = b;
   q->tail = b;
   q->memory += buf_memory (b);
 }
@@ -33,9 +32,10 @@ outq_reserve (struct outq *q, struct buf_cache *cache, size_t n)
 {
   if (!q->tail || room (q->tail) < n) {
     size_t size = buf_fits (cache, OUTQ_BUF_SIZE) ? OUTQ_BUF_SIZE : OUTQ_BUF_SIZE_LOW;
-    struct buf *b = buf_alloc (cache, n > size ? n : size);
+    struct buf *b = buf_alloc (cache, n > size + BUF_HEADROOM ? n - BUF_HEADROOM : size);
     if (!b)
       return NULL;
+    b->start = b->end = b->data - BUF_HEADROOM;
     link_buf (q, b);
   }
   return q->tail->end;
@@ -47,13 +47,6 @@ outq_commit (struct outq *q, size_t n)
   assert (n <= room (q->tail));
   q->tail->end += n;
   q->bytes += n;
-}
-
-void
-outq_append (struct outq *q, struct buf *b)
-{
-  link_buf (q, b);
-  q->bytes += (size_t)(b->end - b->start);
 }
 
 /* ---- loans ----------------------------------------------------------------------------------- */
@@ -121,6 +114,41 @@ outq_settle (struct outq *q)
   return r;
 }
 
+/* ---- buffers of others ----------------------------------------------------------------------- */
+
+/* The small replies at the end of the queue go into B's headroom: each time one is followed by what
+ * was read, it would keep a buffer for itself otherwise.  Not what is on loan: its place is fixed.
+ */
+static void
+move_tail (struct outq *q, struct buf_cache *cache, struct buf *b)
+{
+  struct buf *t = q->tail;
+  const struct loans *l = q->loans;
+  size_t n = t ? (size_t)(t->end - t->start) : 0;
+
+  if (!t || n > (size_t)(b->start - (b->data - BUF_HEADROOM)) ||
+      (l->end > 0 && loan_in (l, l->end - 1, t)))
+    return;
+  b->start -= n;
+  memcpy (b->start, t->start, n);
+  b->next = NULL;
+  *q->at_tail = b;
+  q->tail = b;
+  q->memory += buf_memory (b);
+  q->memory -= buf_memory (t);
+  q->bytes -= n;
+  buf_free (cache, t);
+}
+
+void
+outq_append (struct outq *q, struct buf_cache *cache, struct buf *b)
+{
+  move_tail (q, cache, b);
+  if (q->tail != b)
+    link_buf (q, b);
+  q->bytes += (size_t)(b->end - b->start);
+}
+
 /* ---- sending --------------------------------------------------------------------------------- */
 
 static void
@@ -172,6 +200,8 @@ outq_sent (struct outq *q, struct buf_cache *cache, size_t n)
     q->head = b->next;
     if (!q->head)
       q->tail = NULL;
+    else if (q->head == q->tail)
+      q->at_tail = &q->head;
     q->memory -= buf_memory (b);
     buf_free (cache, b);
   }

@@ -2,7 +2,11 @@
  *
  * The queue of bytes to send.
  *
- * It is made of buffers, and it can take a part of what is in them on loan: the place is there, but
+ * It is made of buffers: those that small replies share, and those of what was read, which come
+ * with room for the small replies before them.  So what small replies take is in proportion to
+ * their bytes, in whatever order they are made.
+ *
+ * And it can take a part of what is in them on loan: the place is there, but
  * the bytes still lie in the page cache of an image's file, mapped, and go to the socket from
  * there.  A loan rests on the pin under which its place in the file was found, so it lasts as long
  * as its owner's turn: what has not been sent by then is settled, that is, read into its place.
@@ -38,6 +42,7 @@ struct loans {
 
 struct outq {
   struct buf *head, *tail;
+  struct buf **at_tail; /* what points at the tail, if there is one */
   size_t bytes;  /* not sent yet */
   size_t memory; /* that the buffers held take */
   struct loans *loans;
@@ -53,8 +58,8 @@ bool outq_borrow (struct outq *q, uint8_t *at, size_t len, const void *mem, stru
 /* Forgets the loans made since outq_loans was COUNT: their reservation is not committed. */
 unsigned outq_loans (const struct outq *q);
 void outq_forget_loans (struct outq *q, unsigned count);
-/* Takes B over. */
-void outq_append (struct outq *q, struct buf *b);
+/* Takes B over.  Its bytes before b->start are the queue's to use. */
+void outq_append (struct outq *q, struct buf_cache *cache, struct buf *b);
 /* Fills IOV with what is to be sent next and returns how many entries of it. */
 int outq_iov (const struct outq *q, struct iovec *iov, int max);
 /* N bytes were sent. */
