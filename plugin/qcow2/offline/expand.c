@@ -28,12 +28,14 @@ needs_zeros (const struct q_image *img, uint64_t gc)
 
 /* ---- the active tables ---------------------------------------------------------------------- */
 
-/* Drops the zero flags of one active table, as far as that needs no cluster.  *LEFT: some do. */
+/* Drops the zero flags of one active table, as far as that needs no cluster.  *LEFT: some do.  What
+ * is past the disk's end needs none: it reads as zeros whenever the disk reaches there. */
 static int
 empty_active (struct q_image *img, uint64_t index, bool *left)
 {
   const uint64_t first = index << img->l2_bits;
   const uint32_t n = 1u << img->l2_bits;
+  const uint64_t end = q_div_up (q_size (img), q_cluster_bytes (img));
   struct q_table *t;
   int r = q_l2_hold (img, index, 0, &t);
 
@@ -47,7 +49,7 @@ empty_active (struct q_image *img, uint64_t index, bool *left)
     r = q_decode_entry (img, first + i, q_l2_entry_get (t, i), &c);
     if (r < 0 || !c.zero)
       continue;
-    if (needs_zeros (img, first + i)) {
+    if (first + i < end && needs_zeros (img, first + i)) {
       *left = true;
       continue;
     }
@@ -108,7 +110,7 @@ static int
 expand_active (struct q_image *img, const void *zeros, const struct q_amend_progress *progress)
 {
   const unsigned shift = img->cluster_bits + img->l2_bits;
-  const uint64_t size = q_size (img), tables = q_div_up (size, 1ull << shift);
+  const uint64_t size = q_size (img), tables = img->l1_size;
   int r = 0;
 
   for (uint64_t i = 0; r == 0 && i < tables; ++i) {
