@@ -156,6 +156,14 @@ if [ "$(id -u)" = 0 ] && id nobody >/dev/null 2>&1; then
       one_line "$status" user.log "theirs/$link" 'it is a link' || fail "$option, a link of others: $REASON"
       [ "$(cat precious)" = precious ] || fail "$option wrote to where a link of others leads"
     done
+    mkfifo theirs/pipe
+    exec 9<>theirs/pipe
+    status=0
+    "$NBDCOW" --user=nobody -k "$tmp/sock" --state-dir=off $option="$tmp/theirs/pipe" --run true disk.qcow2 \
+      2>user.log || status=$?
+    exec 9>&-
+    rm theirs/pipe
+    one_line "$status" user.log theirs/pipe 'it is no regular file' || fail "$option, a pipe of others: $REASON"
     "$NBDCOW" --user=nobody -k "$tmp/sock" --state-dir=off $option="$tmp/theirs/file" --run true disk.qcow2 ||
       fail "$option in a directory of others"
   done

@@ -11,6 +11,9 @@
 
 #include "path.h"
 
+#define THEIRS  ", and others than root can write to its directory"
+#define IS_LINK "it is a link" THEIRS
+
 char *
 path_absolute (const char *name)
 {
@@ -36,12 +39,15 @@ is_others (int dir)
          (fstat (dir, &st) < 0 || st.st_uid != 0 || (st.st_mode & (S_IWGRP | S_IWOTH)));
 }
 
-static bool
-has_other_names (int fd)
+static const char *
+wrong_with (int fd)
 {
   struct stat st;
 
-  return fstat (fd, &st) < 0 || st.st_nlink > 1;
+  return fstat (fd, &st) < 0     ? strerror (errno)
+         : !S_ISREG (st.st_mode) ? "it is no regular file" THEIRS
+         : st.st_nlink > 1       ? IS_LINK
+                                 : NULL;
 }
 
 int
@@ -55,16 +61,19 @@ path_create (const char *name, int flags, mode_t mode, const char **why)
 
   free (parent);
   if (r == 0) {
+    /* A pipe of theirs would have us wait for a reader. */
     fd = openat (dir, slash ? slash + 1 : name,
-                 flags | O_CREAT | O_CLOEXEC | (others ? O_NOFOLLOW : 0), mode);
-    r = fd < 0 ? -errno : others && has_other_names (fd) ? -ELOOP : 0;
+                 flags | O_CREAT | O_CLOEXEC | (others ? O_NOFOLLOW | O_NONBLOCK : 0), mode);
+    r = fd < 0 ? -errno : 0;
     close (dir);
   }
-  if (r == 0)
+  if (r < 0) {
+    *why = r == -ELOOP && others ? IS_LINK : strerror (-r);
+    return r;
+  }
+  *why = others ? wrong_with (fd) : NULL;
+  if (!*why)
     return fd;
-  if (fd >= 0)
-    close (fd);
-  *why = r == -ELOOP && others ? "it is a link, and others than root can write to its directory"
-                               : strerror (-r);
-  return r;
+  close (fd);
+  return -EPERM;
 }

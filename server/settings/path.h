@@ -13,8 +13,8 @@
 char *path_absolute (const char *name);
 
 /* As open with O_CREAT and O_CLOEXEC, but that root, in a directory that others can write to, opens
- * nothing by a link, hard or symbolic: who put it there may mean any file of root's.  -errno, with
- * *WHY it is so. */
+ * regular files only, and nothing by a link, hard or symbolic: who put it there may mean any file
+ * of root's.  -errno, with *WHY it is so. */
 int path_create (const char *name, int flags, mode_t mode, const char **why);
 
 #endif /* PATH_H */
