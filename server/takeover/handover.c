@@ -476,7 +476,6 @@ undo (struct handover *h, const char *why)
   bool off = false;
 
   see_off (h, why);
-  take_back (h);
   if (h->suspended)
     exports_resume (h->context->exports, h->guards, h->n_guards);
   if (h->frozen)
@@ -486,6 +485,10 @@ undo (struct handover *h, const char *why)
   if (h->frozen)
     log_info ("takeover: this server goes on, after a pause of %.1f ms",
               (now () - h->frozen_at) * 1000);
+  /* Nobody waits for this any more, and the new process may be about to give them away. */
+  if (h->n_offered > 0 && h->pidfd >= 0)
+    (void)is_gone (h, GOING_LIMIT_MS);
+  take_back (h);
 }
 
 bool
