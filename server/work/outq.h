@@ -43,8 +43,8 @@ struct loans {
 struct outq {
   struct buf *head, *tail;
   struct buf **at_tail; /* what points at the tail, if there is one */
-  size_t bytes;  /* not sent yet */
-  size_t memory; /* that the buffers held take */
+  size_t bytes;         /* not sent yet */
+  size_t memory;        /* that the buffers held take */
   struct loans *loans;
 };
 
