@@ -443,7 +443,9 @@ move_backing_name (struct q_image *img, uint64_t to)
   if (!img->extensions_marked &&
       img->extensions_end + sizeof (struct qcow2_extension) > sizeof sector)
     return -E2BIG;
-  r = q_file_pwrite (img->file, img->backing_file, img->backing_file_size, to);
+  r = img->backing_file_size > 0
+          ? q_file_pwrite (img->file, img->backing_file, img->backing_file_size, to)
+          : 0;
   if (r == 0)
     r = sync_header (img);
   if (r == 0)
@@ -461,6 +463,13 @@ move_backing_name (struct q_image *img, uint64_t to)
     img->extensions_marked = true;
   }
   return r;
+}
+
+/* Where the name begins, extensions end, also if it is of no bytes. */
+static bool
+name_is_before (const struct q_image *img, uint64_t end)
+{
+  return img->backing_file_offset > 0 && img->backing_file_offset < end;
 }
 
 /* Adds an entry to the feature name table, which is the last extension.  A table with an entry of
@@ -518,8 +527,7 @@ q_header_name_session (struct q_image *img)
       return 0;
   if (e->next)
     return 0; /* no room behind it: the name is a courtesy */
-  if (img->backing_file &&
-      img->backing_file_offset < img->extensions_end + sizeof f + sizeof (struct qcow2_extension)) {
+  if (name_is_before (img, img->extensions_end + sizeof f + sizeof (struct qcow2_extension))) {
     uint64_t to = q_round_up (img->backing_file_offset + img->backing_file_size, 8) +
                   sizeof f; /* past both the old name and the longer table */
     int r;
@@ -590,7 +598,7 @@ q_header_append_extension (struct q_image *img, uint32_t type, const void *data,
     return use_again (img, e, type, data);
   if (end + sizeof head > limit)
     return -E2BIG;
-  if (img->backing_file && img->backing_file_offset < end + sizeof head) {
+  if (name_is_before (img, end + sizeof head)) {
     /* The new name may overlap neither the old one nor the new extension. */
     uint64_t to = end + sizeof head;
 
