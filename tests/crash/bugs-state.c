@@ -3,6 +3,7 @@
  * Our own bugs: what a killed process had acknowledged was there, and was not taken up.
  */
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -146,6 +147,83 @@ test_state_of_another_session (void)
   check_image (&run);
   guest_free (&g);
   check (workload_close (&run, &err) == 0, "%s", err.text);
+  workload_free (&run);
+}
+
+/* ---- killed while what a killed process had left is put right ----------------------------------
+ */
+
+struct last_write {
+  unsigned left; /* writes that are made; all later ones fail */
+  bool failed;
+};
+
+static int
+fail_later (void *opaque, const struct mem_call *call, uint64_t *partial)
+{
+  struct last_write *w = opaque;
+
+  (void)partial;
+  if (call->kind != MEM_WRITE || w->left-- > 0)
+    return 0;
+  w->left = 0;
+  w->failed = true;
+  return -EIO;
+}
+
+/* Once the tables were in the image, clusters that a write had allocated and not used stayed leaked
+ * if the one who put that right was killed. */
+void
+test_killed_again_leaks_nothing (void)
+{
+  struct q_check_result result;
+  struct q_write_plan plan;
+  struct state_copy copy;
+  struct mem_file *cut;
+  struct q_error err;
+  struct guest g;
+  struct run run;
+  uint8_t *dead;
+  uint64_t size;
+  q_pin_t pin;
+
+  open_with_state (&run);
+  guest_init (&g, &run, 0, 0, run.size);
+  guest_write (&g, 0, 8 * 4096);
+  pin = q_pin ();
+  check (q_write_begin (run.img, 20 * 4096, 2 * 4096, 0, &plan) == 0, "a write could not begin");
+  state_save (&copy);
+  size = run.top->size;
+  dead = xalloc (size);
+  memcpy (dead, run.top->data, size);
+  q_write_abort (&plan);
+  q_unpin (pin);
+  guest_free (&g);
+  check (workload_close (&run, &err) == 0, "%s", err.text);
+  cut = mem_add (&run.store, "cut");
+  for (unsigned n = 0;; ++n) {
+    struct last_write last = { .left = n };
+    const struct mem_tap tap = { .before = fail_later, .opaque = &last };
+
+    mem_set (cut, dead, size);
+    state_restore (&copy);
+    mem_put_tap (cut, &tap);
+    if (q_open (&run.img, "cut", &run.opts, &err) == 0)
+      q_close (&run.img, &err);
+    mem_put_tap (cut, NULL);
+    check (q_open (&run.img, "cut", &run.opts, &err) == 0, "%s", err.text);
+    check (q_check (run.img, 0, &result, NULL, NULL, &err) == 0, "%s", err.text);
+    check (result.leaks == 0 && result.corruptions == 0,
+           "after %u writes: %llu leaks and %llu corruptions", n, (unsigned long long)result.leaks,
+           (unsigned long long)result.corruptions);
+    check (workload_close (&run, &err) == 0, "%s", err.text);
+    if (!last.failed) {
+      check (n > 1, "nothing was to be put right");
+      break;
+    }
+  }
+  state_free (&copy);
+  free (dead);
   workload_free (&run);
 }
 

@@ -43,6 +43,7 @@ static const struct {
   { "flush-of-nothing-keeps-state", test_flush_of_nothing_keeps_state },
   { "flush-of-counts-keeps-state", test_flush_of_counts_keeps_state },
   { "state-of-another-session", test_state_of_another_session },
+  { "killed-again-leaks-nothing", test_killed_again_leaks_nothing },
   { "killed-while-a-table-moves", test_killed_while_a_table_moves },
   { "flushes-strand-refcount-blocks", test_flushes_do_not_grow },
   { "halves-of-an-entry", test_halves_of_an_entry },

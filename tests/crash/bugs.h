@@ -40,6 +40,7 @@ void test_device_shows_nothing_old (void);
 void test_published_during_flush (void);
 void test_published_during_snapshot (void);
 void test_state_of_another_session (void);
+void test_killed_again_leaks_nothing (void);
 void test_killed_while_a_table_moves (void);
 void test_halves_of_an_entry (void);
 void test_data_is_not_copied (void);

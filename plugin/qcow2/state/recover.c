@@ -533,6 +533,18 @@ forget_tables (struct replay *p)
     atomic_store (&p->slot[i].saved, atomic_load (&p->slot[i].changed));
 }
 
+/* Whoever has replayed P was killed before it had freed what is leaked.  The image's times are no
+ * proof here, since it may have begun to; another writer would have cleared the autoclear bit. */
+static bool
+is_to_be_repaired (const struct replay *p, const struct stat *st)
+{
+  struct qcow2_session session;
+
+  return atomic_load (&p->h->valid) == Q_STATE_REPLAYED && is_sane (p, st) &&
+         q_state_session (p->img, &session) &&
+         memcmp (session.session, p->h->session, sizeof session.session) == 0;
+}
+
 static int
 try_replay (struct q_image *img, const struct stat *st, bool *replayed, struct q_error *err)
 {
@@ -553,8 +565,10 @@ try_replay (struct q_image *img, const struct stat *st, bool *replayed, struct q
     q_fail (err, r, "%s: cannot read the header: %s", img->filename, strerror (-r));
     goto out;
   }
-  if (p.mapped >= Q_STATE_SLOTS_OFFSET && !atomic_load (&p.h->valid))
-    goto out; /* died before the session began */
+  if (p.mapped >= Q_STATE_SLOTS_OFFSET && atomic_load (&p.h->valid) != 1) {
+    *replayed = is_to_be_repaired (&p, st);
+    goto out; /* else: died before the session began */
+  }
   wrong = is_sane (&p, st) ? disproof (&p) : "it is damaged";
   if (wrong && is_sane (&p, st) && !is_pending (&p))
     goto out; /* a server that had everything on disk: nothing to lose */
@@ -586,9 +600,8 @@ try_replay (struct q_image *img, const struct stat *st, bool *replayed, struct q
   img->file->alive = NULL;
   if (r < 0)
     goto out;
-  /* All of it is durable.  The repair that comes next changes the image without us, and has no
-   * need to be done again. */
-  atomic_store (&p.h->valid, 0);
+  /* All of it is durable.  The repair that comes next changes the image without us. */
+  atomic_store (&p.h->valid, Q_STATE_REPLAYED);
   if (atomic_load (&p.h->incomplete))
     q_log (
         Q_LOG_WARNING,

@@ -37,7 +37,9 @@
 
 #define Q_STATE_MAGIC   0x656b6361746e6243ull
 #define Q_STATE_VERSION 3u
-#define Q_STATE_BOOT    40u /* bytes of the kernel's boot id with its NUL, and some */
+/* Of valid: all of it is in the image, but what is leaked there may not have been freed yet. */
+#define Q_STATE_REPLAYED 2u
+#define Q_STATE_BOOT     40u /* bytes of the kernel's boot id with its NUL, and some */
 
 /* One table in the file.  A slot is replayed if it is in use and changed != saved. */
 struct q_state_slot {
@@ -64,7 +66,7 @@ struct q_state_header {
   uint64_t file_bytes;            /* of this file */
   uint64_t data_offset;           /* of the first slot's memory */
   int64_t clock_skew;             /* the file system's clock less ours, nanoseconds */
-  _Atomic uint64_t valid;         /* 1 once all of this is in place */
+  _Atomic uint64_t valid;         /* 1 once all of this is in place; Q_STATE_REPLAYED */
   _Atomic uint64_t sequence;      /* of the last finished flush */
   _Atomic int64_t alive;          /* our clock when the image was last about to be touched, ns */
   _Atomic uint64_t incomplete;    /* some table had to do without a slot */
