@@ -25,11 +25,11 @@ listen (void *opaque, enum q_log_level level, const char *text)
 static const struct workload image = { .name = "state", SMALL_IMAGE };
 
 static void
-open_with_state (struct run *run)
+open_with_state (struct run *run, const struct workload *w)
 {
   struct q_error err;
 
-  check (workload_prepare (run, &image, bugs_seed), "cannot make an image");
+  check (workload_prepare (run, w, bugs_seed), "cannot make an image");
   workload_keep_state (run);
   check (workload_open (run, &err) == 0, "%s", err.text);
 }
@@ -71,7 +71,7 @@ test_flush_of_nothing_keeps_state (void)
   struct run run;
   q_pin_t pin;
 
-  open_with_state (&run);
+  open_with_state (&run, &image);
   guest_init (&g, &run, 0, 0, run.size);
   guest_write (&g, 0, 8 * 4096);
   flush (&run);
@@ -95,7 +95,7 @@ test_flush_of_counts_keeps_state (void)
   struct run run;
   q_pin_t pin;
 
-  open_with_state (&run);
+  open_with_state (&run, &image);
   guest_init (&g, &run, 0, 0, run.size);
   guest_write (&g, 0, 4096);
   flush (&run);
@@ -128,7 +128,7 @@ test_state_of_another_session (void)
   uint64_t bad;
   uint8_t byte;
 
-  open_with_state (&run);
+  open_with_state (&run, &image);
   guest_init (&g, &run, 0, 0, run.size);
   guest_write (&g, 0, 16 * 4096);
   guest_discard (&g, 3 * 4096, 4 * 4096);
@@ -150,8 +150,7 @@ test_state_of_another_session (void)
   workload_free (&run);
 }
 
-/* ---- killed while what a killed process had left is put right ----------------------------------
- */
+/* ---- killed while what a killed process had left is put right ----- */
 
 struct last_write {
   unsigned left; /* writes that are made; all later ones fail */
@@ -187,7 +186,7 @@ test_killed_again_leaks_nothing (void)
   uint64_t size;
   q_pin_t pin;
 
-  open_with_state (&run);
+  open_with_state (&run, &image);
   guest_init (&g, &run, 0, 0, run.size);
   guest_write (&g, 0, 8 * 4096);
   pin = q_pin ();
@@ -227,31 +226,23 @@ test_killed_again_leaks_nothing (void)
   workload_free (&run);
 }
 
-/* ---- killed while an L2 table is given another place -------------------------------------------
+/* ---- killed at the steps of a write ------------------------------------------------------------
  *
- * A snapshot's moment is over, what it refers to is not on the disk yet, and a table of that is
- * about to be changed.  Its place is a new one before the L1 table says so.  Needs probes. */
+ * Needs probes. */
 
 #define MAX_DEATHS 64u
 
+struct death {
+  struct state_copy state;
+  uint8_t *image;
+  uint64_t size;
+};
+
 static struct {
   struct guest *guest;
-  pthread_t maker;  /* of the snapshot */
-  bool over;        /* its moment is */
-  unsigned written; /* clusters */
   unsigned n;
-  struct {
-    struct state_copy state;
-    uint8_t *image;
-    uint64_t size;
-  } death[MAX_DEATHS];
-} moved;
-
-static void
-write_next (struct guest *g)
-{
-  guest_write (g, (uint64_t)moved.written++ * 4096, 4096);
-}
+  struct death death[MAX_DEATHS];
+} killed;
 
 /* What is there is written once more: whenever it ends, the disk is the same. */
 static void
@@ -267,13 +258,62 @@ write_again (struct guest *g)
 static void
 die_there (void)
 {
-  const struct mem_file *top = moved.guest->run->top;
+  const struct mem_file *top = killed.guest->run->top;
+  struct death *d = &killed.death[killed.n];
 
-  check (moved.n < MAX_DEATHS, "a write has too many steps");
-  state_save (&moved.death[moved.n].state);
-  moved.death[moved.n].size = top->size;
-  moved.death[moved.n].image = xalloc (top->size);
-  memcpy (moved.death[moved.n++].image, top->data, top->size);
+  check (killed.n < MAX_DEATHS, "a write has too many steps");
+  state_save (&d->state);
+  d->size = top->size;
+  d->image = xalloc (top->size);
+  memcpy (d->image, top->data, top->size);
+  ++killed.n;
+}
+
+/* Ends this process, and then opens what each of the killed ones left: the disk as it is. */
+static void
+take_up (struct run *run)
+{
+  struct mem_file *cut = mem_add (&run->store, "cut");
+  struct q_error err;
+  uint64_t bad = 0;
+  uint8_t byte = 0;
+
+  guest_free (killed.guest);
+  check (workload_close (run, &err) == 0, "%s", err.text);
+  for (unsigned i = 0; i < killed.n; ++i) {
+    mem_set (cut, killed.death[i].image, killed.death[i].size);
+    state_restore (&killed.death[i].state);
+    said[0] = '\0';
+    q_set_log (listen, NULL);
+    check (q_open (&run->img, "cut", &run->opts, &err) == 0, "%s", err.text);
+    q_set_log (bugs_quiet, NULL);
+    check (workload_compare (run->img, &run->live, &bad, &byte),
+           "killed at step %u of %u of a write: byte %llu is %#x: %s", i, killed.n,
+           (unsigned long long)bad, byte, said);
+    check_image (run);
+    check (workload_close (run, &err) == 0, "%s", err.text);
+    state_free (&killed.death[i].state);
+    free (killed.death[i].image);
+  }
+  killed.n = 0;
+  workload_free (run);
+}
+
+/* ---- killed while an L2 table is given another place -------------------------------------------
+ *
+ * A snapshot's moment is over, what it refers to is not on the disk yet, and a table of that is
+ * about to be changed.  Its place is a new one before the L1 table says so. */
+
+static struct {
+  pthread_t maker;  /* of the snapshot */
+  bool over;        /* its moment is */
+  unsigned written; /* clusters */
+} moved;
+
+static void
+write_next (struct guest *g)
+{
+  guest_write (g, (uint64_t)moved.written++ * 4096, 4096);
 }
 
 static void
@@ -294,7 +334,7 @@ at_step (const char *place)
   if (!is_over && strcmp (place, "all durable, limbo not told") != 0)
     return;
   moved.over = is_over;
-  start_other (&o, moved.guest, is_over ? write_again : write_next);
+  start_other (&o, killed.guest, is_over ? write_again : write_next);
   pthread_join (o.id, NULL);
   if (is_over)
     schedule_watch (NULL);
@@ -304,40 +344,64 @@ void
 test_killed_while_a_table_moves (void)
 {
   char id[Q_SNAPSHOT_ID_SIZE];
-  struct mem_file *cut;
   struct q_error err;
   struct guest g;
   struct run run;
-  uint64_t bad = 0;
-  uint8_t byte = 0;
 
   if (!schedule_has_probes ())
     return;
-  open_with_state (&run);
+  open_with_state (&run, &image);
   guest_init (&g, &run, 0, 0, run.size);
-  moved.guest = &g;
+  killed.guest = &g;
   moved.maker = pthread_self ();
   write_next (&g);
   schedule_watch (at_step);
   check (q_snapshot_create (run.img, "moved", id, &err) == 0, "%s", err.text);
-  check (moved.over && moved.written > 1 && moved.n > 1, "nothing was killed");
-  guest_free (&g);
-  cut = mem_add (&run.store, "cut");
-  check (workload_close (&run, &err) == 0, "%s", err.text);
-  for (unsigned i = 0; i < moved.n; ++i) {
-    mem_set (cut, moved.death[i].image, moved.death[i].size);
-    state_restore (&moved.death[i].state);
-    said[0] = '\0';
-    q_set_log (listen, NULL);
-    check (q_open (&run.img, "cut", &run.opts, &err) == 0, "%s", err.text);
-    q_set_log (bugs_quiet, NULL);
-    check (workload_compare (run.img, &run.live, &bad, &byte),
-           "killed at step %u of %u of a write: byte %llu is %#x: %s", i, moved.n,
-           (unsigned long long)bad, byte, said);
-    check_image (&run);
-    check (workload_close (&run, &err) == 0, "%s", err.text);
-    state_free (&moved.death[i].state);
-    free (moved.death[i].image);
-  }
-  workload_free (&run);
+  check (moved.over && moved.written > 1 && killed.n > 1, "nothing was killed");
+  take_up (&run);
+}
+
+/* ---- killed while a part of a compressed cluster is written ------------------------------------
+ *
+ * All of it gets a new place, and its extended L2 entry has two halves that change one after the
+ * other.  The new descriptor beside the old bitmap, which is empty, would say that the cluster has
+ * nothing: neither what was compressed nor what has been copied. */
+
+static bool halfway; /* the process was killed between the two */
+
+static void
+at_half (const char *place)
+{
+  halfway = halfway || strcmp (place, "bitmap set, descriptor not") == 0 ||
+            strcmp (place, "descriptor set, bitmap not") == 0;
+  die_there ();
+}
+
+void
+test_killed_at_half_an_entry (void)
+{
+  static const struct workload extended = { .name = "halves",
+                                            .version = 3,
+                                            .cluster_bits = 14,
+                                            .refcount_bits = 16,
+                                            .clusters = 24,
+                                            .threads = 1,
+                                            .operations = 200,
+                                            .extended_l2 = true };
+  struct guest g;
+  struct run run;
+
+  if (!schedule_has_probes ())
+    return;
+  open_with_state (&run, &extended);
+  guest_init (&g, &run, 0, 0, run.size);
+  killed.guest = &g;
+  do /* not everything becomes smaller */
+    check (guest_compress (&g, 0, 16384) == 0, "cannot compress");
+  while (host_of (&run, 0) != 0);
+  schedule_watch (at_half);
+  write_again (&g);
+  schedule_watch (NULL);
+  check (halfway, "nothing was killed between two halves of an entry: the test is wrong");
+  take_up (&run);
 }

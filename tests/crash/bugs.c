@@ -45,6 +45,7 @@ static const struct {
   { "state-of-another-session", test_state_of_another_session },
   { "killed-again-leaks-nothing", test_killed_again_leaks_nothing },
   { "killed-while-a-table-moves", test_killed_while_a_table_moves },
+  { "killed-at-half-an-entry", test_killed_at_half_an_entry },
   { "flushes-strand-refcount-blocks", test_flushes_do_not_grow },
   { "halves-of-an-entry", test_halves_of_an_entry },
   { "data-is-not-copied", test_data_is_not_copied },

@@ -42,6 +42,7 @@ void test_published_during_snapshot (void);
 void test_state_of_another_session (void);
 void test_killed_again_leaks_nothing (void);
 void test_killed_while_a_table_moves (void);
+void test_killed_at_half_an_entry (void);
 void test_halves_of_an_entry (void);
 void test_data_is_not_copied (void);
 void test_bitmaps_follow_the_disk (void);

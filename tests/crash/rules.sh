@@ -93,7 +93,7 @@ without replaced-data-in-limbo compress/write-compressed.c \
 
 # ---- extended L2 entries --------------------------------------------------------------------------
 
-first "bugs halves-of-an-entry data-is-not-copied" "crash -w extended-overlay" "crash -w extended-threads" "deaths -w extended" "deaths -w extended-compressed"
+first "bugs halves-of-an-entry data-is-not-copied killed-at-half-an-entry" "crash -w extended-overlay" "crash -w extended-threads" "deaths -w extended" "deaths -w extended-compressed"
 
 without entries-are-read-whole table/entry.c \
   's/== finished\)/>= finished)/'
