@@ -360,6 +360,8 @@ test_published_during_flush (void)
  * not the snapshot's, however a power cut ends it; and when the storage is full, there is no
  * snapshot, and the disk has all of it.  Needs probes. */
 
+static const char over[] = "the snapshot's moment is over, it is not durable";
+
 static int
 full_by_then (void *opaque, const struct mem_call *call, uint64_t *partial)
 {
@@ -371,7 +373,6 @@ full_by_then (void *opaque, const struct mem_call *call, uint64_t *partial)
 static void
 publish_during_snapshot (const char *place, unsigned what, bool fills)
 {
-  static const char over[] = "the snapshot's moment is over, it is not durable";
   static const struct workload image = {
     .name = "settling", .fill = 20, SMALL_IMAGE, .mix = { .snapshot = 1 }
   };
@@ -413,6 +414,90 @@ test_published_during_snapshot (void)
       publish_during_snapshot (places[i], what, false);
     publish_during_snapshot (NULL, what, true);
   }
+}
+
+/* ---- a table that is moved while it is new -----------------------------------------------------
+ *
+ * It is new when a snapshot is made: what the snapshot refers to is about to be written, and when
+ * that is durable the table is one like others.  By then it has been given another place, where it
+ * is new still: it must be there before the L1 table points to it.  On a device, where what was
+ * never written is no empty table.  Needs probes. */
+
+#define TABLE_BYTES (64u * 512) /* that an L2 table maps */
+
+static struct {
+  struct guest *guest;
+  pthread_t maker; /* of the snapshot */
+  unsigned tables; /* that the guest has made */
+  bool over;       /* the snapshot's moment is */
+} moving;
+
+static void
+make_table (struct guest *g)
+{
+  guest_write (g, (uint64_t)moving.tables++ * TABLE_BYTES, 512);
+}
+
+static void
+change_last_table (struct guest *g)
+{
+  guest_write (g, (uint64_t)(moving.tables - 1) * TABLE_BYTES + 512, 512);
+}
+
+/* Each flush finds a new table that it has come too late for. */
+static void
+at_durable (const char *place)
+{
+  struct run *run = moving.guest->run;
+  struct other o;
+
+  if (moving.over || !pthread_equal (pthread_self (), moving.maker))
+    return;
+  moving.over = strcmp (place, over) == 0;
+  if (!moving.over && strcmp (place, "all durable, limbo not told") != 0)
+    return;
+  if (moving.over) /* the disk is what the snapshot will show */
+    check (q_pread (run->img, run->snaps->s[0].contents, 0, run->size) == 0, "cannot read");
+  start_other (&o, moving.guest, moving.over ? change_last_table : make_table);
+  pthread_join (o.id, NULL);
+}
+
+void
+test_moved_while_new (void)
+{
+  static const struct workload image = { .name = "moved-while-new",
+                                         .device = true,
+                                         .version = 3,
+                                         .cluster_bits = 9,
+                                         .refcount_bits = 16,
+                                         .clusters = 1000,
+                                         .threads = 1,
+                                         .operations = 100,
+                                         .mix = { .snapshot = 1 } };
+  const struct states_options o = { .each = 16 };
+  struct mem_tap tap = { 0 };
+  struct recorder rec;
+  struct guest g;
+  struct run run;
+
+  if (!schedule_has_probes ())
+    return;
+  open_run (&run, &image);
+  guest_init (&g, &run, 0, 0, run.size);
+  record (&run, &rec, &tap);
+  snaps_begin (run.snaps);
+  moving.guest = &g;
+  moving.maker = pthread_self ();
+  make_table (&g);
+  schedule_watch (at_durable);
+  snaps_make (&run);
+  schedule_watch (NULL);
+  check (moving.over && moving.tables > 1 && !run.failure[0],
+         "no table was new when the snapshot was made: %s", run.failure);
+  flush (&run);
+  guest_read (&g, 0, run.size);
+  guest_free (&g);
+  cut (&run, &rec, &o, "a table that is moved while it is new");
 }
 
 /* ---- a refcount table that grows ---------------------------------------------------------------

@@ -37,6 +37,7 @@ static const struct {
   { "device-shows-nothing-old", test_device_shows_nothing_old },
   { "published-during-a-flush", test_published_during_flush },
   { "published-during-a-snapshot", test_published_during_snapshot },
+  { "moved-while-new", test_moved_while_new },
   { "refcount-table-grows", test_refcount_table_grows },
   { "full-disk-can-be-flushed", test_full_disk },
   { "name-taken-for-an-extension", test_name_behind_header },

@@ -39,6 +39,7 @@ void test_refcount_table_grows (void);
 void test_device_shows_nothing_old (void);
 void test_published_during_flush (void);
 void test_published_during_snapshot (void);
+void test_moved_while_new (void);
 void test_state_of_another_session (void);
 void test_killed_again_leaks_nothing (void);
 void test_killed_while_a_table_moves (void);
