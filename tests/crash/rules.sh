@@ -25,7 +25,7 @@ without sync-of-data-alone disk/flush.c \
 without sync-of-added-header header/header.c \
   's/(r = q_file_pwrite \(img->file, tail, [^;]*;)\s*if \(r == 0\)\s*r = sync_header \(img\);/$1/'
 without sync-of-moved-name header/header.c \
-  's/(r = q_file_pwrite \(img->file, img->backing_file, [^;]*;)\s*if \(r == 0\)\s*r = sync_header \(img\);/$1/'
+  's/(q_file_pwrite \(img->file, img->backing_file, [^;]*;)\s*if \(r == 0\)\s*r = sync_header \(img\);/$1/'
 
 # ---- what goes in which phase --------------------------------------------------------------------
 
